@@ -1,2 +1,3 @@
-//! x
-fn main(){}
+//! The operator and its command line.
+
+fn main() {}
