@@ -131,42 +131,28 @@ impl Description {
     }
 }
 
-/// What all seals with one identity, region, endpoint and key share.
+/// The way to the KMS.
 pub(super) struct Connection {
-    client: aws_sdk_kms::Client,
-    source: Arc<Source>,
-    clock: Clock,
-    observer: Arc<dyn Observer>,
-    /// Held while DescribeKey runs: one at a time.
-    description: Mutex<Option<Described>>,
+    pub(super) client: aws_sdk_kms::Client,
+    pub(super) source: Arc<Source>,
+    pub(super) clock: Clock,
+    pub(super) observer: Arc<dyn Observer>,
+    /// Shared by all seals with one identity, region, endpoint and key.
+    pub(super) description: Arc<Slot>,
 }
 
-struct Described {
+/// The last description, and the turn to ask for the next: held while DescribeKey runs.
+pub(super) type Slot = Mutex<Option<Described>>;
+
+pub(super) struct Described {
     outcome: Result<Arc<Description>, Fault>,
     failures: u32,
     until: SystemTime,
 }
 
-impl Connection {
-    pub(super) fn new(
-        client: aws_sdk_kms::Client,
-        source: Arc<Source>,
-        clock: Clock,
-        observer: Arc<dyn Observer>,
-    ) -> Self {
-        Self {
-            client,
-            source,
-            clock,
-            observer,
-            description: Mutex::new(None),
-        }
-    }
-}
-
 /// One seal's key, with the credentials to use it.
 pub struct Kms {
-    connection: Arc<Connection>,
+    connection: Connection,
     seal: AwsSeal,
     region: Region,
     /// The key as the seal names it.
@@ -184,7 +170,7 @@ enum Known {
 
 impl Kms {
     pub(super) fn new(
-        connection: Arc<Connection>,
+        connection: Connection,
         seal: AwsSeal,
         region: Region,
         identity: Option<String>,

@@ -49,14 +49,20 @@ pub use kms::{Description, KeyState, Kms};
 pub use operator_identity::Environment;
 
 use identity::{Bridge, Loader, Source};
-use kms::Connection;
+use kms::{Connection, Slot};
 use operator_identity::{Chain, OperatorIdentity};
 
 /// The time; replaced in tests.
 pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 
-/// Clients, identities and descriptions kept at most, each.
-const KEPT: usize = 1024;
+/// KMS clients kept at most; one takes some 20 KiB and half a millisecond to make.
+const CLIENTS: usize = 256;
+
+/// Identities kept at most; forgetting one costs a call of STS.
+const SOURCES: usize = 1024;
+
+/// Descriptions of keys kept at most; they are small.
+const DESCRIPTIONS: usize = 8192;
 
 /// How long anything may take.
 #[derive(Clone, Copy, Debug)]
@@ -131,7 +137,10 @@ pub struct Aws {
     base: OnceCell<SdkConfig>,
     region: OnceCell<Region>,
     sources: Bounded<SourceKey, Arc<Source>>,
-    connections: Bounded<ConnectionKey, Arc<Connection>>,
+    clients: Bounded<ClientKey, aws_sdk_kms::Client>,
+    /// STS without credentials, as AssumeRoleWithWebIdentity needs it, by region.
+    unsigned: Bounded<Region, aws_sdk_sts::Client>,
+    descriptions: Bounded<(ClientKey, String), Arc<Slot>>,
 }
 
 /// What makes two identities the same. Never holds the SealConfig's name: objects that use one identity share it.
@@ -167,11 +176,10 @@ struct AssumedKey {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct ConnectionKey {
+struct ClientKey {
     source: SourceKey,
     region: Region,
     endpoint: Option<String>,
-    key: String,
 }
 
 impl Aws {
@@ -204,8 +212,10 @@ impl Aws {
             observer,
             base: OnceCell::new(),
             region: OnceCell::new(),
-            sources: Bounded::new(KEPT),
-            connections: Bounded::new(KEPT),
+            sources: Bounded::new(SOURCES),
+            clients: Bounded::new(CLIENTS),
+            unsigned: Bounded::new(CLIENTS),
+            descriptions: Bounded::new(DESCRIPTIONS),
         }
     }
 
@@ -258,22 +268,23 @@ impl Aws {
             .get_or_init(|| operator_identity::base_config(self.http.open.clone()))
             .await;
         let (source_key, source) = self.identity(seal, &region, tenant, base).await?;
-        let key = ConnectionKey {
+        let key = ClientKey {
             source: source_key,
             region: region.clone(),
             endpoint: endpoint.as_ref().map(|endpoint| endpoint.url.clone()),
-            key: seal.key.to_string(),
         };
-        let connection = self.connections.get_or(&key, || {
-            let client = self.kms_client(base, &region, endpoint.as_ref(), &source);
-            Arc::new(Connection::new(
-                client,
-                source,
-                Arc::clone(&self.settings.clock),
-                Arc::clone(&self.observer),
-            ))
+        let client = self.clients.get_or(&key, || {
+            self.kms_client(base, &region, endpoint.as_ref(), &source)
         });
-        let identity = self.describe_identity(seal, tenant, &key.source);
+        let key = (key, seal.key.to_string());
+        let connection = Connection {
+            client,
+            source,
+            clock: Arc::clone(&self.settings.clock),
+            observer: Arc::clone(&self.observer),
+            description: self.descriptions.get_or(&key, Arc::default),
+        };
+        let identity = Self::describe_identity(seal, tenant, &key.0.source);
         Ok(Kms::new(connection, seal.clone(), region, identity))
     }
 
@@ -291,7 +302,11 @@ impl Aws {
                 | Credentials::PodIdentity
                 | Credentials::InstanceMetadata => {
                     let chain = Chain::of(&seal.credentials).unwrap_or(Chain::Default);
-                    let own = self.own_region().await;
+                    // Only the default chain may ask STS something; the others are not kept waiting for a region.
+                    let own = match chain {
+                        Chain::Default => self.own_region().await,
+                        Chain::PodIdentity | Chain::InstanceMetadata => region.clone(),
+                    };
                     let loader = move || {
                         Loader::Operator(OperatorIdentity::new(
                             chain,
@@ -321,7 +336,9 @@ impl Aws {
                             irsa,
                             session: tenant_identity::session_name(tenant),
                             region: region.clone(),
-                            sts: self.sts_client(config, region, None),
+                            sts: self
+                                .unsigned
+                                .get_or(region, || self.sts_client(config, region, None)),
                         })
                     };
                     (base, Box::new(loader))
@@ -434,12 +451,7 @@ impl Aws {
         ))
     }
 
-    fn describe_identity(
-        &self,
-        seal: &AwsSeal,
-        tenant: Tenant<'_>,
-        key: &SourceKey,
-    ) -> Option<String> {
+    fn describe_identity(seal: &AwsSeal, tenant: Tenant<'_>, key: &SourceKey) -> Option<String> {
         if let Some(role) = &seal.assume_role {
             return Some(role.role_arn.clone());
         }

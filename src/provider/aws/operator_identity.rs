@@ -224,32 +224,33 @@ impl OperatorIdentity {
             .with_region(Some(SdkRegion::new(self.region.to_string())))
             .with_behavior_version(Some(behavior()))
             .with_http_client(self.client.clone());
+        let metadata = || {
+            imds::Client::builder()
+                .configure(&config)
+                .connect_timeout(Duration::from_secs(1))
+                .read_timeout(Duration::from_secs(1))
+                .operation_attempt_timeout(Duration::from_secs(1))
+                .max_attempts(2)
+                .build()
+        };
         match self.chain {
             Chain::Default => SharedCredentialsProvider::new(
                 DefaultCredentialsChain::builder()
+                    .imds_client(metadata())
                     .region(SdkRegion::new(self.region.to_string()))
-                    .configure(config)
+                    .configure(config.clone())
                     .build()
                     .await,
             ),
             Chain::PodIdentity => SharedCredentialsProvider::new(
                 EcsCredentialsProvider::builder().configure(&config).build(),
             ),
-            Chain::InstanceMetadata => {
-                let client = imds::Client::builder()
+            Chain::InstanceMetadata => SharedCredentialsProvider::new(
+                ImdsCredentialsProvider::builder()
                     .configure(&config)
-                    .connect_timeout(Duration::from_secs(1))
-                    .read_timeout(Duration::from_secs(1))
-                    .operation_attempt_timeout(Duration::from_secs(1))
-                    .max_attempts(2)
-                    .build();
-                SharedCredentialsProvider::new(
-                    ImdsCredentialsProvider::builder()
-                        .configure(&config)
-                        .imds_client(client)
-                        .build(),
-                )
-            }
+                    .imds_client(metadata())
+                    .build(),
+            ),
         }
     }
 
