@@ -93,10 +93,10 @@ pub(super) enum Failure {
 }
 
 /// More than this between two clocks is what signatures break by (SigV4 allows 5 minutes).
-const SKEW: Duration = Duration::from_secs(300);
+const SKEW: Duration = Duration::from_mins(5);
 
 /// The longest that a server's hint is obeyed.
-pub(super) const LONGEST_HINT: Duration = Duration::from_secs(3600);
+pub(super) const LONGEST_HINT: Duration = Duration::from_hours(1);
 
 /// A code, if it has the form of one.
 pub(super) fn code(text: &str) -> Option<String> {

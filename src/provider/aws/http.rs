@@ -109,7 +109,7 @@ impl Bounded {
                         .build(),
                 )
                 .pool_max_idle_per_host(IDLE_CONNECTIONS)
-                .pool_idle_timeout(Duration::from_secs(60))
+                .pool_idle_timeout(Duration::from_mins(1))
                 .tls_provider(Provider::Rustls(CryptoMode::AwsLc))
                 .tls_context(context)
                 .build_with_resolver(self.resolver.clone())
@@ -197,10 +197,11 @@ fn embedded_v4(v6: Ipv6Addr) -> Option<Ipv4Addr> {
         Ipv4Addr::new(a, b, c, d)
     };
     match v6.segments() {
-        [0, 0, 0, 0, 0, 0xffff, a, b] | [0x64, 0xff9b, 0, 0, 0, 0, a, b] => Some(at(a, b)),
+        [0, 0, 0, 0, 0, 0xffff, a, b] | [0x64, 0xff9b, 0, 0, 0, 0, a, b] | [0x2002, a, b, ..] => {
+            Some(at(a, b))
+        }
         // ::/128 and ::1 are not addresses of IPv4.
         [0, 0, 0, 0, 0, 0, a, b] if a != 0 => Some(at(a, b)),
-        [0x2002, a, b, ..] => Some(at(a, b)),
         _ => None,
     }
 }

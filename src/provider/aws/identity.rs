@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Credentials are renewed when they have less than this left.
-const RENEW_BEFORE: Duration = Duration::from_secs(300);
+const RENEW_BEFORE: Duration = Duration::from_mins(5);
 
 /// When renewing fails, credentials are still used until they have less than this left.
 const USABLE_UNTIL: Duration = Duration::from_secs(30);
@@ -108,7 +108,7 @@ impl Source {
         {
             return self.lasting(USABLE_UNTIL).ok_or_else(|| last.fault.clone());
         }
-        match self.load().await {
+        match Box::pin(self.load()).await {
             Ok(credentials) => {
                 *failed = None;
                 if let Some(expiry) = credentials.expiry() {

@@ -45,10 +45,10 @@ const MAX_CIPHERTEXT: usize = 6144;
 
 /// A description holds for this long and up to a tenth longer, so that keys are not all asked about at once
 /// (`api.md`, meaning 4: at most once an hour).
-const DESCRIPTION_HOLDS: Duration = Duration::from_secs(3600);
+const DESCRIPTION_HOLDS: Duration = Duration::from_hours(1);
 
 /// A description that could not be had is not asked for again sooner than its backoff, of which this is the most.
-const LONGEST_FAILURE: Duration = Duration::from_secs(300);
+const LONGEST_FAILURE: Duration = Duration::from_mins(5);
 
 /// The mechanism of an envelope in a BlobInfo of awskms; 0 is the KMS's ciphertext itself.
 const ENVELOPE: u64 = 1;
@@ -257,7 +257,7 @@ impl Kms {
     async fn ask_description(&self, now: SystemTime) -> Result<Description, Fault> {
         let request = self.connection.client.describe_key().key_id(&self.name);
         let asked = self.asked(Operation::DescribeKey, false);
-        let answer = self.timed(&asked, request.send()).await?;
+        let answer = self.timed(&asked, Box::pin(request.send())).await?;
         let garbage = || error::fault(&asked, Failure::Garbage);
         let metadata = answer.key_metadata.ok_or_else(garbage)?;
         let arn = metadata
@@ -370,7 +370,7 @@ impl Kms {
         let asked = self.asked(Operation::Decrypt, !context.is_empty());
         let alias = matches!(known, Known::AliasOnly).then(|| self.name.clone());
         let bound_to_alias = alias.is_some();
-        let mut outcome = self.timed(&asked, send(alias)).await;
+        let mut outcome = self.timed(&asked, Box::pin(send(alias))).await;
         let mut by_alias = bound_to_alias;
         if bound_to_alias
             && !self.seal.former.is_empty()
@@ -378,7 +378,7 @@ impl Kms {
         {
             // The KMS says that it is another key's: of a former one, perhaps.
             by_alias = false;
-            outcome = self.timed(&asked, send(None)).await;
+            outcome = self.timed(&asked, Box::pin(send(None))).await;
         }
         let answer = match outcome {
             Err(fault) if fault.reason == Reason::KeyUnusable => {
@@ -484,7 +484,7 @@ impl Kms {
             .plaintext(Blob::new(bytes))
             .set_encryption_context(encryption_context(context));
         let asked = self.asked(Operation::Encrypt, !context.is_empty());
-        let answer = match self.timed(&asked, request.send()).await {
+        let answer = match self.timed(&asked, Box::pin(request.send())).await {
             Err(fault) if fault.reason == Reason::KeyUnusable => {
                 return Err(self.tell_state(fault).await);
             }
@@ -553,7 +553,7 @@ impl Kms {
 
     /// The KMS says that the key's state is wrong, but not which it is. DescribeKey knows.
     async fn tell_state(&self, fault: Fault) -> Fault {
-        let since = (self.connection.clock)().checked_sub(Duration::from_secs(60));
+        let since = (self.connection.clock)().checked_sub(Duration::from_mins(1));
         match self.describe_since(since).await {
             Ok(description) => description.fault().unwrap_or(fault),
             Err(_) => fault,
@@ -570,6 +570,8 @@ impl Kms {
     }
 
     /// Sends a request: told to the observer, its error said in our words, spent credentials forgotten.
+    ///
+    /// The SDK's futures take 17 KiB, so callers box them.
     async fn timed<T, E>(
         &self,
         asked: &Asked<'_>,
@@ -578,6 +580,9 @@ impl Kms {
     where
         E: std::error::Error + ProvideErrorMetadata + 'static,
     {
+        // Credentials first, outside of the request's bounds in time: getting them may take several requests, and
+        // their faults are not the KMS's. The SDK then finds them ready.
+        self.connection.source.get().await?;
         let started = Instant::now();
         let outcome = request.await.map_err(|error| {
             let fault = error::fault(asked, sdk::failure(&error, (self.connection.clock)()));

@@ -391,7 +391,8 @@ impl Aws {
                     .unwrap_or_else(|| tenant_identity::session_name(tenant)),
                 tag: assumed.tag,
                 region: region.clone(),
-                sts: self.sts_client(config, region, Some(under)),
+                sts: self.sts_client(config, region, Some(Arc::clone(&under))),
+                under,
             };
             self.source(word, Loader::AssumedRole(role))
         });
@@ -498,7 +499,11 @@ impl Aws {
             .timeout_config(self.timeouts())
             .http_client(self.client(trusted));
         if let Some(endpoint) = endpoint {
-            builder = builder.endpoint_url(&endpoint.url);
+            // A named endpoint is taken as it is; the SDK refuses one together with its FIPS or dual-stack rules.
+            builder = builder
+                .endpoint_url(&endpoint.url)
+                .use_fips(false)
+                .use_dual_stack(false);
         }
         aws_sdk_kms::Client::from_conf(builder.build())
     }
@@ -522,7 +527,10 @@ impl Aws {
             builder = builder.credentials_provider(Bridge(source));
         }
         if let Some(endpoint) = endpoint {
-            builder = builder.endpoint_url(endpoint);
+            builder = builder
+                .endpoint_url(endpoint)
+                .use_fips(false)
+                .use_dual_stack(false);
         }
         aws_sdk_sts::Client::from_conf(builder.build())
     }

@@ -199,7 +199,7 @@ impl OperatorIdentity {
         let bound = match self.chain {
             Chain::InstanceMetadata => METADATA_TIMEOUT,
             // The caller's bound holds.
-            Chain::Default | Chain::PodIdentity => Duration::from_secs(60),
+            Chain::Default | Chain::PodIdentity => Duration::from_mins(1),
         };
         let got = tokio::time::timeout(bound, provider.provide_credentials()).await;
         match (self.chain, got) {
@@ -292,8 +292,7 @@ fn metadata_fault(error: &CredentialsError) -> Fault {
             )
         })
     };
-    type TokenFailure = SdkError<TokenError, HttpResponse>;
-    if let Some(error) = sdk::find::<TokenFailure>(error) {
+    if let Some(error) = sdk::find::<SdkError<TokenError, HttpResponse>>(error) {
         return error
             .raw_response()
             .and_then(|response| refused(status(response)))
@@ -303,14 +302,13 @@ fn metadata_fault(error: &CredentialsError) -> Fault {
         Some(ImdsError::ErrorResponse(context)) => {
             refused(status(context.response())).unwrap_or_else(no_node_role)
         }
-        Some(_) => metadata_unreachable(),
         // The SDK says "not loaded" with a text of its own when the node has no role.
         None if error.source().is_some()
             && matches!(error, CredentialsError::CredentialsNotLoaded(_)) =>
         {
             no_node_role()
         }
-        None => metadata_unreachable(),
+        Some(_) | None => metadata_unreachable(),
     }
 }
 

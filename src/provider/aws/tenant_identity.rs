@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 
 use super::{
     error::{self, Asked, Failure, Operation},
+    identity::Source,
     sdk,
 };
 use crate::{
@@ -299,12 +300,16 @@ pub(super) struct AssumedRole {
     /// The namespace, told to CloudTrail and policies; set with the operator's identity only.
     pub(super) tag: Option<String>,
     pub(super) region: Region,
-    /// Signs with the credentials underneath.
+    /// The credentials underneath.
+    pub(super) under: Arc<Source>,
+    /// Signs with them.
     pub(super) sts: aws_sdk_sts::Client,
 }
 
 impl AssumedRole {
     pub(super) async fn load(&self, now: SystemTime) -> Result<AwsCredentials, Fault> {
+        // Boxed, for one source may stand on another.
+        Box::pin(self.under.get()).await?;
         let asked = asked(Operation::AssumeRole, &self.role, &self.region);
         let tag = match &self.tag {
             Some(namespace) => Some(

@@ -209,7 +209,7 @@ async fn a_session_is_used_to_its_end_when_it_cannot_be_renewed() {
         operation @ "AssumeRoleWithWebIdentity" => sts(
             operation,
             KEY_ID,
-            SystemTime::now() + Duration::from_secs(3600),
+            SystemTime::now() + Duration::from_hours(1),
         ),
         _ => toy(seen),
     })
@@ -355,19 +355,19 @@ async fn a_refused_identity_is_told_and_never_replaced_by_another() {
     assert!(server.seen().is_empty());
 }
 
-fn role(external_id: Option<&str>, session_name: Option<&str>) -> Option<AssumeRole> {
-    Some(AssumeRole {
+fn role(external_id: Option<&str>, session_name: Option<&str>) -> AssumeRole {
+    AssumeRole {
         role_arn: ROLE.into(),
         external_id: external_id.map(Into::into),
         session_name: session_name.map(Into::into),
-    })
+    }
 }
 
 #[tokio::test]
 async fn a_role_is_assumed_with_the_tenants_credentials() {
     let (bench, server) = bench(Duration::ZERO).await;
-    let with = |role| AwsSeal {
-        assume_role: role,
+    let with = |role: AssumeRole| AwsSeal {
+        assume_role: Some(role),
         ..seal(ARN)
     };
     open(&bench, &with(role(Some("theirs"), Some("session"))))
@@ -408,7 +408,7 @@ async fn a_refused_role_is_told() {
     let fault = open(
         &bench,
         &AwsSeal {
-            assume_role: role(None, None),
+            assume_role: Some(role(None, None)),
             ..seal(ARN)
         },
     )
@@ -425,7 +425,7 @@ async fn spent_credentials_are_loaded_anew_at_the_next_try() {
         operation @ "AssumeRoleWithWebIdentity" => sts(
             operation,
             KEY_ID,
-            SystemTime::now() + Duration::from_secs(3600),
+            SystemTime::now() + Duration::from_hours(1),
         ),
         _ => Reply::error(400, "ExpiredTokenException"),
     })
@@ -443,9 +443,9 @@ async fn spent_credentials_are_loaded_anew_at_the_next_try() {
 #[tokio::test]
 async fn the_operators_identity_names_the_namespace_and_takes_no_external_id() {
     let (bench, _) = bench(Duration::ZERO).await;
-    let with = |role| AwsSeal {
+    let with = |role: AssumeRole| AwsSeal {
         credentials: Credentials::PodIdentity,
-        assume_role: role,
+        assume_role: Some(role),
         ..seal(ARN)
     };
     let fault = open(&bench, &with(role(Some("theirs"), None)))
@@ -455,7 +455,16 @@ async fn the_operators_identity_names_the_namespace_and_takes_no_external_id() {
     // What is sent with it is tested in `environment`, where there is such an identity.
     let fault = open(&bench, &with(role(None, None))).await.unwrap_err();
     assert_eq!(fault.reason, Reason::PodIdentityAgentMissing);
-    assert_eq!(bench.kms(&with(None)).await.identity(), None);
+    assert_eq!(
+        bench
+            .kms(&AwsSeal {
+                credentials: Credentials::PodIdentity,
+                ..seal(ARN)
+            })
+            .await
+            .identity(),
+        None
+    );
 }
 
 #[tokio::test]
@@ -493,4 +502,17 @@ fn session_names_are_legal_whatever_the_object_is_called() {
             "{text}"
         );
     }
+}
+
+/// A work-stealing runtime moves these between threads.
+#[test]
+fn everything_can_be_spawned() {
+    fn is_send<T: Send>(_: &T) {}
+    fn both<T: Send + Sync>() {}
+    both::<Aws>();
+    both::<Kms>();
+    let bench = Bench::at("http://127.0.0.1:9");
+    let seal = irsa();
+    is_send(&bench.aws.connect(&seal, TENANT));
+    is_send(&open(&bench, &seal));
 }

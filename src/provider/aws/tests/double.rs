@@ -150,7 +150,7 @@ pub(crate) async fn raw(bytes: &'static [u8]) -> String {
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
             tokio::spawn(async move {
-                let _ = stream.read(&mut [0; 65536]).await;
+                let _ = stream.read(&mut [0; 8192]).await;
                 let _ = stream.write_all(bytes).await;
                 let _ = stream.shutdown().await;
             });

@@ -237,6 +237,12 @@ async fn a_metadata_service_that_refuses_or_is_silent_is_told() {
         ];
         child("on_a_node_without_identity", &variables).await;
     }
+    let variables = [
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9"),
+        ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9"),
+        ("EXPECTED", "IMDSUnreachable"),
+    ];
+    child("on_a_node_without_identity", &variables).await;
 }
 
 #[tokio::test]

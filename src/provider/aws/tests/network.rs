@@ -210,7 +210,7 @@ async fn servers_that_misbehave_are_unavailable() {
         );
         assert!(fault.message.contains(word), "{fault}");
     }
-    let hanging = Double::start(|_| Reply::text(200, "{}").after(Duration::from_secs(60))).await;
+    let hanging = Double::start(|_| Reply::text(200, "{}").after(Duration::from_mins(1))).await;
     let fault = fault_at(&hanging.url).await;
     assert_eq!(fault.reason, Reason::KmsUnavailable);
     assert!(fault.message.contains("in time"), "{fault}");
