@@ -203,22 +203,14 @@ pub(super) fn fault(asked: &Asked<'_>, failure: Failure) -> Fault {
     }
 }
 
-/// What helps support to find the request.
+/// What the server said, as far as it stays the same from one try to the next: a request id would make each retry
+/// a new status and a new event, so that one goes to the debug log.
 fn evidence(answer: &Answer) -> String {
-    let mut parts = Vec::new();
-    if let Some(code) = &answer.code {
-        parts.push(code.clone());
-    }
-    if let Some(status) = answer.status {
-        parts.push(format!("status {status}"));
-    }
-    if let Some(id) = &answer.request_id {
-        parts.push(format!("request {id}"));
-    }
-    if parts.is_empty() {
-        String::new()
-    } else {
-        format!(" ({})", parts.join(", "))
+    match (&answer.code, answer.status) {
+        (Some(code), Some(status)) => format!(" ({code}, status {status})"),
+        (Some(code), None) => format!(" ({code})"),
+        (None, Some(status)) => format!(" (status {status})"),
+        (None, None) => String::new(),
     }
 }
 
@@ -258,9 +250,9 @@ fn common(asked: &Asked<'_>, answer: &Answer) -> Option<Fault> {
             Some(skew) if skew > SKEW => Fault::denied(
                 Reason::ClockSkew,
                 format!(
-                    "the clock of the operator's node and {service}'s differ by {} seconds, so signatures are \
-                     refused; set the node's clock (NTP)",
-                    skew.as_secs()
+                    "the clock of the operator's node and {service}'s differ by more than {} minutes, so signatures \
+                     are refused; set the node's clock (NTP)",
+                    skew.as_secs() / 60
                 ),
             ),
             _ => Fault::denied(

@@ -33,7 +33,14 @@ where
             if raw.status().is_success() {
                 return Failure::Garbage;
             }
-            Failure::Answer(answer(context.err().code(), raw, now))
+            let answer = answer(context.err().code(), raw, now);
+            tracing::debug!(
+                code = answer.code,
+                status = answer.status,
+                request_id = answer.request_id,
+                "AWS answered with an error"
+            );
+            Failure::Answer(answer)
         }
         SdkError::TimeoutError(_) => Failure::Timeout,
         SdkError::DispatchFailure(context) => {

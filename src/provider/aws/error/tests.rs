@@ -263,7 +263,7 @@ fn every_code_has_its_reason() {
         assert!(
             fault
                 .message
-                .ends_with(&format!("({code}, status {status}, request id-1)")),
+                .ends_with(&format!("({code}, status {status})")),
             "{fault}"
         );
     }
