@@ -3,25 +3,16 @@
 //! Source: botocore service model `kms/2014-11-01`; what goes into a BlobInfo: `hashicorp/go-kms-wrapping`
 //! `wrappers/awskms/awskms.go`.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, Instant, SystemTime},
-};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
-use aws_sdk_kms::{
-    error::SdkError,
-    primitives::Blob,
-    types::{KeyState as SdkState, KeyUsageType},
-};
+use aws_sdk_kms::{error::SdkError, primitives::Blob};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
-use jiff::Timestamp;
-use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
 use super::{
     Clock,
+    describe::{Description, Slot, answered},
     error::{self, Asked, Failure, Operation},
     identity::Source,
     sdk,
@@ -31,8 +22,7 @@ use crate::{
     provider::{Format, Observer, Opened},
     seal::{
         Ciphertext, Fault, KeyBytes,
-        aws::{AwsSeal, KeyArn, KeyRef, Region, accepts},
-        backoff,
+        aws::{AwsSeal, KeyArn, Region, accepts},
     },
     wrapped::blob_info::{self, BlobInfo, KeyInfo},
 };
@@ -43,93 +33,8 @@ const MAX_PLAINTEXT: usize = 4096;
 /// The largest ciphertext that Decrypt takes.
 const MAX_CIPHERTEXT: usize = 6144;
 
-/// A description holds for this long and up to a tenth longer, so that keys are not all asked about at once
-/// (`api.md`, meaning 4: at most once an hour).
-const DESCRIPTION_HOLDS: Duration = Duration::from_hours(1);
-
-/// A description that could not be had is not asked for again sooner than its backoff, of which this is the most.
-const LONGEST_FAILURE: Duration = Duration::from_mins(5);
-
 /// The mechanism of an envelope in a BlobInfo of awskms; 0 is the KMS's ciphertext itself.
 const ENVELOPE: u64 = 1;
-
-/// What state a key is in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeyState {
-    /// It can be used.
-    Enabled,
-    /// Somebody disabled it.
-    Disabled,
-    /// It will be deleted, or its primary key will.
-    PendingDeletion,
-    /// It has no key material.
-    PendingImport,
-    /// Its custom key store is disconnected.
-    Unavailable,
-    /// Being made or changed, or a state that this program does not know.
-    Other,
-}
-
-/// What DescribeKey says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Description {
-    /// The key as the seal names it.
-    pub named: String,
-    /// The key, whatever name the seal uses.
-    pub arn: KeyArn,
-    /// Its state.
-    pub state: KeyState,
-    /// Whether it can encrypt and decrypt: enabled, symmetric, and meant for it.
-    pub usable: bool,
-    /// When this was said.
-    pub at: Timestamp,
-}
-
-impl Description {
-    /// Why the key cannot be used, if it cannot.
-    pub fn fault(&self) -> Option<Fault> {
-        if self.usable {
-            return None;
-        }
-        let name = &self.named;
-        let (reason, message) = match self.state {
-            KeyState::Disabled => (
-                Reason::KeyDisabled,
-                format!(
-                    "the key {name} is disabled; enable it (aws kms enable-key --key-id {name})"
-                ),
-            ),
-            KeyState::PendingDeletion => (
-                Reason::KeyPendingDeletion,
-                format!(
-                    "the key {name} is about to be deleted; cancel that now (aws kms cancel-key-deletion, then \
-                     enable-key, --key-id {name}), or everything wrapped under it alone is lost"
-                ),
-            ),
-            KeyState::PendingImport => (
-                Reason::KeyUnusable,
-                format!("the key {name} has no key material; import it again"),
-            ),
-            KeyState::Unavailable => (
-                Reason::KeyUnusable,
-                format!("the custom key store of {name} is not connected; connect it"),
-            ),
-            KeyState::Enabled => (
-                Reason::KeyUnusable,
-                format!(
-                    "{name} is not a symmetric key for encryption and decryption; make one and name it"
-                ),
-            ),
-            KeyState::Other => (
-                Reason::KeyUnusable,
-                format!(
-                    "the key {name} is in no state in which it can be used; look at it (aws kms describe-key --key-id {name})"
-                ),
-            ),
-        };
-        Some(Fault::denied(reason, message))
-    }
-}
 
 /// The way to the KMS.
 pub(super) struct Connection {
@@ -141,22 +46,13 @@ pub(super) struct Connection {
     pub(super) description: Arc<Slot>,
 }
 
-/// The last description, and the turn to ask for the next: held while DescribeKey runs.
-pub(super) type Slot = Mutex<Option<Described>>;
-
-pub(super) struct Described {
-    outcome: Result<Arc<Description>, Fault>,
-    failures: u32,
-    until: SystemTime,
-}
-
 /// One seal's key, with the credentials to use it.
 pub struct Kms {
-    connection: Connection,
-    seal: AwsSeal,
-    region: Region,
+    pub(super) connection: Connection,
+    pub(super) seal: AwsSeal,
+    pub(super) region: Region,
     /// The key as the seal names it.
-    name: String,
+    pub(super) name: String,
     identity: Option<String>,
 }
 
@@ -192,105 +88,6 @@ impl Kms {
     /// The region that requests go to.
     pub fn region(&self) -> &Region {
         &self.region
-    }
-
-    /// What DescribeKey says, asked at most once an hour per identity, region, endpoint and key.
-    ///
-    /// # Errors
-    /// What kept the KMS from answering; a refusal (`AccessDenied`) is remembered for as long as an answer.
-    pub async fn describe(&self) -> Result<Arc<Description>, Fault> {
-        self.describe_since(None).await
-    }
-
-    /// Like [`Kms::describe`], but an answer from before `since` does not count.
-    async fn describe_since(&self, since: Option<SystemTime>) -> Result<Arc<Description>, Fault> {
-        let mut slot = self.connection.description.lock().await;
-        let now = (self.connection.clock)();
-        let recent = |known: &Described| match (&known.outcome, since) {
-            (Ok(description), Some(since)) => description.at >= sdk::timestamp(since),
-            _ => true,
-        };
-        if let Some(known) = &*slot
-            && now < known.until
-            && recent(known)
-        {
-            return self.checked(known.outcome.clone());
-        }
-        let outcome = self.ask_description(now).await.map(Arc::new);
-        let failures = match &outcome {
-            Ok(_) => 0,
-            Err(_) => slot.as_ref().map_or(0, |known| known.failures) + 1,
-        };
-        let holds = match &outcome {
-            Err(fault) if fault.reason != Reason::AccessDenied => {
-                let wait = backoff(fault, failures, super::jitter()).min(LONGEST_FAILURE);
-                wait.max(fault.retry_after.unwrap_or_default())
-            }
-            _ => DESCRIPTION_HOLDS.mul_f64(1.0 + super::jitter() / 10.0),
-        };
-        *slot = Some(Described {
-            outcome: outcome.clone(),
-            failures,
-            until: now + holds,
-        });
-        drop(slot);
-        self.checked(outcome)
-    }
-
-    /// Seals that share a connection may differ in the account that they pin, so this is not remembered.
-    fn checked(&self, outcome: Result<Arc<Description>, Fault>) -> Result<Arc<Description>, Fault> {
-        let description = outcome?;
-        if self.is_named(&description.arn) {
-            Ok(description)
-        } else {
-            Err(Fault::denied(
-                Reason::KeyNotAllowed,
-                format!(
-                    "the KMS says that {} is a key of another account, region or id than the seal names; check \
-                     accountID and kmsKeyID, and what answers at the endpoint",
-                    self.name
-                ),
-            ))
-        }
-    }
-
-    async fn ask_description(&self, now: SystemTime) -> Result<Description, Fault> {
-        let request = self.connection.client.describe_key().key_id(&self.name);
-        let asked = self.asked(Operation::DescribeKey, false);
-        let answer = self.timed(&asked, Box::pin(request.send())).await?;
-        let garbage = || error::fault(&asked, Failure::Garbage);
-        let metadata = answer.key_metadata.ok_or_else(garbage)?;
-        let arn = metadata
-            .arn
-            .as_deref()
-            .and_then(answered)
-            .ok_or_else(garbage)?;
-        let state = match metadata.key_state.as_ref().ok_or_else(garbage)? {
-            SdkState::Enabled => KeyState::Enabled,
-            SdkState::Disabled => KeyState::Disabled,
-            SdkState::PendingDeletion | SdkState::PendingReplicaDeletion => {
-                KeyState::PendingDeletion
-            }
-            SdkState::PendingImport => KeyState::PendingImport,
-            SdkState::Unavailable => KeyState::Unavailable,
-            _ => KeyState::Other,
-        };
-        // Some servers leave the two out; a key that says nothing else is one for us.
-        let symmetric = metadata
-            .key_spec
-            .as_ref()
-            .is_none_or(|spec| spec.as_str() == "SYMMETRIC_DEFAULT");
-        let meant = metadata
-            .key_usage
-            .as_ref()
-            .is_none_or(|usage| *usage == KeyUsageType::EncryptDecrypt);
-        Ok(Description {
-            named: self.name.clone(),
-            arn,
-            state,
-            usable: state == KeyState::Enabled && symmetric && meant,
-            at: sdk::timestamp(now),
-        })
     }
 
     /// Opens a wrapped key.
@@ -529,38 +326,7 @@ impl Kms {
         }
     }
 
-    /// Whether a key may be what the seal's name means, as far as account, region and id tell.
-    fn is_named(&self, arn: &KeyArn) -> bool {
-        let pinned = self
-            .seal
-            .account
-            .as_ref()
-            .is_none_or(|account| *account == arn.account);
-        pinned
-            && match &self.seal.key {
-                KeyRef::Arn(_) | KeyRef::Id(_) => self.seal.key.names(arn, &self.region),
-                KeyRef::Alias(_) => arn.region == self.region,
-                KeyRef::AliasArn {
-                    partition,
-                    region,
-                    account,
-                    ..
-                } => {
-                    arn.partition == *partition && arn.region == *region && arn.account == *account
-                }
-            }
-    }
-
-    /// The KMS says that the key's state is wrong, but not which it is. DescribeKey knows.
-    async fn tell_state(&self, fault: Fault) -> Fault {
-        let since = (self.connection.clock)().checked_sub(Duration::from_mins(1));
-        match self.describe_since(since).await {
-            Ok(description) => description.fault().unwrap_or(fault),
-            Err(_) => fault,
-        }
-    }
-
-    fn asked(&self, operation: Operation, context: bool) -> Asked<'_> {
+    pub(super) fn asked(&self, operation: Operation, context: bool) -> Asked<'_> {
         Asked {
             operation,
             of: &self.name,
@@ -572,7 +338,7 @@ impl Kms {
     /// Sends a request: told to the observer, its error said in our words, spent credentials forgotten.
     ///
     /// The SDK's futures take 17 KiB, so callers box them.
-    async fn timed<T, E>(
+    pub(super) async fn timed<T, E>(
         &self,
         asked: &Asked<'_>,
         request: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
@@ -615,16 +381,4 @@ fn encryption_context(
     context: &BTreeMap<String, String>,
 ) -> Option<std::collections::HashMap<String, String>> {
     (!context.is_empty()).then(|| context.clone().into_iter().collect())
-}
-
-/// A key's ARN in an answer. Stricter than the parser of what users write, for it ends up in status.
-fn answered(text: &str) -> Option<KeyArn> {
-    let arn: KeyArn = text.parse().ok()?;
-    let plain = arn.id.len() <= 64
-        && arn.partition.len() <= 16
-        && arn
-            .partition
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b == b'-');
-    plain.then_some(arn)
 }

@@ -2,7 +2,8 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | [`kms`] | Decrypt, Encrypt, DescribeKey, and the checks of their answers |
+//! | `kms`, `describe` | Decrypt, Encrypt, DescribeKey, and the checks of their answers |
+//! | `clients` | the SDK's clients: no retries, bounds in time |
 //! | `identity` | credentials: cached, refreshed, with faults that name the fix |
 //! | `tenant_identity` | … from a tenant's Secrets and ServiceAccounts |
 //! | `operator_identity` | … of the operator; the only place that reads environment and files |
@@ -11,17 +12,9 @@
 //!
 //! The SDK's own retries are off: the operator has one backoff, and two would multiply.
 
-use std::{
-    fmt,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::sync::Arc;
 
-use aws_config::{
-    SdkConfig, retry::RetryConfig, stalled_stream_protection::StalledStreamProtectionConfig,
-    timeout::TimeoutConfig,
-};
-use aws_sdk_kms::config::{IdentityCache, Region as SdkRegion};
+use aws_config::SdkConfig;
 use tokio::sync::OnceCell;
 
 use super::{Cluster, Observer, Tenant, cache::Bounded};
@@ -30,30 +23,33 @@ use crate::{
     seal::{
         Fault,
         aws::{AssumeRole, AwsSeal, Credentials, Region},
-        endpoint::{AllowedEndpoint, EndpointPolicy, allow_aws},
+        endpoint::{AllowedEndpoint, allow_aws},
     },
 };
 
+mod clients;
+mod describe;
 mod error;
 mod http;
 mod identity;
-pub mod kms;
+mod kms;
 mod operator_identity;
 mod sdk;
+mod settings;
 mod tenant_identity;
 
 #[cfg(test)]
 mod tests;
 
-pub use kms::{Description, KeyState, Kms};
+pub use describe::{Description, KeyState};
+pub use kms::Kms;
 pub use operator_identity::Environment;
+pub use settings::{Clock, Settings, Timeouts};
 
-use identity::{Bridge, Loader, Source};
-use kms::{Connection, Slot};
+use describe::Slot;
+use identity::{Loader, Source};
+use kms::Connection;
 use operator_identity::{Chain, OperatorIdentity};
-
-/// The time; replaced in tests.
-pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 
 /// KMS clients kept at most; one takes some 20 KiB and half a millisecond to make.
 const CLIENTS: usize = 256;
@@ -63,70 +59,6 @@ const SOURCES: usize = 1024;
 
 /// Descriptions of keys kept at most; they are small.
 const DESCRIPTIONS: usize = 8192;
-
-/// How long anything may take.
-#[derive(Clone, Copy, Debug)]
-pub struct Timeouts {
-    /// A TCP connection.
-    pub connect: Duration,
-    /// One request with its answer.
-    pub attempt: Duration,
-    /// Everything for one operation, credentials included.
-    pub operation: Duration,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(2),
-            attempt: Duration::from_secs(5),
-            operation: Duration::from_secs(10),
-        }
-    }
-}
-
-/// What the operator's flags and environment say.
-#[derive(Clone)]
-pub struct Settings {
-    /// `--binding-domain`: part of the external id that the operator's identity sends.
-    pub binding_domain: String,
-    /// Endpoints that a cluster admin allows.
-    pub endpoints: EndpointPolicy,
-    /// What was read from the operator's environment.
-    pub environment: Environment,
-    /// Bounds in time.
-    pub timeouts: Timeouts,
-    /// The time.
-    pub clock: Clock,
-}
-
-impl Settings {
-    /// Settings from flags, and from the operator's environment.
-    pub fn from_environment(binding_domain: String, allowed_endpoints: Vec<String>) -> Self {
-        let environment = Environment::read();
-        Self {
-            binding_domain,
-            endpoints: EndpointPolicy {
-                environment: environment.endpoints.clone(),
-                patterns: allowed_endpoints,
-            },
-            environment,
-            timeouts: Timeouts::default(),
-            clock: Arc::new(SystemTime::now),
-        }
-    }
-}
-
-impl fmt::Debug for Settings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Settings")
-            .field("binding_domain", &self.binding_domain)
-            .field("endpoints", &self.endpoints)
-            .field("environment", &self.environment)
-            .field("timeouts", &self.timeouts)
-            .finish_non_exhaustive()
-    }
-}
 
 /// AWS for the whole process: clients, identities and descriptions of keys, shared by all SealConfigs.
 pub struct Aws {
@@ -469,77 +401,6 @@ impl Aws {
             BaseKey::Secret { name, .. } => {
                 Some(format!("access key of Secret {}/{name}", tenant.namespace))
             }
-        }
-    }
-
-    fn timeouts(&self) -> TimeoutConfig {
-        TimeoutConfig::builder()
-            .connect_timeout(self.settings.timeouts.connect)
-            .operation_attempt_timeout(self.settings.timeouts.attempt)
-            .operation_timeout(self.settings.timeouts.operation)
-            .build()
-    }
-
-    fn kms_client(
-        &self,
-        config: &SdkConfig,
-        region: &Region,
-        endpoint: Option<&AllowedEndpoint>,
-        source: &Arc<Source>,
-    ) -> aws_sdk_kms::Client {
-        let trusted = endpoint.is_some_and(|endpoint| endpoint.trusted);
-        let mut builder = aws_sdk_kms::config::Builder::from(config)
-            .behavior_version(operator_identity::behavior())
-            .region(SdkRegion::new(region.to_string()))
-            .credentials_provider(Bridge(Arc::clone(source)))
-            // The source is the cache, and it says why it failed.
-            .identity_cache(IdentityCache::no_cache())
-            .retry_config(RetryConfig::disabled())
-            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-            .timeout_config(self.timeouts())
-            .http_client(self.client(trusted));
-        if let Some(endpoint) = endpoint {
-            // A named endpoint is taken as it is; the SDK refuses one together with its FIPS or dual-stack rules.
-            builder = builder
-                .endpoint_url(&endpoint.url)
-                .use_fips(false)
-                .use_dual_stack(false);
-        }
-        aws_sdk_kms::Client::from_conf(builder.build())
-    }
-
-    fn sts_client(
-        &self,
-        config: &SdkConfig,
-        region: &Region,
-        source: Option<Arc<Source>>,
-    ) -> aws_sdk_sts::Client {
-        let endpoint = self.settings.environment.sts_endpoint.as_deref();
-        let mut builder = aws_sdk_sts::config::Builder::from(config)
-            .behavior_version(operator_identity::behavior())
-            .region(SdkRegion::new(region.to_string()))
-            .identity_cache(IdentityCache::no_cache())
-            .retry_config(RetryConfig::disabled())
-            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-            .timeout_config(self.timeouts())
-            .http_client(self.client(endpoint.is_some()));
-        if let Some(source) = source {
-            builder = builder.credentials_provider(Bridge(source));
-        }
-        if let Some(endpoint) = endpoint {
-            builder = builder
-                .endpoint_url(endpoint)
-                .use_fips(false)
-                .use_dual_stack(false);
-        }
-        aws_sdk_sts::Client::from_conf(builder.build())
-    }
-
-    fn client(&self, trusted: bool) -> aws_smithy_runtime_api::client::http::SharedHttpClient {
-        if trusted {
-            self.http.open.clone()
-        } else {
-            self.http.guarded.clone()
         }
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::seal::FaultKind;
 
 fn asked(operation: Operation, context: bool) -> Asked<'static> {
     Asked {

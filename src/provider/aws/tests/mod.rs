@@ -19,6 +19,7 @@ use futures::{FutureExt, future::BoxFuture};
 use zeroize::Zeroizing;
 
 use super::*;
+use crate::seal::endpoint::EndpointPolicy;
 use crate::{
     provider::{Format, SecretEntries, Token},
     seal::{Ciphertext, KeyBytes},
