@@ -4,3 +4,4 @@
 pub mod api;
 pub mod delivery;
 pub mod seal;
+pub mod yaml;
