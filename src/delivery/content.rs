@@ -9,7 +9,7 @@ use crate::{
     api::{Encoding, KeyVersion, Reason},
     seal::{
         Fault, KeyBytes,
-        entry::{Entry, EntrySource, invalid},
+        entry::{Entry, EntryContent, invalid},
         template::KeyView,
     },
 };
@@ -97,12 +97,12 @@ fn written(
     entry: &Entry,
     keys: &BTreeMap<String, DeliveredKey<'_>>,
 ) -> Result<Option<Zeroizing<Vec<u8>>>, Fault> {
-    match &entry.source {
-        EntrySource::Key {
+    match &entry.content {
+        EntryContent::Key {
             version: KeyVersion::Previous,
             ..
         } => Ok(None),
-        EntrySource::Key {
+        EntryContent::Key {
             key,
             encoding,
             version: KeyVersion::Current,
@@ -115,7 +115,7 @@ fn written(
             })?;
             Ok(Some(encode(delivered.current.expose(), *encoding)))
         }
-        EntrySource::Template(template) => template
+        EntryContent::Template(template) => template
             .render(|name, previous| {
                 // A brought key has no previous version; the check before refused templates that ask for one.
                 if previous {

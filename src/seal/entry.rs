@@ -13,12 +13,12 @@ pub struct Entry {
     /// Name of the entry.
     pub name: String,
     /// What it holds.
-    pub source: EntrySource,
+    pub content: EntryContent,
 }
 
 /// What an entry holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EntrySource {
+pub enum EntryContent {
     /// A key.
     Key {
         /// Name of the key.
@@ -32,12 +32,12 @@ pub enum EntrySource {
     Template(Template),
 }
 
-impl EntrySource {
+impl EntryContent {
     /// Names of the keys that it needs.
     pub fn keys(&self) -> BTreeSet<&str> {
         match self {
-            EntrySource::Key { key, .. } => BTreeSet::from([key.as_str()]),
-            EntrySource::Template(template) => {
+            EntryContent::Key { key, .. } => BTreeSet::from([key.as_str()]),
+            EntryContent::Template(template) => {
                 template.references().map(|r| r.key.as_str()).collect()
             }
         }
@@ -68,9 +68,9 @@ pub fn entries(data: &[DataEntry], keys: &[&str]) -> Result<Vec<Entry>, Vec<Faul
             continue;
         }
         match read(entry, keys) {
-            Ok(source) => good.push(Entry {
+            Ok(content) => good.push(Entry {
                 name: entry.name.clone(),
-                source,
+                content,
             }),
             Err(fault) => bad.push(fault.of(format_args!("entry {:?}", entry.name))),
         }
@@ -81,7 +81,7 @@ pub fn entries(data: &[DataEntry], keys: &[&str]) -> Result<Vec<Entry>, Vec<Faul
 fn default_entry(key: &str) -> Entry {
     Entry {
         name: key.to_owned(),
-        source: EntrySource::Key {
+        content: EntryContent::Key {
             key: key.to_owned(),
             encoding: Encoding::Raw,
             version: KeyVersion::Current,
@@ -89,7 +89,7 @@ fn default_entry(key: &str) -> Entry {
     }
 }
 
-fn read(entry: &DataEntry, keys: &[&str]) -> Result<EntrySource, Fault> {
+fn read(entry: &DataEntry, keys: &[&str]) -> Result<EntryContent, Fault> {
     match (&entry.key, &entry.template) {
         (Some(key), None) => {
             if !keys.contains(&key.name.as_str()) {
@@ -98,7 +98,7 @@ fn read(entry: &DataEntry, keys: &[&str]) -> Result<EntrySource, Fault> {
                     format!("there is no key {:?}; name one of spec.keys", key.name),
                 ));
             }
-            Ok(EntrySource::Key {
+            Ok(EntryContent::Key {
                 key: key.name.clone(),
                 encoding: key.encoding,
                 version: key.version,
@@ -107,9 +107,9 @@ fn read(entry: &DataEntry, keys: &[&str]) -> Result<EntrySource, Fault> {
         (None, Some(source)) => {
             let template = Template::parse(source).map_err(|error| invalid(&error))?;
             template
-                .check(|name| keys.contains(&name).then_some(false))
+                .check(&keys.iter().copied().collect(), &BTreeSet::new())
                 .map_err(|error| invalid(&error))?;
-            Ok(EntrySource::Template(template))
+            Ok(EntryContent::Template(template))
         }
         _ => Err(Fault::invalid(
             Reason::InvalidSpec,
@@ -161,8 +161,8 @@ mod tests {
             &["a", "b"],
         )
         .unwrap();
-        assert_eq!(read[0].source.keys(), BTreeSet::from(["a"]));
-        assert_eq!(read[1].source.keys(), BTreeSet::from(["b"]));
+        assert_eq!(read[0].content.keys(), BTreeSet::from(["a"]));
+        assert_eq!(read[1].content.keys(), BTreeSet::from(["b"]));
     }
 
     #[test]

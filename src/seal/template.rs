@@ -5,7 +5,7 @@
 //! any key is opened; whether it renders depends on key bytes in one way only: `utf8` asks that they are UTF-8.
 //! Errors tell a place and one of our own words, so they cannot repeat what a template holds.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use data_encoding::{BASE64, BASE64URL_NOPAD, HEXLOWER};
 use zeroize::Zeroizing;
@@ -200,21 +200,23 @@ impl Template {
         })
     }
 
-    /// Holds that every placeholder names a key that there is.
-    ///
-    /// `kept` answers for a key name: `None` = no such key, otherwise whether it can have a version before the current
-    /// one. A brought key never has.
-    pub fn check(&self, kept: impl Fn(&str) -> Option<bool>) -> Result<(), TemplateError> {
+    /// Holds that every placeholder names a key that there is: one of `names`, and one of `with_previous` where the
+    /// version before is meant. A brought key never has one.
+    pub fn check(
+        &self,
+        names: &BTreeSet<&str>,
+        with_previous: &BTreeSet<&str>,
+    ) -> Result<(), TemplateError> {
         for part in &self.parts {
             let Part::Key { reference, at } = part else {
                 continue;
             };
-            match kept(&reference.key) {
-                None => return Err(at.error(TemplateProblem::UnknownKey)),
-                Some(false) if reference.previous => {
-                    return Err(at.error(TemplateProblem::NoPreviousVersion));
-                }
-                Some(_) => {}
+            let key = reference.key.as_str();
+            if !names.contains(key) {
+                return Err(at.error(TemplateProblem::UnknownKey));
+            }
+            if reference.previous && !with_previous.contains(key) {
+                return Err(at.error(TemplateProblem::NoPreviousVersion));
             }
         }
         Ok(())
@@ -490,21 +492,22 @@ mod tests {
 
     #[test]
     fn names_and_previous_versions_are_checked_before_any_key_is_opened() {
-        let kept = |name: &str| (name == "root").then_some(false);
-        let check = |source: &str| Template::parse(source).unwrap().check(kept);
+        let (names, none) = (BTreeSet::from(["root"]), BTreeSet::new());
+        let check = |source: &str| {
+            let template = Template::parse(source).unwrap();
+            template.check(&names, &none).map_err(|error| error.what)
+        };
         assert_eq!(check(r#"{{ keys["root"].hex }}"#), Ok(()));
         assert_eq!(
-            check(r#"{{ keys["rot"].hex }}"#).unwrap_err().what,
-            TemplateProblem::UnknownKey
+            check(r#"{{ keys["rot"].hex }}"#),
+            Err(TemplateProblem::UnknownKey)
         );
         assert_eq!(
-            check(r#"{{ keys["root"].previous.hex }}"#)
-                .unwrap_err()
-                .what,
-            TemplateProblem::NoPreviousVersion
+            check(r#"{{ keys["root"].previous.hex }}"#),
+            Err(TemplateProblem::NoPreviousVersion)
         );
         let template = Template::parse(r#"{{ keys["root"].previous.hex }}"#).unwrap();
-        assert_eq!(template.check(|_| Some(true)), Ok(()));
+        assert_eq!(template.check(&names, &names), Ok(()));
     }
 
     #[test]
