@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, fmt::Write as _};
 use aws_lc_rs::digest::{Context, SHA256};
 
 use super::{
-    model::{Cloud, Copy, EntryContent, Key, Model, Source, Target},
+    entry::EntryContent,
+    model::{Cloud, Copy, Key, Model, Source, Target},
     observed::{Observed, SourceFacts},
 };
 

@@ -10,6 +10,7 @@ pub mod ciphertext;
 pub mod consumer_id;
 pub mod digest;
 pub mod endpoint;
+pub mod entry;
 pub mod fault;
 pub mod key_bytes;
 pub mod model;

@@ -12,11 +12,10 @@ use kube::core::Selector;
 use super::{
     Ciphertext, Fault,
     aws::{AssumeRole, AwsSeal, Credentials, KeyRef},
-    template::Template,
+    entry::{Entry, entries},
 };
 use crate::api::{
-    self, Armor, ChangePolicy, DeletionPolicy, Encoding, KeyVersion, Purpose, Reason, SealConfig, SecretType,
-    WrappedFormat,
+    self, Armor, ChangePolicy, DeletionPolicy, Purpose, Reason, SealConfig, SecretType, WrappedFormat,
 };
 
 /// The only context key under our prefix that users may write: it ties a brought copy to a namespace.
@@ -196,40 +195,6 @@ impl Target {
     /// Names of the keys that the entries use.
     pub fn keys(&self) -> BTreeSet<&str> {
         self.entries.iter().flat_map(|entry| entry.content.keys()).collect()
-    }
-}
-
-/// One entry of a Secret.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Entry {
-    /// Name of the entry.
-    pub name: String,
-    /// What it holds.
-    pub content: EntryContent,
-}
-
-/// What an entry holds.
-#[derive(Clone, Debug, PartialEq)]
-pub enum EntryContent {
-    /// A key's bytes.
-    Key {
-        /// Name of the key.
-        key: String,
-        /// How the bytes are written.
-        encoding: Encoding,
-        /// Which version.
-        version: KeyVersion,
-    },
-    /// Text around keys.
-    Template(Template),
-}
-
-impl EntryContent {
-    fn keys(&self) -> Vec<&str> {
-        match self {
-            EntryContent::Key { key, .. } => vec![key],
-            EntryContent::Template(template) => template.references().map(|reference| reference.key.as_str()).collect(),
-        }
     }
 }
 
@@ -504,24 +469,8 @@ fn parse_target(spec: &api::Target, keys: &[Key]) -> Result<Target, Fault> {
     if restart && selector.is_none() {
         return Err(invalid("onChange: Restart needs a podSelector").of(&part));
     }
-    let entries = if secret.data.is_empty() {
-        let whole = |key: &Key| Entry {
-            name: key.name.clone(),
-            content: EntryContent::Key {
-                key: key.name.clone(),
-                encoding: Encoding::Raw,
-                version: KeyVersion::Current,
-            },
-        };
-        keys.iter().map(whole).collect()
-    } else {
-        secret
-            .data
-            .iter()
-            .map(|entry| parse_entry(entry, keys).map_err(|fault| fault.of(&part)))
-            .collect::<Result<Vec<_>, _>>()?
-    };
-    unique(&format!("{part}: data"), entries.iter().map(|entry| entry.name.as_str()))?;
+    let names: Vec<_> = keys.iter().map(|key| key.name.as_str()).collect();
+    let entries = entries(&secret.data, &names).map_err(|mut faults| faults.swap_remove(0).of(&part))?;
     Ok(Target {
         name: spec.name.clone(),
         selector,
@@ -561,32 +510,4 @@ fn metadata(pairs: &BTreeMap<String, api::BoundedText>, what: &str) -> Result<BT
         }
     }
     Ok(pairs.iter().map(|(name, value)| (name.clone(), value.0.clone())).collect())
-}
-
-fn parse_entry(spec: &api::DataEntry, keys: &[Key]) -> Result<Entry, Fault> {
-    let part = format!("entry {:?}", spec.name);
-    let known = |name: &str| {
-        if keys.iter().any(|key| key.name == name) {
-            Ok(())
-        } else {
-            Err(invalid(format!("no key {name:?} in spec.keys")).of(&part))
-        }
-    };
-    let content = match (&spec.key, &spec.template) {
-        (Some(key), None) => {
-            known(&key.name)?;
-            EntryContent::Key { key: key.name.clone(), encoding: key.encoding, version: key.version }
-        }
-        (None, Some(text)) => {
-            let wrong = |error: super::template::TemplateError| {
-                Fault::invalid(Reason::TemplateInvalid, error.to_string()).of(&part)
-            };
-            let template = Template::parse(text).map_err(wrong)?;
-            let names = keys.iter().map(|key| key.name.as_str()).collect();
-            template.check(&names, &BTreeSet::new()).map_err(wrong)?;
-            EntryContent::Template(template)
-        }
-        _ => return Err(invalid("a data entry takes exactly one of key, template").of(&part)),
-    };
-    Ok(Entry { name: spec.name.clone(), content })
 }
