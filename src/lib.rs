@@ -1,1 +1,5 @@
-//! x
+//! The map of the house.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+pub mod api;
+pub mod seal;

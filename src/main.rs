@@ -1,2 +1,3 @@
-//! x
+//! The operator and its command line.
+
 fn main() {}

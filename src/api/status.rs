@@ -1,0 +1,160 @@
+//! `SealConfig.status`: what the operator reports.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The condition types, in the order of importance.
+pub mod condition_types {
+    /// Everything asked for is done.
+    pub const READY: &str = "Ready";
+    /// Only a human can mend it.
+    pub const STALLED: &str = "Stalled";
+    /// Every seal works.
+    pub const SEALS_HEALTHY: &str = "SealsHealthy";
+    /// Every key is open.
+    pub const KEYS_UNWRAPPED: &str = "KeysUnwrapped";
+    /// Every target Secret holds what it should.
+    pub const SECRETS_DELIVERED: &str = "SecretsDelivered";
+    /// Every target pod runs with what was delivered.
+    pub const PODS_CURRENT: &str = "PodsCurrent";
+}
+
+/// What the operator reports.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SealConfigStatus {
+    /// The generation that this status speaks of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Ready, Stalled, SealsHealthy, KeysUnwrapped, SecretsDelivered, PodsCurrent: those that apply.
+    #[serde(default)]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// For the printer columns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub summary: Option<Summary>,
+    /// Each seal.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub seals: Vec<SealStatus>,
+    /// Each key.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub keys: Vec<KeyStatus>,
+    /// Each target.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub targets: Vec<TargetStatus>,
+}
+
+/// Counts as users read them in `kubectl get`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Summary {
+    /// Healthy of all, `2/2`.
+    pub seals: String,
+    /// Keys, `1`.
+    pub keys: String,
+    /// Current of using pods, `3/3`.
+    pub pods: String,
+}
+
+/// What is known of a seal.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SealStatus {
+    /// Name in the spec.
+    pub name: String,
+    /// `awskms`.
+    pub provider: String,
+    /// The key's ARN as the KMS resolved it; pins account and region.
+    #[serde(rename = "keyID", skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<String>,
+    /// The `kmsKeyID` that `keyID` was resolved from: the pin is renewed when it changes.
+    #[serde(rename = "configuredKeyID", skip_serializing_if = "Option::is_none")]
+    pub configured_key_id: Option<String>,
+    /// Role or principal, as far as it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<String>,
+    /// `operator`, `irsa`, `pod-identity`, `instance-metadata`, `secret`, with `+assume-role`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credential_source: Option<String>,
+    /// Unknown, Healthy or Unhealthy.
+    #[serde(default)]
+    pub state: SealHealth,
+    /// When the KMS last described the key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_probe_time: Option<Time>,
+    /// What is wrong and what to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// Whether a seal works.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SealHealth {
+    /// Not tried yet, or DescribeKey is not permitted and nothing was opened yet.
+    #[default]
+    Unknown,
+    /// The last call went well.
+    Healthy,
+    /// The last call failed.
+    Unhealthy,
+}
+
+/// What is known of a key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyStatus {
+    /// Name in the spec.
+    pub name: String,
+    /// Version in use; brought keys have version 1.
+    pub version: u32,
+    /// How the consumer names the version in use.
+    #[serde(rename = "consumerKeyID", skip_serializing_if = "Option::is_none")]
+    pub consumer_key_id: Option<String>,
+    /// Seals whose copy was opened and agreed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wrapped_under: Vec<String>,
+    /// The seal whose copy was delivered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub opened_by: Option<String>,
+    /// Digest of the copies and seals that `wrappedUnder` speaks of; tells nothing of the key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inputs_digest: Option<String>,
+}
+
+/// What is known of a target.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TargetStatus {
+    /// Name in the spec.
+    pub name: String,
+    /// Name of the Secret.
+    pub secret: String,
+    /// The Secret's resourceVersion after our last write.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resource_version: Option<String>,
+    /// Digest of everything that the Secret was made from; tells nothing of the keys.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inputs_digest: Option<String>,
+    /// When the content last changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delivered_time: Option<Time>,
+    /// The pods that read it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pods: Option<PodCounts>,
+}
+
+/// Pods of a target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PodCounts {
+    /// Selected by the target.
+    pub selected: u32,
+    /// Of those, the ones whose spec uses the Secret.
+    pub using: u32,
+    /// Of those, the ones that run with what was delivered.
+    pub current: u32,
+}

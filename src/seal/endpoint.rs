@@ -1,0 +1,270 @@
+//! Which KMS endpoints the operator may speak to (security rule S1): pure, so that every refusal can be tabled.
+
+use crate::{
+    api::Reason,
+    seal::{aws::Region, fault::Fault},
+};
+
+/// Endpoints that a cluster admin allows beyond the clouds' own.
+#[derive(Clone, Debug, Default)]
+pub struct EndpointPolicy {
+    /// From the operator's own environment (`AWS_ENDPOINT_URL…`): exact, any scheme, any address.
+    pub environment: Vec<String>,
+    /// From `--allowed-endpoints`: `https://host[:port]`, `*` stands for one DNS label.
+    pub patterns: Vec<String>,
+}
+
+/// How a permitted endpoint is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AllowedEndpoint {
+    /// The URL to speak to, without a trailing slash.
+    pub url: String,
+    /// True: an admin named it, so it may resolve to loopback or link-local addresses.
+    pub trusted: bool,
+}
+
+/// Decides about a custom endpoint of an AWS seal.
+///
+/// # Errors
+/// `EndpointNotAllowed`, with the flag that would allow it.
+pub fn allow_aws(
+    endpoint: &str,
+    region: &Region,
+    policy: &EndpointPolicy,
+) -> Result<AllowedEndpoint, Fault> {
+    let url = endpoint.strip_suffix('/').unwrap_or(endpoint).to_owned();
+    if policy
+        .environment
+        .iter()
+        .any(|own| own.strip_suffix('/').unwrap_or(own) == url)
+    {
+        return Ok(AllowedEndpoint { url, trusted: true });
+    }
+    let Some(parsed) = Parsed::read(&url) else {
+        return Err(refused(endpoint, "it is not a plain https://host"));
+    };
+    if policy.patterns.iter().any(|pattern| {
+        Parsed::read(pattern.strip_suffix('/').unwrap_or(pattern))
+            .is_some_and(|pattern| pattern.covers(&parsed))
+    }) {
+        return Ok(AllowedEndpoint { url, trusted: true });
+    }
+    if parsed.scheme != "https" {
+        return Err(refused(endpoint, "it is not https"));
+    }
+    if parsed.port.is_some_and(|port| port != 443) {
+        return Err(refused(endpoint, "it names a port other than 443"));
+    }
+    let own = [region.dns_suffix(), region.dual_stack_suffix()];
+    let services = ["kms", "kms-fips"];
+    let fits = services.iter().any(|service| {
+        own.iter()
+            .any(|suffix| parsed.host == format!("{service}.{region}.{suffix}"))
+            || matches_labels(
+                &format!("*.{service}.{region}.vpce.{}", region.dns_suffix()),
+                &parsed.host,
+            )
+    });
+    if fits {
+        Ok(AllowedEndpoint {
+            url,
+            trusted: false,
+        })
+    } else {
+        Err(refused(
+            endpoint,
+            &format!("it is no KMS endpoint of region {region}"),
+        ))
+    }
+}
+
+fn refused(endpoint: &str, why: &str) -> Fault {
+    Fault::invalid(
+        Reason::EndpointNotAllowed,
+        format!(
+            "the endpoint {} is refused: {why}; use a KMS, FIPS or VPC endpoint of the key's region, or ask the \
+             cluster admin to add it to the operator's --allowed-endpoints",
+            printable(endpoint)
+        ),
+    )
+}
+
+/// At most 200 printable ASCII characters of what a user wrote.
+pub fn printable(text: &str) -> String {
+    text.chars()
+        .take(200)
+        .map(|c| if c.is_ascii_graphic() { c } else { '?' })
+        .collect()
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Parsed<'a> {
+    scheme: &'a str,
+    host: &'a str,
+    port: Option<u16>,
+}
+
+impl<'a> Parsed<'a> {
+    /// Only what S1 lets through: no user info, path, query or fragment, lower-case host of legal labels.
+    fn read(url: &'a str) -> Option<Self> {
+        let (scheme, rest) = url.split_once("://")?;
+        if scheme != "https" && scheme != "http" {
+            return None;
+        }
+        let (host, port) = match rest.rsplit_once(':') {
+            Some((host, port)) => {
+                let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+                (
+                    host,
+                    Some(if digits {
+                        port.parse().ok()?
+                    } else {
+                        return None;
+                    }),
+                )
+            }
+            None => (rest, None),
+        };
+        let label_fits = |label: &str| {
+            label == "*"
+                || (!label.is_empty()
+                    && label.len() <= 63
+                    && !label.starts_with('-')
+                    && !label.ends_with('-')
+                    && label
+                        .bytes()
+                        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'))
+        };
+        (host.len() <= 253 && host.split('.').all(label_fits)).then_some(Self {
+            scheme,
+            host,
+            port,
+        })
+    }
+
+    fn covers(&self, other: &Parsed<'_>) -> bool {
+        self.scheme == other.scheme
+            && self.effective_port() == other.effective_port()
+            && matches_labels(self.host, other.host)
+    }
+
+    fn effective_port(&self) -> u16 {
+        self.port
+            .unwrap_or(if self.scheme == "https" { 443 } else { 80 })
+    }
+}
+
+/// Label by label, `*` in the pattern standing for exactly one label, which is never itself a `*`.
+fn matches_labels(pattern: &str, host: &str) -> bool {
+    let (pattern, host): (Vec<_>, Vec<_>) =
+        (pattern.split('.').collect(), host.split('.').collect());
+    pattern.len() == host.len()
+        && pattern
+            .iter()
+            .zip(&host)
+            .all(|(want, label)| *label != "*" && (*want == "*" || want == label))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allow(endpoint: &str, region: &str) -> Result<AllowedEndpoint, Fault> {
+        allow_aws(
+            endpoint,
+            &region.parse().unwrap(),
+            &EndpointPolicy::default(),
+        )
+    }
+
+    #[test]
+    fn the_clouds_own_kms_endpoints_are_allowed() {
+        for (endpoint, region) in [
+            ("https://kms.eu-west-1.amazonaws.com", "eu-west-1"),
+            ("https://kms.eu-west-1.amazonaws.com/", "eu-west-1"),
+            ("https://kms.eu-west-1.amazonaws.com:443", "eu-west-1"),
+            (
+                "https://kms-fips.us-gov-west-1.amazonaws.com",
+                "us-gov-west-1",
+            ),
+            ("https://kms.cn-north-1.amazonaws.com.cn", "cn-north-1"),
+            ("https://kms.eu-west-1.api.aws", "eu-west-1"),
+            (
+                "https://vpce-0e1bb1852241f8cc6-pzi0do8n.kms.us-east-1.vpce.amazonaws.com",
+                "us-east-1",
+            ),
+            (
+                "https://vpce-1-2-us-east-1a.kms-fips.us-east-1.vpce.amazonaws.com",
+                "us-east-1",
+            ),
+        ] {
+            let allowed = allow(endpoint, region).unwrap();
+            assert!(!allowed.trusted, "{endpoint}");
+        }
+    }
+
+    #[test]
+    fn everything_else_is_refused() {
+        for endpoint in [
+            "https://x.execute-api.eu-west-1.amazonaws.com",
+            "https://s3.eu-west-1.amazonaws.com",
+            "https://bucket.s3.eu-west-1.amazonaws.com",
+            "https://kms.eu-west-1.amazonaws.com.evil.example",
+            "https://evil.example/kms.eu-west-1.amazonaws.com",
+            "https://user@kms.eu-west-1.amazonaws.com",
+            "https://kms.eu-west-1.amazonaws.com@evil.example",
+            "https://kms.eu-west-1.amazonaws.com:6443",
+            "https://kms.eu-west-1.amazonaws.com:",
+            "https://kms.eu-west-1.amazonaws.com/p",
+            "https://kms.eu-west-1.amazonaws.com?q",
+            "https://kms.eu-west-1.amazonaws.com#f",
+            "https://kms.us-east-1.amazonaws.com",
+            "https://a.b.kms.eu-west-1.vpce.amazonaws.com",
+            "https://kms.eu-west-1.vpce.amazonaws.com",
+            "https://*.kms.eu-west-1.vpce.amazonaws.com",
+            "https://KMS.eu-west-1.amazonaws.com",
+            "http://kms.eu-west-1.amazonaws.com",
+            "https://127.0.0.1",
+            "https://[::1]",
+            "https://kms.eu-west-1.amazonaws.com.",
+            "https://kms.eu-west-1.amazonaws.com\u{0}",
+            "kms.eu-west-1.amazonaws.com",
+            "file:///etc/passwd",
+            "",
+        ] {
+            assert_eq!(
+                allow(endpoint, "eu-west-1").unwrap_err().reason,
+                Reason::EndpointNotAllowed,
+                "{endpoint}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_admins_environment_and_patterns_count() {
+        let policy = EndpointPolicy {
+            environment: vec!["http://127.0.0.1:5000".into()],
+            patterns: vec!["https://*.kms.corp.example:8443".into()],
+        };
+        let region = "eu-west-1".parse().unwrap();
+        assert!(
+            allow_aws("http://127.0.0.1:5000/", &region, &policy)
+                .unwrap()
+                .trusted
+        );
+        assert!(
+            allow_aws("https://a.kms.corp.example:8443", &region, &policy)
+                .unwrap()
+                .trusted
+        );
+        for endpoint in [
+            "http://127.0.0.1:5001",
+            "http://a.kms.corp.example:8443",
+            "https://a.b.kms.corp.example:8443",
+            "https://a.kms.corp.example",
+            "https://kms.corp.example:8443",
+        ] {
+            assert!(allow_aws(endpoint, &region, &policy).is_err(), "{endpoint}");
+        }
+    }
+}

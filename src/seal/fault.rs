@@ -1,0 +1,131 @@
+//! What went wrong, said once: the reason, how to wait, and a sentence that names the fix.
+
+use std::{fmt, time::Duration};
+
+use crate::api::Reason;
+
+/// How a fault behaves over time; it decides the backoff and nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FaultKind {
+    /// Passes by itself: network, server faults.
+    Transient,
+    /// The server asked to slow down.
+    Throttled,
+    /// Somebody must grant, create or enable something outside this object.
+    Denied,
+    /// The object or its inputs must change before another try makes sense.
+    Invalid,
+}
+
+impl FaultKind {
+    /// The label in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            FaultKind::Transient => "transient",
+            FaultKind::Throttled => "throttled",
+            FaultKind::Denied => "denied",
+            FaultKind::Invalid => "invalid",
+        }
+    }
+}
+
+/// A fault as users read it. Holds our words only, never a server's text (security rule S13).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The word of the closed set.
+    pub reason: Reason,
+    /// How to wait before another try.
+    pub kind: FaultKind,
+    /// What is wrong and what to do about it.
+    pub message: String,
+    /// The server's own hint.
+    pub retry_after: Option<Duration>,
+}
+
+impl Fault {
+    /// A fault without a server's hint.
+    pub fn new(reason: Reason, kind: FaultKind, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            kind,
+            message: message.into(),
+            retry_after: None,
+        }
+    }
+
+    /// Shorthand for faults that only a change of the inputs can mend.
+    pub fn invalid(reason: Reason, message: impl Into<String>) -> Self {
+        Self::new(reason, FaultKind::Invalid, message)
+    }
+
+    /// Shorthand for faults that somebody must grant, create or enable something for.
+    pub fn denied(reason: Reason, message: impl Into<String>) -> Self {
+        Self::new(reason, FaultKind::Denied, message)
+    }
+
+    /// Shorthand for faults that pass by themselves.
+    pub fn transient(reason: Reason, message: impl Into<String>) -> Self {
+        Self::new(reason, FaultKind::Transient, message)
+    }
+
+    /// The same fault, told of a named part (`seal "aws"`, `key "root"`).
+    #[must_use]
+    pub fn of(mut self, part: impl fmt::Display) -> Self {
+        self.message = format!("{part}: {}", self.message);
+        self
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.reason, self.message)
+    }
+}
+
+impl std::error::Error for Fault {}
+
+/// How long to wait after the `failures`-th failure in a row (1 = the first).
+///
+/// `jitter` in 0.0..1.0 spreads objects that failed together: the wait is between 75 % and 125 %
+/// of the step. A server's hint is a lower bound.
+pub fn backoff(fault: &Fault, failures: u32, jitter: f64) -> Duration {
+    let (first, most) = match fault.kind {
+        FaultKind::Transient => (1.0, 300.0),
+        FaultKind::Throttled => (2.0, 300.0),
+        FaultKind::Denied => (5.0, 600.0),
+        FaultKind::Invalid => (60.0, 3600.0),
+    };
+    let doublings = i32::try_from(failures.saturating_sub(1).min(20)).unwrap_or(20);
+    let step = f64::min(first * 2f64.powi(doublings), most);
+    let wait = Duration::from_secs_f64(step * (0.75 + 0.5 * jitter.clamp(0.0, 1.0)));
+    wait.max(fault.retry_after.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backoff_grows_from_the_first_step_to_its_cap() {
+        let fault = Fault::transient(Reason::KmsUnavailable, "x");
+        assert_eq!(backoff(&fault, 1, 0.5), Duration::from_secs(1));
+        assert_eq!(backoff(&fault, 2, 0.5), Duration::from_secs(2));
+        assert_eq!(backoff(&fault, 60, 0.5), Duration::from_secs(300));
+    }
+
+    #[test]
+    fn a_servers_hint_is_a_lower_bound() {
+        let mut fault = Fault::new(Reason::Throttled, FaultKind::Throttled, "x");
+        fault.retry_after = Some(Duration::from_secs(42));
+        assert_eq!(backoff(&fault, 1, 0.0), Duration::from_secs(42));
+        fault.retry_after = Some(Duration::from_millis(1));
+        assert_eq!(backoff(&fault, 1, 0.5), Duration::from_secs(2));
+    }
+
+    #[test]
+    fn jitter_stays_within_a_quarter() {
+        let fault = Fault::denied(Reason::AccessDenied, "x");
+        assert_eq!(backoff(&fault, 1, 0.0), Duration::from_secs_f64(3.75));
+        assert_eq!(backoff(&fault, 1, 1.0), Duration::from_secs_f64(6.25));
+    }
+}
