@@ -69,13 +69,19 @@ fn lock(session: &Session, name: &str, path: &Path) -> Outcome<File> {
 pub fn mark_used(folder: &Path) -> Outcome<()> {
     let marker = folder.join(MARKER);
     let doing = || format!("write {}", marker.display());
-    let file = File::options().create(true).append(true).open(&marker).doing(doing())?;
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open(&marker)
+        .doing(doing())?;
     file.set_modified(SystemTime::now()).doing(doing())
 }
 
 /// Removes all but the newest complete entries beside `current`. What cannot be removed stays: it only costs disk.
 pub fn prune(parent: &Path, current: &Path) {
-    let Ok(entries) = std::fs::read_dir(parent) else { return };
+    let Ok(entries) = std::fs::read_dir(parent) else {
+        return;
+    };
     let mut others: Vec<(SystemTime, PathBuf)> = entries
         .filter_map(Result::ok)
         .map(|entry| entry.path())
@@ -104,7 +110,12 @@ mod tests {
             if name != "unfinished" {
                 mark_used(&folder).unwrap();
                 let time = SystemTime::now() - Duration::from_secs(age);
-                File::options().append(true).open(folder.join(MARKER)).unwrap().set_modified(time).unwrap();
+                File::options()
+                    .append(true)
+                    .open(folder.join(MARKER))
+                    .unwrap()
+                    .set_modified(time)
+                    .unwrap();
             }
         }
         prune(&parent, &parent.join("current"));

@@ -17,7 +17,9 @@ pub fn run(session: &Session, arguments: &[String]) -> Outcome<i32> {
     let request = parse(arguments)?;
     let at_terminal = std::io::stdin().is_terminal();
     with(session, &request.options, Profile::Debug, |stage| {
-        let Some((program, rest)) = request.command.split_first() else { return Ok(0) };
+        let Some((program, rest)) = request.command.split_first() else {
+            return Ok(0);
+        };
         let mut command = Command::new(program);
         stage.dress(command.args(rest));
         let status = session.run_for_user(&mut command, at_terminal)?;
@@ -64,7 +66,11 @@ pub fn with<T>(
     let folder = session.temporary_folder("operator")?;
     let operator = operator::build(session, &target, profile, &folder)?;
     let plane = ControlPlane::start(session, &tools, options)?;
-    let stage = Stage { plane, operator, target: &target };
+    let stage = Stage {
+        plane,
+        operator,
+        target: &target,
+    };
     let outcome = work(&stage);
     stage.plane.report_dead_services();
     stage.plane.stop(session);

@@ -58,14 +58,17 @@ impl<'a> ControlPlane<'a> {
             match Self::try_start(session, tools, options) {
                 Ok(plane) => break plane,
                 Err(Failed::PortTaken) if tries < 4 => {
-                    eprintln!("    a port was taken meanwhile; trying others")
+                    eprintln!("    a port was taken meanwhile; trying others");
                 }
                 Err(Failed::PortTaken) => return Err("no free loopback ports after several tries.".into()),
                 Err(Failed::Otherwise(failure)) => return Err(failure),
             }
         };
         let definitions = plane.apply_definitions(session)?;
-        eprintln!("==> control plane ready after {:.1} s ({definitions})", started.elapsed().as_secs_f32());
+        eprintln!(
+            "==> control plane ready after {:.1} s ({definitions})",
+            started.elapsed().as_secs_f32()
+        );
         Ok(plane)
     }
 
@@ -77,7 +80,12 @@ impl<'a> ControlPlane<'a> {
         };
         std::fs::create_dir_all(&logs).doing(format!("make the folder {}", logs.display()))?;
         let ports = match *ports::free(4)?.as_slice() {
-            [etcd, etcd_peers, apiserver, moto] => Ports { etcd, etcd_peers, apiserver, moto },
+            [etcd, etcd_peers, apiserver, moto] => Ports {
+                etcd,
+                etcd_peers,
+                apiserver,
+                moto,
+            },
             _ => return Err(Failed::PortTaken),
         };
         let plane = Self {
@@ -98,7 +106,9 @@ impl<'a> ControlPlane<'a> {
         self.launch(session, "etcd", self.etcd(ports))?;
         self.launch(session, "moto", self.moto(options, ports))?;
         self.make_credentials(session, ports.apiserver)?;
-        self.wait_for(session, "etcd", || http::ask(ports.etcd, "GET", "/health", &[], "") == Some(200))?;
+        self.wait_for(session, "etcd", || {
+            http::ask(ports.etcd, "GET", "/health", &[], "") == Some(200)
+        })?;
         self.launch(session, "kube-apiserver", self.apiserver(ports))?;
         self.wait_for(session, "moto", || moto_is_warm(ports.moto))?;
         let ready = || process::answer(self.kubectl().args(["get", "--raw=/readyz"])).is_some();
@@ -106,7 +116,11 @@ impl<'a> ControlPlane<'a> {
         let default = || process::answer(self.kubectl().args(["get", "namespace", "default"])).is_some();
         self.wait_for(session, "kube-apiserver", default)?;
         if let Some(program) = &self.tools.controller_manager {
-            self.launch(session, "kube-controller-manager", self.controller_manager(program))?;
+            self.launch(
+                session,
+                "kube-controller-manager",
+                self.controller_manager(program),
+            )?;
         }
         Ok(())
     }
@@ -140,8 +154,14 @@ impl<'a> ControlPlane<'a> {
             .arg(format!("--token-auth-file={}", file("tokens.csv")))
             .arg("--authorization-mode=RBAC")
             .arg("--service-account-issuer=https://kubernetes.default.svc")
-            .arg(format!("--service-account-signing-key-file={}", file("service-accounts.key")))
-            .arg(format!("--service-account-key-file={}", file("service-accounts.key")))
+            .arg(format!(
+                "--service-account-signing-key-file={}",
+                file("service-accounts.key")
+            ))
+            .arg(format!(
+                "--service-account-key-file={}",
+                file("service-accounts.key")
+            ))
             // Without a controller manager no ServiceAccount is made for a namespace, and this plugin would
             // refuse every pod.
             .arg("--disable-admission-plugins=ServiceAccount")
@@ -149,7 +169,10 @@ impl<'a> ControlPlane<'a> {
             // The advertised address is never dialled, and loopback is refused as one.
             .args(["--endpoint-reconciler-type=none", "--advertise-address=192.0.2.1"])
             // A test must measure its own limits and not the server's.
-            .args(["--max-requests-inflight=3000", "--max-mutating-requests-inflight=1500"])
+            .args([
+                "--max-requests-inflight=3000",
+                "--max-mutating-requests-inflight=1500",
+            ])
             .args(["--allow-privileged=true", "--profiling=false"]);
         command
     }
@@ -158,7 +181,11 @@ impl<'a> ControlPlane<'a> {
         let mut command = Command::new(program);
         command
             .arg(format!("--kubeconfig={}", self.kubeconfig().display()))
-            .args(["--leader-elect=false", "--secure-port=0", "--concurrent-gc-syncs=4"])
+            .args([
+                "--leader-elect=false",
+                "--secure-port=0",
+                "--concurrent-gc-syncs=4",
+            ])
             .arg(
                 "--controllers=deployment-controller,replicaset-controller,statefulset-controller,\
                  daemonset-controller,garbage-collector-controller,disruption-controller",
@@ -169,7 +196,9 @@ impl<'a> ControlPlane<'a> {
 
     fn moto(&self, options: &Options, ports: &Ports) -> Command {
         let mut command = Command::new(self.tools.moto.program("moto_server"));
-        command.args(["-H", "127.0.0.1", "-p"]).arg(ports.moto.to_string());
+        command
+            .args(["-H", "127.0.0.1", "-p"])
+            .arg(ports.moto.to_string());
         command.env_remove("INITIAL_NO_AUTH_ACTION_COUNT");
         if options.moto_auth {
             command.env("INITIAL_NO_AUTH_ACTION_COUNT", "0");
@@ -180,7 +209,9 @@ impl<'a> ControlPlane<'a> {
     fn launch(&self, session: &Session, name: &'static str, mut command: Command) -> Outcome<()> {
         let log = self.logs.join(format!("{name}.log"));
         process::log_to(&mut command, &log)?;
-        process::without_aws(&mut command).current_dir(&self.folder).stdin(Stdio::null());
+        process::without_aws(&mut command)
+            .current_dir(&self.folder)
+            .stdin(Stdio::null());
         let process = session.spawn(&mut command)?;
         self.services.borrow_mut().push(Service { name, process, log });
         Ok(())
@@ -225,7 +256,9 @@ impl<'a> ControlPlane<'a> {
 
     fn check_alive(&self) -> Result<(), Failed> {
         for service in self.services.borrow_mut().iter_mut() {
-            let Some(status) = service.process.try_wait().doing("look after a service")? else { continue };
+            let Some(status) = service.process.try_wait().doing("look after a service")? else {
+                continue;
+            };
             let end = process::tail(&service.log, 20);
             if end.to_lowercase().contains("address already in use") || end.contains("is in use by another") {
                 return Err(Failed::PortTaken);
@@ -256,7 +289,8 @@ impl<'a> ControlPlane<'a> {
         apply.args(["apply", "--server-side", "-f"]).arg(&folder);
         session.run_logged(&mut apply, "applying crds/", &log)?;
         let mut wait = self.kubectl();
-        wait.args(["wait", "--for=condition=Established", "--timeout=30s", "-f"]).arg(&folder);
+        wait.args(["wait", "--for=condition=Established", "--timeout=30s", "-f"])
+            .arg(&folder);
         session.run_logged(&mut wait, "waiting for crds/", &log)?;
         Ok("crds/ applied")
     }
@@ -268,9 +302,9 @@ impl<'a> ControlPlane<'a> {
         command
     }
 
-    /// The folder that goes away at the end.
-    pub fn folder(&self) -> &Path {
-        &self.folder
+    /// Python with boto3.
+    pub fn python(&self) -> PathBuf {
+        self.tools.moto.python()
     }
 
     fn kubeconfig(&self) -> PathBuf {
@@ -327,35 +361,31 @@ fn loopback(port: u16) -> String {
 /// moto loads a service's code at its first request, which takes a second; the wait for it belongs to the start.
 /// Any answer will do: with its checks on, moto refuses these.
 fn moto_is_warm(port: u16) -> bool {
-    ["kms", "sts", "iam"].into_iter().all(|service| {
+    let calls = [
+        ("kms", "application/x-amz-json-1.1", "{}"),
+        (
+            "sts",
+            "application/x-www-form-urlencoded",
+            "Action=GetCallerIdentity&Version=2011-06-15",
+        ),
+        (
+            "iam",
+            "application/x-www-form-urlencoded",
+            "Action=ListRoles&Version=2010-05-08",
+        ),
+    ];
+    calls.into_iter().all(|(service, content_type, body)| {
         let scope = format!(
             "AWS4-HMAC-SHA256 Credential=AKIAIOSFODNN7EXAMPLE/20200101/{REGION}/{service}/aws4_request, \
              SignedHeaders=host, Signature=0"
         );
-        let common = ("Authorization", scope.as_str());
-        match service {
-            "kms" => http::ask(
-                port,
-                "POST",
-                "/",
-                &[
-                    common,
-                    ("X-Amz-Target", "TrentService.ListKeys"),
-                    ("Content-Type", "application/x-amz-json-1.1"),
-                ],
-                "{}",
-            ),
-            _ => {
-                let action = if service == "sts" {
-                    "GetCallerIdentity&Version=2011-06-15"
-                } else {
-                    "ListRoles&Version=2010-05-08"
-                };
-                let form = ("Content-Type", "application/x-www-form-urlencoded");
-                http::ask(port, "POST", "/", &[common, form], &format!("Action={action}"))
-            }
-        }
-        .is_some()
+        let headers = [
+            ("Authorization", scope.as_str()),
+            ("Content-Type", content_type),
+            // Only KMS looks at it.
+            ("X-Amz-Target", "TrentService.ListKeys"),
+        ];
+        http::ask(port, "POST", "/", &headers, body).is_some()
     })
 }
 
@@ -365,7 +395,9 @@ fn random_token() -> Outcome<String> {
     std::fs::File::open("/dev/urandom")
         .and_then(|mut file| file.read_exact(&mut bytes))
         .doing("read /dev/urandom")?;
-    Ok(bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}")))
+    Ok(bytes
+        .iter()
+        .fold(String::new(), |text, byte| text + &format!("{byte:02x}")))
 }
 
 /// A kubeconfig in JSON, which is YAML too and needs no quoting rules of our own.

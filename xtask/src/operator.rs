@@ -73,19 +73,28 @@ pub fn test_targets(target: &Path) -> Outcome<TestTargets> {
     let text = process::answer(&mut command)
         .ok_or("`cargo metadata` failed. Run it by hand to see why; Cargo.toml is probably at fault.")?;
     let metadata = serde_json::from_str(&text).doing("read the output of `cargo metadata`")?;
-    Ok(sort_targets(&metadata, |path| std::fs::read_to_string(path).unwrap_or_default()))
+    Ok(sort_targets(&metadata, |path| {
+        std::fs::read_to_string(path).unwrap_or_default()
+    }))
 }
 
 /// A target is an integration test if Cargo.toml or its own first lines require the feature.
 fn sort_targets(metadata: &serde_json::Value, read: impl Fn(&str) -> String) -> TestTargets {
     let mut sorted = TestTargets::default();
     let list = |value: &serde_json::Value| value.as_array().cloned().unwrap_or_default();
-    for target in list(&metadata["packages"]).iter().flat_map(|package| list(&package["targets"])) {
-        let Some(name) = target["name"].as_str() else { continue };
+    for target in list(&metadata["packages"])
+        .iter()
+        .flat_map(|package| list(&package["targets"]))
+    {
+        let Some(name) = target["name"].as_str() else {
+            continue;
+        };
         if !list(&target["kind"]).iter().any(|kind| kind == "test") {
             continue;
         }
-        let required = list(&target["required-features"]).iter().any(|feature| feature == "integration");
+        let required = list(&target["required-features"])
+            .iter()
+            .any(|feature| feature == "integration");
         let source = target["src_path"].as_str().map(&read).unwrap_or_default();
         if required || source.contains("#![cfg(feature = \"integration\")]") {
             sorted.integration.push(name.to_owned());

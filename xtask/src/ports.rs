@@ -25,7 +25,11 @@ pub fn free(count: usize) -> Outcome<Vec<u16>> {
             return Ok(found.into_iter().collect());
         }
     }
-    Err(format!("no {count} free loopback ports between {FIRST} and {}", FIRST + COUNT).into())
+    Err(format!(
+        "no {count} free loopback ports between {FIRST} and {}",
+        FIRST + COUNT
+    )
+    .into())
 }
 
 #[cfg(test)]
@@ -35,7 +39,10 @@ mod tests {
     #[test]
     fn ports_are_different_and_can_be_bound() {
         let ports = free(4).unwrap();
-        let listeners: Vec<_> = ports.iter().map(|&port| TcpListener::bind(("127.0.0.1", port))).collect();
+        let listeners: Vec<_> = ports
+            .iter()
+            .map(|&port| TcpListener::bind(("127.0.0.1", port)))
+            .collect();
         assert_eq!(listeners.iter().filter(|listener| listener.is_ok()).count(), 4);
     }
 }

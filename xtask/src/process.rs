@@ -11,7 +11,9 @@ use crate::failure::{Doing, Failure, Outcome};
 /// The exit status as a shell would say it.
 pub fn status_number(status: ExitStatus) -> i32 {
     use std::os::unix::process::ExitStatusExt;
-    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default())
+    status
+        .code()
+        .unwrap_or_else(|| 128 + status.signal().unwrap_or_default())
 }
 
 /// What to say when a program could not even be started.
@@ -31,7 +33,10 @@ pub fn log_to(command: &mut Command, log: &Path) -> Outcome<()> {
 /// Runs a command that answers at once and gives what it printed, trimmed; nothing if it failed.
 pub fn answer(command: &mut Command) -> Option<String> {
     let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// The last lines of a log, indented, for an error message.
@@ -40,7 +45,7 @@ pub fn tail(log: &Path, lines: usize) -> String {
     let text = String::from_utf8_lossy(&bytes);
     let all: Vec<&str> = text.lines().collect();
     let last = all.get(all.len().saturating_sub(lines)..).unwrap_or_default();
-    last.iter().map(|line| format!("    {line}\n")).collect()
+    last.iter().map(|line| ["    ", line, "\n"].concat()).collect()
 }
 
 /// When to tell that a long step still runs: often at first, then rarely.
@@ -103,8 +108,10 @@ pub fn kill_descendants(spared: u32) {
     let spared = i32::try_from(spared).unwrap_or_default();
     // Each round may orphan processes onto us that the round before did not see as ours.
     for _ in 0..5 {
-        let doomed: Vec<i32> =
-            descendants(own, &parents()).into_iter().filter(|&pid| pid != spared).collect();
+        let doomed: Vec<i32> = descendants(own, &parents())
+            .into_iter()
+            .filter(|&pid| pid != spared)
+            .collect();
         if doomed.is_empty() {
             return;
         }
@@ -117,7 +124,9 @@ pub fn kill_descendants(spared: u32) {
 
 /// Every living process and its parent.
 fn parents() -> HashMap<i32, i32> {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return HashMap::new() };
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return HashMap::new();
+    };
     entries
         .filter_map(Result::ok)
         .filter_map(|entry| {
@@ -133,7 +142,11 @@ fn parents() -> HashMap<i32, i32> {
 fn living_parent(stat: &str) -> Option<i32> {
     let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_whitespace();
     let state = fields.next()?;
-    if state == "Z" { None } else { fields.next()?.parse().ok() }
+    if state == "Z" {
+        None
+    } else {
+        fields.next()?.parse().ok()
+    }
 }
 
 fn descendants(root: i32, parents: &HashMap<i32, i32>) -> Vec<i32> {
@@ -172,7 +185,9 @@ mod tests {
     #[test]
     fn a_tick_comes_once_and_then_more_rarely() {
         let mut ticks = Ticks::new();
-        let at: Vec<u64> = (0..200).filter(|&second| ticks.due(Duration::from_secs(second))).collect();
+        let at: Vec<u64> = (0..200)
+            .filter(|&second| ticks.due(Duration::from_secs(second)))
+            .collect();
         assert_eq!(at, [15, 30, 45, 60, 120, 180]);
     }
 }

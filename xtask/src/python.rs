@@ -29,7 +29,11 @@ impl Environment {
     /// What a line of Python prints.
     pub fn answer(&self, code: &str) -> Outcome<String> {
         process::answer(Command::new(self.python()).args(["-c", code])).ok_or_else(|| {
-            format!("`{}` failed. Remove that folder and try again.", self.folder.display()).into()
+            format!(
+                "`{}` failed. Remove that folder and try again.",
+                self.folder.display()
+            )
+            .into()
         })
     }
 }
@@ -77,7 +81,10 @@ fn find() -> Outcome<Python> {
         .into_iter()
         .find_map(|program| {
             let version = process::answer(Command::new(program).args(["-c", &code]))?;
-            Some(Python { program: program.to_owned(), version })
+            Some(Python {
+                program: program.to_owned(),
+                version,
+            })
         })
         .ok_or_else(|| Failure::Said(missing()))
 }

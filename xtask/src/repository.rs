@@ -22,7 +22,11 @@ pub fn root() -> PathBuf {
 
 /// The user's cache folder for this project.
 pub fn cache_folder() -> Outcome<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let set = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     set("XDG_CACHE_HOME")
         .or_else(|| set("HOME").map(|home| home.join(".cache")))
         .map(|cache| cache.join("auto-unseal-operator"))
@@ -40,7 +44,10 @@ pub fn checksum(parts: &[&[u8]]) -> String {
         hash.update(":");
         hash.update(part);
     }
-    hash.finalize().iter().take(8).fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+    hash.finalize()
+        .iter()
+        .take(8)
+        .fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 /// Reads a file of the repository whose content decides a key of the cache.
@@ -52,7 +59,9 @@ pub fn read(path: &Path) -> Outcome<Vec<u8>> {
 pub fn cargo(target: &Path) -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
-    process::without_cargo_run(&mut command).current_dir(root()).env("CARGO_TARGET_DIR", target);
+    process::without_cargo_run(&mut command)
+        .current_dir(root())
+        .env("CARGO_TARGET_DIR", target);
     if std::env::var_os("CI").is_some() && std::env::var_os("CARGO_INCREMENTAL").is_none() {
         // CI builds a clone once; what would speed up its second build only fills the disk.
         command.env("CARGO_INCREMENTAL", "0");
@@ -83,7 +92,9 @@ pub fn target_folder() -> Outcome<PathBuf> {
 
 /// The bytes below a folder; links are not followed.
 fn size(folder: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return 0;
+    };
     entries
         .filter_map(Result::ok)
         .map(|entry| match entry.metadata() {

@@ -37,7 +37,10 @@ impl Session {
                 .doing("listen for signals")?;
         }
         process::adopt_orphans();
-        Ok(Self { guard: Mutex::new(Guard::start()?), signal })
+        Ok(Self {
+            guard: Mutex::new(Guard::start()?),
+            signal,
+        })
     }
 
     /// Fails once a signal has asked for the end.
@@ -49,7 +52,9 @@ impl Session {
     }
 
     fn signal(&self) -> Option<i32> {
-        i32::try_from(self.signal.load(Ordering::Relaxed)).ok().filter(|&number| number != 0)
+        i32::try_from(self.signal.load(Ordering::Relaxed))
+            .ok()
+            .filter(|&number| number != 0)
     }
 
     fn guard(&self) -> MutexGuard<'_, Guard> {
@@ -72,7 +77,10 @@ impl Session {
     /// Starts a program in a process group of its own; it ends with the session at the latest.
     pub fn spawn(&self, command: &mut Command) -> Outcome<Child> {
         self.check()?;
-        let child = command.process_group(0).spawn().map_err(|error| process::cannot_run(command, &error))?;
+        let child = command
+            .process_group(0)
+            .spawn()
+            .map_err(|error| process::cannot_run(command, &error))?;
         self.guard().watch_group(child.id());
         Ok(child)
     }
@@ -97,7 +105,9 @@ impl Session {
             return self.wait_for_group(child, None);
         }
         self.check()?;
-        let mut child = command.spawn().map_err(|error| process::cannot_run(command, &error))?;
+        let mut child = command
+            .spawn()
+            .map_err(|error| process::cannot_run(command, &error))?;
         let mut asked = None;
         loop {
             if let Some(status) = child.try_wait().doing("wait for the command")? {

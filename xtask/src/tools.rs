@@ -72,13 +72,18 @@ impl Tools {
     pub fn ensure(session: &Session, with_controller_manager: bool) -> Outcome<Self> {
         let requirements = repository::root().join("tests/tools/moto/requirements.txt");
         let moto = python::environment(session, "moto", &requirements)?;
-        let workshop = Workshop { session, go: OnceCell::new() };
+        let workshop = Workshop {
+            session,
+            go: OnceCell::new(),
+        };
         let controller_manager = with_controller_manager.then_some(&CONTROLLER_MANAGER);
         Ok(Self {
             etcd: workshop.provide(&ETCD)?,
             apiserver: workshop.provide(&APISERVER)?,
             kubectl: workshop.provide(&KUBECTL)?,
-            controller_manager: controller_manager.map(|tool| workshop.provide(tool)).transpose()?,
+            controller_manager: controller_manager
+                .map(|tool| workshop.provide(tool))
+                .transpose()?,
             moto,
         })
     }
@@ -106,8 +111,15 @@ impl Workshop<'_> {
             go.version.as_bytes(),
         ]);
         let folder = cache::ensure(self.session, tool.name, &key, |folder| {
-            eprintln!("==> building {} with {} (minutes, once on this machine)", tool.name, go.version);
-            let build = Build { module, package: tool.package.to_owned(), linker };
+            eprintln!(
+                "==> building {} with {} (minutes, once on this machine)",
+                tool.name, go.version
+            );
+            let build = Build {
+                module,
+                package: tool.package.to_owned(),
+                linker,
+            };
             go.build(self.session, &build, &folder.join(tool.name))
         })?;
         Ok(folder.join(tool.name))
@@ -165,7 +177,14 @@ pub fn cargo_deny(session: &Session) -> Outcome<PathBuf> {
         let scratch = folder.join("target");
         let mut install = repository::cargo(&scratch);
         install
-            .args(["install", "--locked", "--version", CARGO_DENY_VERSION, "cargo-deny", "--root"])
+            .args([
+                "install",
+                "--locked",
+                "--version",
+                CARGO_DENY_VERSION,
+                "cargo-deny",
+                "--root",
+            ])
             .arg(folder);
         session.run_logged(&mut install, "building cargo-deny", &folder.join("install.log"))?;
         std::fs::remove_dir_all(&scratch).doing(format!("remove {}", scratch.display()))
