@@ -47,7 +47,7 @@ impl Part {
 /// `cargo xtask test [PART…] [-- ARGS…]`
 pub fn run(session: &Session, arguments: &[String]) -> Outcome<i32> {
     let (parts, rest) = parse(arguments)?;
-    let target = repository::target_folder()?;
+    let target = repository::target_folder(session)?;
     let mut results = Vec::new();
     for part in parts {
         println!("\n==> {}", part.name());
