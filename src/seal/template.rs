@@ -18,6 +18,7 @@ pub const MAX_OUTPUT: usize = 256 * 1024;
 /// A template that was accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
+    source: String,
     parts: Vec<Part>,
 }
 
@@ -189,7 +190,15 @@ impl Template {
         if !rest.is_empty() {
             parts.push(Part::Text(rest.to_owned()));
         }
-        Ok(Self { parts })
+        Ok(Self {
+            source: source.to_owned(),
+            parts,
+        })
+    }
+
+    /// The text that was parsed.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// What the placeholders ask for, in their order.
