@@ -196,7 +196,7 @@ impl Template {
         })
     }
 
-    /// The text that was parsed.
+    /// The text as it was written, for the digest of the inputs.
     pub fn source(&self) -> &str {
         &self.source
     }
