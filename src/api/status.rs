@@ -86,6 +86,9 @@ pub struct SealStatus {
     /// When the KMS last described the key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_probe_time: Option<Time>,
+    /// Why it is Unhealthy: a word of the closed set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// What is wrong and what to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
@@ -142,6 +145,9 @@ pub struct TargetStatus {
     /// When the content last changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delivered_time: Option<Time>,
+    /// How often the key bytes in it have changed; the counter that restarted pod templates carry.
+    #[serde(default)]
+    pub deliveries: u64,
     /// The pods that read it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pods: Option<PodCounts>,
