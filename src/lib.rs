@@ -4,5 +4,7 @@
 pub mod api;
 pub mod cli;
 pub mod delivery;
+pub mod provider;
 pub mod seal;
+pub mod wrapped;
 pub mod yaml;

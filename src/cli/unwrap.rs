@@ -17,11 +17,11 @@ use super::{
     schema::Problem,
 };
 use crate::{
-    api::{Armor, Reason},
+    api::Reason,
     seal::{
         Ciphertext, Fault, KeyBytes,
         check_value::{Binding, check_value},
-        model::{Copy, Key, Model, Source, SourceKind, SourceRef},
+        model::{Copy, Key, Model, Source, SourceKind, SourceRef, unarmor},
     },
 };
 
@@ -211,32 +211,20 @@ fn entry_bytes(object: &Value, entry: &SourceRef) -> Option<Ciphertext> {
     let bytes = match entry.kind {
         SourceKind::Secret => match text("stringData") {
             Some(plain) => plain.as_bytes().to_vec(),
-            None => base64(text("data")?.as_bytes())?,
+            None => base64(text("data")?)?,
         },
         SourceKind::ConfigMap => match text("data") {
             Some(plain) => plain.as_bytes().to_vec(),
-            None => base64(text("binaryData")?.as_bytes())?,
+            None => base64(text("binaryData")?)?,
         },
     };
-    dearmored(bytes, entry.armor).map(Ciphertext::new)
+    unarmor(&bytes, entry.armor)
 }
 
-fn dearmored(bytes: Vec<u8>, armor: Armor) -> Option<Vec<u8>> {
-    match armor {
-        Armor::None => Some(bytes),
-        Armor::Base64 => base64(&bytes),
-        Armor::Auto => Some(base64(&bytes).unwrap_or(bytes)),
-    }
-}
-
-/// Standard base64, white space ignored.
-fn base64(text: &[u8]) -> Option<Vec<u8>> {
-    let text: Vec<u8> = text
-        .iter()
-        .copied()
-        .filter(|b| !b.is_ascii_whitespace())
-        .collect();
-    data_encoding::BASE64.decode(&text).ok()
+/// How manifests carry bytes. The apiserver reads it with line ends in it, too.
+fn base64(text: &str) -> Option<Vec<u8>> {
+    let packed: Vec<u8> = text.bytes().filter(|b| !b.is_ascii_whitespace()).collect();
+    data_encoding::BASE64.decode(&packed).ok()
 }
 
 /// A new file that only its owner may read, and that goes away again unless it is kept.
@@ -295,6 +283,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::api::Armor;
 
     fn scratch(name: &str) -> PathBuf {
         let path = std::env::temp_dir().join(format!("autounseal-out-{}-{name}", std::process::id()));

@@ -8,6 +8,8 @@ use super::YamlError;
 
 /// Levels of `[` and `{` in each other: the parser's time grows with their square.
 const MAX_FLOW: usize = 64;
+/// Blocks in each other; the parser itself gives up at 128.
+const MAX_BLOCKS: usize = 128;
 
 pub(super) fn scan(text: &str) -> Result<(), YamlError> {
     let mut scanner = Scanner::default();
@@ -31,7 +33,7 @@ const ANCHOR: &str =
     "anchors and aliases are not taken; write the value out, or quote it if it is text";
 const TAG: &str = "tags are not taken; write the value without it, or quote it if it is text";
 const DIRECTIVE: &str = "directives are not taken; remove the line";
-const NESTING: &str = "too many brackets in each other";
+const NESTING: &str = "too many levels in each other";
 const BREAK: &str =
     "this character is not taken outside of escapes; write it as an escape in double quotes";
 
@@ -110,12 +112,18 @@ impl Scanner {
     }
 
     /// A block begins, or goes on, at this column: deeper ones have ended. Brackets know no columns.
-    fn open(&mut self, column: isize) -> Option<isize> {
+    fn open(&mut self, at: usize) -> Result<Option<isize>, Refusal> {
+        let column = signed(at);
         if self.flow == 0 {
-            self.blocks.retain(|block| *block < column);
+            while self.blocks.last().is_some_and(|block| *block >= column) {
+                self.blocks.pop();
+            }
             self.blocks.push(column);
         }
-        Some(column)
+        if self.blocks.len() > MAX_BLOCKS {
+            return Err((at, NESTING));
+        }
+        Ok(Some(column))
     }
 
     /// The block around a node that stands alone on its line.
@@ -154,11 +162,11 @@ impl Scanner {
                 }
                 ',' if self.flow > 0 => at += 1,
                 ':' if self.flow > 0 || space_after => {
-                    block = self.open(signed(node));
+                    block = self.open(node)?;
                     at += 1;
                 }
                 '-' | '?' if space_after => {
-                    block = self.open(signed(at));
+                    block = self.open(at)?;
                     at += 1;
                 }
                 quote @ ('"' | '\'') => {
@@ -201,7 +209,7 @@ impl Scanner {
             End::Comment => Ok(()),
             End::Value(at) => {
                 // The plain scalar was a name: its column is that of a block mapping.
-                self.open(signed(node));
+                self.open(node)?;
                 self.after_value(line, at, signed(node))
             }
             End::Flow(at) => self.nodes(line, at, Some(parent)),
