@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand. Help text is documentation, errors name the fix.
 
 mod check;
+mod controller;
 mod crd;
 mod destination;
 mod manifest;
@@ -48,6 +49,8 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run the operator
+    Controller(Box<crate::settings::ControllerArgs>),
     /// Print the custom resource definitions
     Crd(crd::CrdArgs),
     /// Check manifests offline and print what the operator would do
@@ -63,6 +66,7 @@ pub enum Command {
 /// Runs a command.
 pub async fn run(cli: Cli) -> ExitCode {
     let done = match cli.command {
+        Command::Controller(args) => controller::run(&args).await,
         Command::Crd(args) => crd::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Wrap(args) => wrap::run(&args).await,
