@@ -252,12 +252,7 @@ mod tests {
         let mut text = String::from("a: &a [x, x, x, x, x, x, x, x, x]\n");
         for (of, to) in ('a'..'i').zip('b'..'j') {
             use fmt::Write as _;
-            writeln!(
-                text,
-                "{to}: &{to} [{}]",
-                vec![format!("*{of}"); 9].join(", ")
-            )
-            .unwrap();
+            writeln!(text, "{to}: &{to} [{}]", vec![format!("*{of}"); 9].join(", ")).unwrap();
         }
         assert!(matches!(
             documents(&text),
@@ -296,10 +291,7 @@ mod tests {
 
     #[test]
     fn size_and_nesting_are_bounded() {
-        assert_eq!(
-            documents(&" ".repeat(MAX_FILE + 1)),
-            Err(YamlError::TooLong)
-        );
+        assert_eq!(documents(&" ".repeat(MAX_FILE + 1)), Err(YamlError::TooLong));
         let start = std::time::Instant::now();
         for hostile in [
             "[".repeat(MAX_FILE),
@@ -326,8 +318,7 @@ mod tests {
 
     #[test]
     fn what_is_printed_reads_back() {
-        let value =
-            json!({"a": ["x: y", "&z", "*", "| ", "# no", "1", "yes", "l1\nl2 &a\n"], "b": 1});
+        let value = json!({"a": ["x: y", "&z", "*", "| ", "# no", "1", "yes", "l1\nl2 &a\n"], "b": 1});
         assert_eq!(documents(&print(&value).unwrap()).unwrap(), [value]);
     }
 }

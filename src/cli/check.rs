@@ -52,8 +52,7 @@ pub(super) fn run(args: &CheckArgs) -> Done {
     for file in &args.files {
         objects.extend(manifest::read(file)?);
     }
-    let (configs, others): (Vec<_>, Vec<_>) =
-        objects.into_iter().partition(|object| object.kind() == KIND);
+    let (configs, others): (Vec<_>, Vec<_>) = objects.into_iter().partition(|object| object.kind() == KIND);
     for other in &others {
         let kind = match other.kind() {
             "" => "an object without a kind",
@@ -66,9 +65,7 @@ pub(super) fn run(args: &CheckArgs) -> Done {
         ));
     }
     if configs.is_empty() {
-        return Err(Failure::No(
-            "there is no SealConfig in what was given".to_owned(),
-        ));
+        return Err(Failure::No("there is no SealConfig in what was given".to_owned()));
     }
     let mut results = Vec::new();
     for mut object in configs {
@@ -114,8 +111,7 @@ pub(super) fn check(object: &Object) -> Checked {
             "namespace is missing; write it, or name it with --namespace".to_owned(),
         ));
     }
-    let config: SealConfig =
-        serde_json::from_value(value).map_err(|error| told("", error.to_string()))?;
+    let config: SealConfig = serde_json::from_value(value).map_err(|error| told("", error.to_string()))?;
     let model = model::parse(&config).map_err(|fault| told("", fault.to_string()))?;
     let problems: Vec<_> = model.targets.iter().filter_map(missing_entries).collect();
     if problems.is_empty() {
@@ -263,7 +259,8 @@ fn plan_text(model: &Model) -> String {
                     let keys: Vec<_> = entry.content.keys().into_iter().collect();
                     match keys.as_slice() {
                         [] => "template without keys".to_owned(),
-                        keys => format!("template with {}", keys.join(", ")),
+                        [key] => format!("template with key {key}"),
+                        keys => format!("template with keys {}", keys.join(", ")),
                     }
                 }
             };
@@ -402,7 +399,18 @@ mod tests {
         let object = object(&good());
         let checked = check(&object);
         let text = as_text(&[(object, checked)]);
-        insta::assert_snapshot!(text, @r"");
+        let want = "\
+billing/billing (seal.yaml): well
+  seal aws (priority 50): AWS KMS alias/billing, region eu-west-1, ServiceAccount billing
+  key master: opened by seal aws (kms, inline)
+  target app: Secret billing-key (Opaque)
+    master.key: key master, raw bytes
+    old.key: previous version of key master: a brought key has none, left out
+    app.toml: template with key master
+    pods app=billing: rolled when a key changes, if their workload allows it
+
+";
+        assert_eq!(text, want);
     }
 
     #[test]
@@ -425,9 +433,7 @@ mod tests {
             let problems = check(&object(&spec)).unwrap_err();
             problems[0].to_string()
         };
-        assert!(
-            problem(&|spec| spec["sealz"] = json!([])).starts_with("spec.sealz: no such field"),
-        );
+        assert!(problem(&|spec| spec["sealz"] = json!([])).starts_with("spec.sealz: no such field"),);
         assert!(
             problem(&|spec| {
                 spec["targets"][0]["secret"]["data"][2]["template"] = json!("{{ x }}");
@@ -443,10 +449,6 @@ mod tests {
         assert_eq!(check(&elsewhere).unwrap_err()[0].path, "apiVersion");
         let mut nowhere = object(&good());
         nowhere.value["metadata"] = json!({"name": "x"});
-        assert!(
-            check(&nowhere).unwrap_err()[0]
-                .message
-                .contains("--namespace")
-        );
+        assert!(check(&nowhere).unwrap_err()[0].message.contains("--namespace"));
     }
 }

@@ -135,13 +135,10 @@ fn fit(seal: &Seal, to: &KeyRef) -> Option<Fit> {
     match (&aws.key, to) {
         (KeyRef::Arn(own), KeyRef::Arn(to)) => own.same_key(to).then_some(Fit::Named),
         (KeyRef::Id(own), KeyRef::Arn(to)) => (here && *own == to.id).then_some(Fit::Named),
-        (
-            KeyRef::Alias(own) | KeyRef::AliasArn { alias: own, .. },
-            KeyRef::AliasArn { alias: to, .. },
-        ) => (here && own == to).then_some(Fit::Named),
-        (KeyRef::Alias(_) | KeyRef::AliasArn { .. }, KeyRef::Arn(_)) => {
-            here.then_some(Fit::Possible)
+        (KeyRef::Alias(own) | KeyRef::AliasArn { alias: own, .. }, KeyRef::AliasArn { alias: to, .. }) => {
+            (here && own == to).then_some(Fit::Named)
         }
+        (KeyRef::Alias(_) | KeyRef::AliasArn { .. }, KeyRef::Arn(_)) => here.then_some(Fit::Possible),
         _ => None,
     }
 }
@@ -198,7 +195,10 @@ mod tests {
     #[test]
     fn what_fits_no_seal_or_several_is_misuse() {
         for (only, to) in [
-            (None, vec!["arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"]),
+            (
+                None,
+                vec!["arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"],
+            ),
             (None, vec!["alias/root"]),
             (None, vec!["https://evil.example"]),
             (None, vec![KEY, KEY]),

@@ -340,11 +340,7 @@ mod tests {
             Ok(Ciphertext::new(b"x".to_vec()))
         );
         assert!(wrapped(&copy, &[beside("other")], "n").is_err());
-        assert!(
-            wrapped(&copy, &[], "n")
-                .unwrap_err()
-                .contains("not in the file")
-        );
+        assert!(wrapped(&copy, &[], "n").unwrap_err().contains("not in the file"));
     }
 
     #[test]
@@ -353,26 +349,30 @@ mod tests {
             entry_bytes(object, &entry(kind, armor)).map(|c| c.bytes().to_vec())
         };
         let secret = json!({"data": {"k": "ZUE9PQ=="}});
-        assert_eq!(
-            read(&secret, SourceKind::Secret, Armor::None).unwrap(),
-            b"eA=="
-        );
+        assert_eq!(read(&secret, SourceKind::Secret, Armor::None).unwrap(), b"eA==");
         assert_eq!(read(&secret, SourceKind::Secret, Armor::Auto).unwrap(), b"x");
         let map = json!({"data": {"k": "eA=\n="}});
-        assert_eq!(
-            read(&map, SourceKind::ConfigMap, Armor::Base64).unwrap(),
-            b"x"
-        );
+        assert_eq!(read(&map, SourceKind::ConfigMap, Armor::Base64).unwrap(), b"x");
         assert_eq!(
             read(&json!({"data": {"k": "?"}}), SourceKind::ConfigMap, Armor::Base64),
             None
         );
         assert_eq!(
-            read(&json!({"binaryData": {"k": "/w=="}}), SourceKind::ConfigMap, Armor::Auto).unwrap(),
+            read(
+                &json!({"binaryData": {"k": "/w=="}}),
+                SourceKind::ConfigMap,
+                Armor::Auto
+            )
+            .unwrap(),
             [0xff]
         );
         assert_eq!(
-            read(&json!({"stringData": {"k": "?"}}), SourceKind::Secret, Armor::Auto).unwrap(),
+            read(
+                &json!({"stringData": {"k": "?"}}),
+                SourceKind::Secret,
+                Armor::Auto
+            )
+            .unwrap(),
             b"?"
         );
     }

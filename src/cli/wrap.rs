@@ -127,11 +127,11 @@ type Context = BTreeMap<String, String>;
 pub(super) async fn run(args: &WrapArgs) -> Done {
     if args.file == Path::new("-") && args.input.is_none() {
         return Err(Failure::Misuse(
-            "standard input carries the key, so the manifest must be a file; or give the key with --in FILE".to_owned(),
+            "standard input carries the key, so the manifest must be a file; or give the key with --in FILE"
+                .to_owned(),
         ));
     }
-    let (object, _) =
-        manifest::one_seal_config(&args.file, args.name.as_deref(), args.namespace.as_deref())?;
+    let (object, _) = manifest::one_seal_config(&args.file, args.name.as_deref(), args.namespace.as_deref())?;
     let seals = seals_of(&object)?;
     check_name(&args.key)?;
     let context = context(&args.context, args.format, object.namespace())?;
@@ -195,11 +195,7 @@ fn seals_of(object: &Object) -> Result<Vec<Seal>, Failure> {
                 false => format!("spec.seals: {problem}"),
             })
             .collect();
-        return Err(Failure::No(format!(
-            "{}: {}",
-            object.place,
-            list.join("; ")
-        )));
+        return Err(Failure::No(format!("{}: {}", object.place, list.join("; "))));
     }
     // Name and namespace do not matter to the seals, and need not be there.
     let alone: SealConfig = serde_json::from_value(json!({
@@ -221,17 +217,12 @@ pub(super) fn check_name(key: &str) -> Result<(), Failure> {
         Ok(())
     } else {
         Err(Failure::Misuse(
-            "--key takes a name of small letters, digits and hyphens, at most 63 of them"
-                .to_owned(),
+            "--key takes a name of small letters, digits and hyphens, at most 63 of them".to_owned(),
         ))
     }
 }
 
-fn context(
-    pairs: &[String],
-    format: PackedAs,
-    namespace: Option<&str>,
-) -> Result<Context, Failure> {
+fn context(pairs: &[String], format: PackedAs, namespace: Option<&str>) -> Result<Context, Failure> {
     let misuse = |message: String| Err(Failure::Misuse(message));
     if !pairs.is_empty() && format != PackedAs::Kms {
         return misuse(
@@ -261,8 +252,7 @@ fn context(
 }
 
 fn question(key: &str, ways: &[Way]) -> String {
-    let mut text =
-        format!("The key {key:?} will be sent, with your own AWS identity, to be wrapped under\n");
+    let mut text = format!("The key {key:?} will be sent, with your own AWS identity, to be wrapped under\n");
     for way in ways {
         let region = way.seal.region.as_ref().map_or_else(
             || "the region of your own AWS configuration".to_owned(),
@@ -319,9 +309,7 @@ fn read_bytes(mut reader: impl Read, most: usize, what: &dyn Display) -> Result<
         }
     }
     if length == 0 {
-        return Err(Failure::Misuse(format!(
-            "{what} is empty; it must hold the key"
-        )));
+        return Err(Failure::Misuse(format!("{what} is empty; it must hold the key")));
     }
     if length > most {
         return Err(Failure::Misuse(format!(
@@ -333,8 +321,7 @@ fn read_bytes(mut reader: impl Read, most: usize, what: &dyn Display) -> Result<
 
 /// One entry for `wrapped:`.
 fn copy(seal: &str, format: PackedAs, context: &Context, wrapped: &[u8]) -> Value {
-    let mut entry =
-        json!({"seal": seal, "format": format.word(), "inline": BASE64.encode(wrapped)});
+    let mut entry = json!({"seal": seal, "format": format.word(), "inline": BASE64.encode(wrapped)});
     if !context.is_empty() {
         entry["context"] = json!(context);
     }
@@ -457,7 +444,12 @@ mod tests {
 
     #[test]
     fn entries_paste_into_a_manifest() {
-        let entry = copy("aws", PackedAs::Kms, &Context::from([("a".into(), "b".into())]), b"x");
+        let entry = copy(
+            "aws",
+            PackedAs::Kms,
+            &Context::from([("a".into(), "b".into())]),
+            b"x",
+        );
         let read: api::WrappedCopy = serde_json::from_value(entry).unwrap();
         assert_eq!(read.inline.as_deref(), Some("eA=="));
         assert_eq!(read.format, WrappedFormat::Kms);

@@ -29,13 +29,11 @@ pub(super) fn scan(text: &str) -> Result<(), YamlError> {
     Ok(())
 }
 
-const ANCHOR: &str =
-    "anchors and aliases are not taken; write the value out, or quote it if it is text";
+const ANCHOR: &str = "anchors and aliases are not taken; write the value out, or quote it if it is text";
 const TAG: &str = "tags are not taken; write the value without it, or quote it if it is text";
 const DIRECTIVE: &str = "directives are not taken; remove the line";
 const NESTING: &str = "too many levels in each other";
-const BREAK: &str =
-    "this character is not taken outside of escapes; write it as an escape in double quotes";
+const BREAK: &str = "this character is not taken outside of escapes; write it as an escape in double quotes";
 
 type Refusal = (usize, &'static str);
 
@@ -134,12 +132,7 @@ impl Scanner {
 
     /// Goes through a line from a place where a node may begin. `block` is the column of the innermost block that this
     /// line opened so far, if it opened one.
-    fn nodes(
-        &mut self,
-        line: &[char],
-        mut at: usize,
-        mut block: Option<isize>,
-    ) -> Result<(), Refusal> {
+    fn nodes(&mut self, line: &[char], mut at: usize, mut block: Option<isize>) -> Result<(), Refusal> {
         self.plain_above = None;
         let mut node = at;
         while at < line.len() {
@@ -194,13 +187,7 @@ impl Scanner {
         Ok(())
     }
 
-    fn plain_from(
-        &mut self,
-        line: &[char],
-        start: usize,
-        node: usize,
-        parent: isize,
-    ) -> Result<(), Refusal> {
+    fn plain_from(&mut self, line: &[char], start: usize, node: usize, parent: isize) -> Result<(), Refusal> {
         match self.end_of_plain(line, start)? {
             End::Line => {
                 self.plain_above = Some(parent);
@@ -285,12 +272,7 @@ impl Scanner {
         None
     }
 
-    fn block_header(
-        &mut self,
-        line: &[char],
-        at: usize,
-        block: Option<isize>,
-    ) -> Result<(), Refusal> {
+    fn block_header(&mut self, line: &[char], at: usize, block: Option<isize>) -> Result<(), Refusal> {
         let parent = block.unwrap_or_else(|| self.around(signed(at)));
         let mut rest = &line[at + 1..];
         let mut content = None;
