@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// Check manifests offline and print what the operator would do.
+/// Check manifests offline and print what the operator would do
 ///
 /// Reads every SealConfig of the files, holds it against the schema (unknown fields are errors) and against the rules
 /// that the operator itself applies, and prints which seals open which keys and which Secrets receive them. Nothing

@@ -3,7 +3,7 @@
 use super::{Done, Failure, output};
 use crate::{api, yaml};
 
-/// Print the custom resource definitions.
+/// Print the custom resource definitions
 ///
 /// Prints the CustomResourceDefinition of SealConfig as YAML, for kubectl or Git:
 ///

@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// Open a key of a manifest, with your own cloud identity: the way when the cluster is gone.
+/// Open a key of a manifest, with your own cloud identity: the way when the cluster is gone
 ///
 /// Tries the copies of the key in the order of their seals' priority and writes the bytes of the first that opens to
 /// standard output, exactly as they are. A copy in a Secret or ConfigMap is found when that object is in the same

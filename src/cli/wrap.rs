@@ -35,7 +35,7 @@ const MAX_KMS: usize = 4096;
 /// Most bytes of a key in a blob: with its frame and as base64 it still fits into a manifest.
 const MAX_BLOB: usize = 60 * 1024;
 
-/// Wrap a key under the seals of a manifest, with your own cloud identity.
+/// Wrap a key under the seals of a manifest, with your own cloud identity
 ///
 /// Reads a key from standard input or a file, exactly as its bytes are, has the KMS wrap it, reads it back, and prints
 /// the entries for `wrapped:` and the check value that pins the key. The manifest needs nothing but `spec.seals`.
