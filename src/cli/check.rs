@@ -300,7 +300,7 @@ fn aws_way(aws: &AwsSeal) -> String {
         parts.push(format!("role {}", role.role_arn));
     }
     if aws.credentials.is_operators() {
-        parts.push("which the cluster admin must grant this namespace".to_owned());
+        parts.push("which a cluster admin must allow here".to_owned());
     }
     parts.join(", ")
 }
