@@ -158,7 +158,7 @@ fn as_text(results: &[(Object, Checked)]) -> String {
                 plan_text(model)
             ),
             Err(problems) => {
-                let list: String = problems.iter().map(|p| format!("  {p}\n")).collect();
+                let list = indented(problems.iter());
                 writeln!(
                     out,
                     "{} ({}): {} wrong\n{list}",
@@ -277,7 +277,16 @@ fn plan_text(model: &Model) -> String {
             ));
         }
     }
-    lines.iter().map(|line| format!("  {line}\n")).collect()
+    indented(lines.iter())
+}
+
+fn indented(lines: impl Iterator<Item = impl std::fmt::Display>) -> String {
+    let mut out = String::new();
+    for line in lines {
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "  {line}");
+    }
+    out
 }
 
 fn aws_way(aws: &AwsSeal) -> String {

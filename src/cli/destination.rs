@@ -54,13 +54,10 @@ pub(super) fn destinations(
     }
     let mut ways: Vec<Way> = Vec::new();
     for text in to {
-        let key = match text.parse::<KeyRef>() {
-            Ok(key @ (KeyRef::Arn(_) | KeyRef::AliasArn { .. })) => key,
-            _ => {
-                return Err(Failure::Misuse(format!(
-                    "--to takes the ARN of a KMS key or alias, not {text:?}"
-                )));
-            }
+        let Ok(key @ (KeyRef::Arn(_) | KeyRef::AliasArn { .. })) = text.parse::<KeyRef>() else {
+            return Err(Failure::Misuse(format!(
+                "--to takes the ARN of a KMS key or alias, not {text:?}"
+            )));
         };
         let mut way = way(only_match(&chosen, &key)?);
         if ways.iter().any(|other| other.name == way.name) {

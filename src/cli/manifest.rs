@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, Read},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use serde_json::Value;
@@ -115,7 +115,7 @@ fn read_text(path: &Path) -> Result<String, Failure> {
 
 /// The one SealConfig of a file, and the file's other objects.
 pub(super) fn one_seal_config(
-    path: &PathBuf,
+    path: &Path,
     name: Option<&str>,
     namespace: Option<&str>,
 ) -> Result<(Object, Vec<Object>), Failure> {
@@ -149,6 +149,8 @@ pub(super) fn one_seal_config(
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     /// A file that goes away with the value.

@@ -67,7 +67,10 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Wrap(args) => wrap::run(&args).await,
         Command::Unwrap(args) => unwrap::run(&args).await,
-        Command::Version(args) => version::run(&args),
+        Command::Version(args) => {
+            version::run(&args);
+            Ok(())
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -118,7 +121,11 @@ mod tests {
         for command in Cli::command().get_subcommands() {
             assert!(command.get_about().is_some(), "{}", command.get_name());
             let explained = ["controller", "version"].contains(&command.get_name());
-            assert!(explained || command.get_long_about().is_some(), "{}", command.get_name());
+            assert!(
+                explained || command.get_long_about().is_some(),
+                "{}",
+                command.get_name()
+            );
             for argument in command.get_arguments() {
                 assert!(
                     argument.get_help().is_some(),

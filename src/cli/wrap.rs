@@ -175,7 +175,7 @@ pub(super) async fn run(args: &WrapArgs) -> Done {
         ));
         copies.push(copy(&way.name, args.format, &context, wrapped.bytes()));
     }
-    print(args, &object, copies, pin(&key, &object, &args.key))
+    print(args, &object, &copies, pin(&key, &object, &args.key))
 }
 
 /// The seals of a manifest that may hold nothing else.
@@ -190,9 +190,9 @@ fn seals_of(object: &Object) -> Result<Vec<Seal>, Failure> {
     if !problems.is_empty() {
         let list: Vec<_> = problems
             .iter()
-            .map(|problem| match problem.path.starts_with('[') {
-                true => format!("spec.seals{problem}"),
-                false => format!("spec.seals: {problem}"),
+            .map(|problem| {
+                let within = problem.path.starts_with('[');
+                format!("spec.seals{}{problem}", if within { "" } else { ": " })
             })
             .collect();
         return Err(Failure::No(format!("{}: {}", object.place, list.join("; "))));
@@ -350,7 +350,7 @@ fn pin(key: &KeyBytes, object: &Object, name: &str) -> Result<String, String> {
     })
 }
 
-fn print(args: &WrapArgs, object: &Object, copies: Vec<Value>, pin: Result<String, String>) -> Done {
+fn print(args: &WrapArgs, object: &Object, copies: &[Value], pin: Result<String, String>) -> Done {
     let mut report = json!({"wrapped": copies});
     let mut head = match object.name() {
         Some(name) => format!("# Paste under key {} of SealConfig {name}:\n", args.key),

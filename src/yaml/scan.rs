@@ -124,9 +124,9 @@ impl Scanner {
         Ok(Some(column))
     }
 
-    /// The block around a node that stands alone on its line.
+    /// The block around a node that stands alone on its line. The parser lets it stand at the block's own column.
     fn around(&self, column: isize) -> isize {
-        let inner = self.blocks.iter().rev().find(|block| **block < column);
+        let inner = self.blocks.iter().rev().find(|block| **block <= column);
         inner.copied().unwrap_or(-1)
     }
 
@@ -378,6 +378,7 @@ mod tests {
             "# \u{85}a: *x",
             "\u{feff}a: *x",
             "a: x # y\n  &b z: 1",
+            "k: \n|\n\\: &a x",
         ] {
             assert!(scan(text).is_err(), "{text}");
         }
