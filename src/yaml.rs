@@ -10,7 +10,7 @@ use std::{cell::Cell, fmt};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{DeserializeOwned, DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor},
+    de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::{Map, Number, Value};
 
@@ -68,21 +68,6 @@ pub fn documents(text: &str) -> Result<Vec<Value>, YamlError> {
         }
     }
     Ok(documents)
-}
-
-/// A file of one document, as a type.
-///
-/// # Errors
-/// As [`documents`], and what does not fit the type. A file without a document reads as `null`.
-pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
-    let mut documents = documents(text)?;
-    if documents.len() > 1 {
-        return Err(YamlError::Syntax(
-            "the file holds several documents where one is asked for".to_owned(),
-        ));
-    }
-    let value = documents.pop().unwrap_or_default();
-    serde_json::from_value(value).map_err(|error| YamlError::Syntax(error.to_string()))
 }
 
 /// A value as one YAML document.
@@ -229,9 +214,9 @@ mod tests {
         let want = json!({"a": [1, -2, 1.5, true, null, "x"], "b": {"c": "d"}});
         assert_eq!(
             documents("a: [1, -2, 1.5, true, null, x]\nb:\n  c: d\n").unwrap(),
-            [want.clone()]
+            std::slice::from_ref(&want)
         );
-        assert_eq!(documents(&want.to_string()).unwrap(), [want.clone()]);
+        assert_eq!(documents(&want.to_string()).unwrap(), std::slice::from_ref(&want));
         assert_eq!(
             documents(&serde_json::to_string_pretty(&want).unwrap()).unwrap(),
             [want]
@@ -252,12 +237,7 @@ mod tests {
         let mut text = String::from("a: &a [x, x, x, x, x, x, x, x, x]\n");
         for (of, to) in ('a'..'i').zip('b'..'j') {
             use fmt::Write as _;
-            writeln!(
-                text,
-                "{to}: &{to} [{}]",
-                vec![format!("*{of}"); 9].join(", ")
-            )
-            .unwrap();
+            writeln!(text, "{to}: &{to} [{}]", vec![format!("*{of}"); 9].join(", ")).unwrap();
         }
         assert!(matches!(
             documents(&text),
@@ -296,10 +276,7 @@ mod tests {
 
     #[test]
     fn size_and_nesting_are_bounded() {
-        assert_eq!(
-            documents(&" ".repeat(MAX_FILE + 1)),
-            Err(YamlError::TooLong)
-        );
+        assert_eq!(documents(&" ".repeat(MAX_FILE + 1)), Err(YamlError::TooLong));
         let start = std::time::Instant::now();
         for hostile in [
             "[".repeat(MAX_FILE),
@@ -317,17 +294,8 @@ mod tests {
     }
 
     #[test]
-    fn one_document_is_read_as_a_type() {
-        let read: std::collections::BTreeMap<String, Vec<String>> = parse("a: [b, c]").unwrap();
-        assert_eq!(read["a"], ["b", "c"]);
-        assert!(parse::<Vec<String>>("a: b").is_err());
-        assert!(parse::<Value>("a: b\n---\nc: d").is_err());
-    }
-
-    #[test]
     fn what_is_printed_reads_back() {
-        let value =
-            json!({"a": ["x: y", "&z", "*", "| ", "# no", "1", "yes", "l1\nl2 &a\n"], "b": 1});
+        let value = json!({"a": ["x: y", "&z", "*", "| ", "# no", "1", "yes", "l1\nl2 &a\n"], "b": 1});
         assert_eq!(documents(&print(&value).unwrap()).unwrap(), [value]);
     }
 }

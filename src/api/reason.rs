@@ -132,4 +132,22 @@ mod tests {
         words.dedup();
         assert_eq!(before, words.len());
     }
+
+    #[test]
+    fn docs_cover_every_reason() {
+        let docs = include_str!("../../docs/reasons.md");
+        let entries: Vec<(&str, &str)> = docs
+            .split("\n### `")
+            .skip(1)
+            .filter_map(|entry| entry.split_once('`'))
+            .collect();
+        for reason in Reason::ALL {
+            let entry = entries.iter().find(|(word, _)| *word == reason.as_str());
+            let (_, text) = entry.unwrap_or_else(|| panic!("docs/reasons.md has no entry for {reason}"));
+            assert!(text.contains("\nSee: ") && text.contains("\nFix"), "{reason}: how to see it and the fix are missing");
+        }
+        for (word, _) in &entries {
+            assert!(Reason::ALL.iter().any(|reason| reason.as_str() == *word), "{word} is no reason");
+        }
+    }
 }

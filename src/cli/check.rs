@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// Check manifests offline and print what the operator would do.
+/// Check manifests offline and print what the operator would do
 ///
 /// Reads every SealConfig of the files, holds it against the schema (unknown fields are errors) and against the rules
 /// that the operator itself applies, and prints which seals open which keys and which Secrets receive them. Nothing
@@ -52,8 +52,7 @@ pub(super) fn run(args: &CheckArgs) -> Done {
     for file in &args.files {
         objects.extend(manifest::read(file)?);
     }
-    let (configs, others): (Vec<_>, Vec<_>) =
-        objects.into_iter().partition(|object| object.kind() == KIND);
+    let (configs, others): (Vec<_>, Vec<_>) = objects.into_iter().partition(|object| object.kind() == KIND);
     for other in &others {
         let kind = match other.kind() {
             "" => "an object without a kind",
@@ -66,9 +65,7 @@ pub(super) fn run(args: &CheckArgs) -> Done {
         ));
     }
     if configs.is_empty() {
-        return Err(Failure::No(
-            "there is no SealConfig in what was given".to_owned(),
-        ));
+        return Err(Failure::No("there is no SealConfig in what was given".to_owned()));
     }
     let mut results = Vec::new();
     for mut object in configs {
@@ -114,8 +111,7 @@ pub(super) fn check(object: &Object) -> Checked {
             "namespace is missing; write it, or name it with --namespace".to_owned(),
         ));
     }
-    let config: SealConfig =
-        serde_json::from_value(value).map_err(|error| told("", error.to_string()))?;
+    let config: SealConfig = serde_json::from_value(value).map_err(|error| told("", error.to_string()))?;
     let model = model::parse(&config).map_err(|fault| told("", fault.to_string()))?;
     let problems: Vec<_> = model.targets.iter().filter_map(missing_entries).collect();
     if problems.is_empty() {
@@ -162,7 +158,7 @@ fn as_text(results: &[(Object, Checked)]) -> String {
                 plan_text(model)
             ),
             Err(problems) => {
-                let list: String = problems.iter().map(|p| format!("  {p}\n")).collect();
+                let list = indented(problems.iter());
                 writeln!(
                     out,
                     "{} ({}): {} wrong\n{list}",
@@ -263,7 +259,8 @@ fn plan_text(model: &Model) -> String {
                     let keys: Vec<_> = entry.content.keys().into_iter().collect();
                     match keys.as_slice() {
                         [] => "template without keys".to_owned(),
-                        keys => format!("template with {}", keys.join(", ")),
+                        [key] => format!("template with key {key}"),
+                        keys => format!("template with keys {}", keys.join(", ")),
                     }
                 }
             };
@@ -280,7 +277,16 @@ fn plan_text(model: &Model) -> String {
             ));
         }
     }
-    lines.iter().map(|line| format!("  {line}\n")).collect()
+    indented(lines.iter())
+}
+
+fn indented(lines: impl Iterator<Item = impl std::fmt::Display>) -> String {
+    let mut out = String::new();
+    for line in lines {
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "  {line}");
+    }
+    out
 }
 
 fn aws_way(aws: &AwsSeal) -> String {
@@ -303,7 +309,7 @@ fn aws_way(aws: &AwsSeal) -> String {
         parts.push(format!("role {}", role.role_arn));
     }
     if aws.credentials.is_operators() {
-        parts.push("which the cluster admin must grant this namespace".to_owned());
+        parts.push("which a cluster admin must allow here".to_owned());
     }
     parts.join(", ")
 }
@@ -402,7 +408,18 @@ mod tests {
         let object = object(&good());
         let checked = check(&object);
         let text = as_text(&[(object, checked)]);
-        insta::assert_snapshot!(text, @r"");
+        let want = "\
+billing/billing (seal.yaml): well
+  seal aws (priority 50): AWS KMS alias/billing, region eu-west-1, ServiceAccount billing
+  key master: opened by seal aws (kms, inline)
+  target app: Secret billing-key (Opaque)
+    master.key: key master, raw bytes
+    old.key: previous version of key master: a brought key has none, left out
+    app.toml: template with key master
+    pods app=billing: rolled when a key changes, if their workload allows it
+
+";
+        assert_eq!(text, want);
     }
 
     #[test]
@@ -425,9 +442,7 @@ mod tests {
             let problems = check(&object(&spec)).unwrap_err();
             problems[0].to_string()
         };
-        assert!(
-            problem(&|spec| spec["sealz"] = json!([])).starts_with("spec.sealz: no such field"),
-        );
+        assert!(problem(&|spec| spec["sealz"] = json!([])).starts_with("spec.sealz: no such field"),);
         assert!(
             problem(&|spec| {
                 spec["targets"][0]["secret"]["data"][2]["template"] = json!("{{ x }}");
@@ -443,10 +458,6 @@ mod tests {
         assert_eq!(check(&elsewhere).unwrap_err()[0].path, "apiVersion");
         let mut nowhere = object(&good());
         nowhere.value["metadata"] = json!({"name": "x"});
-        assert!(
-            check(&nowhere).unwrap_err()[0]
-                .message
-                .contains("--namespace")
-        );
+        assert!(check(&nowhere).unwrap_err()[0].message.contains("--namespace"));
     }
 }

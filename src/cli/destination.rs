@@ -54,13 +54,10 @@ pub(super) fn destinations(
     }
     let mut ways: Vec<Way> = Vec::new();
     for text in to {
-        let key = match text.parse::<KeyRef>() {
-            Ok(key @ (KeyRef::Arn(_) | KeyRef::AliasArn { .. })) => key,
-            _ => {
-                return Err(Failure::Misuse(format!(
-                    "--to takes the ARN of a KMS key or alias, not {text:?}"
-                )));
-            }
+        let Ok(key @ (KeyRef::Arn(_) | KeyRef::AliasArn { .. })) = text.parse::<KeyRef>() else {
+            return Err(Failure::Misuse(format!(
+                "--to takes the ARN of a KMS key or alias, not {text:?}"
+            )));
         };
         let mut way = way(only_match(&chosen, &key)?);
         if ways.iter().any(|other| other.name == way.name) {
@@ -135,13 +132,10 @@ fn fit(seal: &Seal, to: &KeyRef) -> Option<Fit> {
     match (&aws.key, to) {
         (KeyRef::Arn(own), KeyRef::Arn(to)) => own.same_key(to).then_some(Fit::Named),
         (KeyRef::Id(own), KeyRef::Arn(to)) => (here && *own == to.id).then_some(Fit::Named),
-        (
-            KeyRef::Alias(own) | KeyRef::AliasArn { alias: own, .. },
-            KeyRef::AliasArn { alias: to, .. },
-        ) => (here && own == to).then_some(Fit::Named),
-        (KeyRef::Alias(_) | KeyRef::AliasArn { .. }, KeyRef::Arn(_)) => {
-            here.then_some(Fit::Possible)
+        (KeyRef::Alias(own) | KeyRef::AliasArn { alias: own, .. }, KeyRef::AliasArn { alias: to, .. }) => {
+            (here && own == to).then_some(Fit::Named)
         }
+        (KeyRef::Alias(_) | KeyRef::AliasArn { .. }, KeyRef::Arn(_)) => here.then_some(Fit::Possible),
         _ => None,
     }
 }
@@ -198,7 +192,10 @@ mod tests {
     #[test]
     fn what_fits_no_seal_or_several_is_misuse() {
         for (only, to) in [
-            (None, vec!["arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"]),
+            (
+                None,
+                vec!["arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"],
+            ),
             (None, vec!["alias/root"]),
             (None, vec!["https://evil.example"]),
             (None, vec![KEY, KEY]),

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, Read},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use serde_json::Value;
@@ -53,11 +53,7 @@ impl Object {
             ))),
             Some(_) => Ok(()),
             None => {
-                if let Some(metadata) = self
-                    .value
-                    .get_mut("metadata")
-                    .and_then(Value::as_object_mut)
-                {
+                if let Some(metadata) = self.value.get_mut("metadata").and_then(Value::as_object_mut) {
                     metadata.insert("namespace".to_owned(), asked.into());
                 }
                 Ok(())
@@ -70,8 +66,7 @@ impl Object {
 pub(super) fn read(path: &Path) -> Result<Vec<Object>, Failure> {
     let text = read_text(path)?;
     let name = path.display().to_string();
-    let documents =
-        yaml::documents(&text).map_err(|error| Failure::No(format!("{name}: {error}")))?;
+    let documents = yaml::documents(&text).map_err(|error| Failure::No(format!("{name}: {error}")))?;
     let mut values = Vec::new();
     for document in documents {
         match document {
@@ -106,9 +101,7 @@ fn read_text(path: &Path) -> Result<String, Failure> {
     let read = |reader: &mut dyn Read| -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         // One byte more than allowed tells a file that is too long from one that just fits.
-        reader
-            .take(yaml::MAX_FILE as u64 + 1)
-            .read_to_end(&mut bytes)?;
+        reader.take(yaml::MAX_FILE as u64 + 1).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
     let bytes = if path == Path::new("-") {
@@ -122,13 +115,12 @@ fn read_text(path: &Path) -> Result<String, Failure> {
 
 /// The one SealConfig of a file, and the file's other objects.
 pub(super) fn one_seal_config(
-    path: &PathBuf,
+    path: &Path,
     name: Option<&str>,
     namespace: Option<&str>,
 ) -> Result<(Object, Vec<Object>), Failure> {
-    let (mut configs, others): (Vec<_>, Vec<_>) = read(path)?
-        .into_iter()
-        .partition(|object| object.kind() == KIND);
+    let (mut configs, others): (Vec<_>, Vec<_>) =
+        read(path)?.into_iter().partition(|object| object.kind() == KIND);
     if let Some(name) = name {
         configs.retain(|object| object.name() == Some(name));
     }
@@ -157,6 +149,8 @@ pub(super) fn one_seal_config(
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     /// A file that goes away with the value.

@@ -38,18 +38,28 @@ pub(super) fn with_own_identity(seal: &Seal, trust_file: bool) -> Offline {
     let mut own = aws.clone();
     let mut notes = Vec::new();
     let mut note = |what: &str, fix: &str| {
-        notes.push(format!("seal {:?}: {what} of the file is not used; {fix}", seal.name));
+        notes.push(format!(
+            "seal {:?}: {what} of the file is not used; {fix}",
+            seal.name
+        ));
     };
     if !trust_file {
         if own.endpoint.take().is_some() {
             note("the endpoint", "pass --trust-file to use it");
         }
         if own.assume_role.take().is_some() {
-            note("assumeRole", "pass --trust-file to use it, or take the role before you call");
+            note(
+                "assumeRole",
+                "pass --trust-file to use it, or take the role before you call",
+            );
         }
     }
     // With the caller's identity the provider sends the external id that it would send as the operator.
-    if own.assume_role.as_ref().is_some_and(|role| role.external_id.is_some()) {
+    if own
+        .assume_role
+        .as_ref()
+        .is_some_and(|role| role.external_id.is_some())
+    {
         own.assume_role = None;
         note(
             "assumeRole with an externalID",

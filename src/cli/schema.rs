@@ -119,11 +119,7 @@ impl Walk {
                 (_, Value::Null) => "; leave the field out instead",
                 _ => "",
             };
-            self.problem(format!(
-                "must be {}, not {}{hint}",
-                article(type_),
-                kind(value)
-            ));
+            self.problem(format!("must be {}, not {}{hint}", article(type_), kind(value)));
             return;
         }
         match value {
@@ -318,26 +314,98 @@ mod tests {
     #[test]
     fn every_problem_has_its_path() {
         for (pointer, value, want) in [
-            ("/spec/seal", json!([]), "spec.seal: no such field; the fields here are controllerClass, "),
-            ("/spec/seals/0/awskms/kmsKeyId", json!("x"), "spec.seals[0].awskms.kmsKeyId: no such field; it is written kmsKeyID"),
-            ("/spec/seals/0/ocikms", json!({}), "spec.seals[0].ocikms: no such field; "),
-            ("/spec/seals/0/awskms/credentials/podIdentity", json!({"x": 1}), "spec.seals[0].awskms.credentials.podIdentity.x: no such field; no field stands here"),
-            ("/spec/seals/0/awskms/region", json!("eu.west.1"), "spec.seals[0].awskms.region: does not fit the pattern "),
-            ("/spec/seals/0/awskms/region", json!(1), "spec.seals[0].awskms.region: must be text, not a number; put it in quotes"),
-            ("/spec/seals/0/awskms/credentials", json!(null), "spec.seals[0].awskms.credentials: must be a mapping, not empty; leave"),
-            ("/spec/seals/0/priority", json!(101), "spec.seals[0].priority: must be at most 100"),
-            ("/spec/seals/0/priority", json!(-1), "spec.seals[0].priority: must be at least 0"),
-            ("/spec/seals/0/priority", json!(1.5), "spec.seals[0].priority: must be a whole number, not a number"),
+            (
+                "/spec/seal",
+                json!([]),
+                "spec.seal: no such field; the fields here are controllerClass, ",
+            ),
+            (
+                "/spec/seals/0/awskms/kmsKeyId",
+                json!("x"),
+                "spec.seals[0].awskms.kmsKeyId: no such field; it is written kmsKeyID",
+            ),
+            (
+                "/spec/seals/0/ocikms",
+                json!({}),
+                "spec.seals[0].ocikms: no such field; ",
+            ),
+            (
+                "/spec/seals/0/awskms/credentials/podIdentity",
+                json!({"x": 1}),
+                "spec.seals[0].awskms.credentials.podIdentity.x: no such field; no field stands here",
+            ),
+            (
+                "/spec/seals/0/awskms/region",
+                json!("eu.west.1"),
+                "spec.seals[0].awskms.region: does not fit the pattern ",
+            ),
+            (
+                "/spec/seals/0/awskms/region",
+                json!(1),
+                "spec.seals[0].awskms.region: must be text, not a number; put it in quotes",
+            ),
+            (
+                "/spec/seals/0/awskms/credentials",
+                json!(null),
+                "spec.seals[0].awskms.credentials: must be a mapping, not empty; leave",
+            ),
+            (
+                "/spec/seals/0/priority",
+                json!(101),
+                "spec.seals[0].priority: must be at most 100",
+            ),
+            (
+                "/spec/seals/0/priority",
+                json!(-1),
+                "spec.seals[0].priority: must be at least 0",
+            ),
+            (
+                "/spec/seals/0/priority",
+                json!(1.5),
+                "spec.seals[0].priority: must be a whole number, not a number",
+            ),
             ("/spec/seals", json!([]), "spec.seals: must have at least 1 items"),
-            ("/spec/keys/0/purpose", json!("rot"), "spec.keys[0].purpose: must be one of root, "),
-            ("/spec/keys/0/wrapped/0/context", json!({"a": 1}), "spec.keys[0].wrapped[0].context.a: must be text"),
-            ("/spec/keys/0/name", json!(""), "spec.keys[0].name: must have at least 1 characters"),
-            ("/spec/keys/0/name", json!("a".repeat(64)), "spec.keys[0].name: must have at most 63 characters"),
-            ("/spec/targets/0/secret/data/0/stanza", json!({}), "spec.targets[0].secret.data[0].stanza: no such field"),
-            ("/spec/targets/0/podSelector/matchLabel", json!({}), "spec.targets[0].podSelector.matchLabel: no such field"),
+            (
+                "/spec/keys/0/purpose",
+                json!("rot"),
+                "spec.keys[0].purpose: must be one of root, ",
+            ),
+            (
+                "/spec/keys/0/wrapped/0/context",
+                json!({"a": 1}),
+                "spec.keys[0].wrapped[0].context.a: must be text",
+            ),
+            (
+                "/spec/keys/0/name",
+                json!(""),
+                "spec.keys[0].name: must have at least 1 characters",
+            ),
+            (
+                "/spec/keys/0/name",
+                json!("a".repeat(64)),
+                "spec.keys[0].name: must have at most 63 characters",
+            ),
+            (
+                "/spec/targets/0/secret/data/0/stanza",
+                json!({}),
+                "spec.targets[0].secret.data[0].stanza: no such field",
+            ),
+            (
+                "/spec/targets/0/podSelector/matchLabel",
+                json!({}),
+                "spec.targets[0].podSelector.matchLabel: no such field",
+            ),
             ("/metadata/nam", json!("x"), "metadata.nam: no such field"),
-            ("/metadata/name", json!("A"), "metadata.name: does not fit the pattern"),
-            ("/metadata/annotations", json!({"a": true}), "metadata.annotations.a: must be text, not true or false; put"),
+            (
+                "/metadata/name",
+                json!("A"),
+                "metadata.name: does not fit the pattern",
+            ),
+            (
+                "/metadata/annotations",
+                json!({"a": true}),
+                "metadata.annotations.a: must be text, not true or false; put",
+            ),
             ("/spec", json!({"keys": []}), "spec: seals is missing"),
         ] {
             let found = problems(&with(pointer, value));
@@ -365,10 +433,29 @@ mod tests {
     #[test]
     fn the_walker_knows_every_word_of_the_schema() {
         const KNOWN: &[&str] = &[
-            "type", "description", "default", "format", "properties", "additionalProperties", "required", "items", "enum",
-            "pattern", "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "minProperties",
-            "maxProperties", "x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-map-type",
-            "x-kubernetes-validations", "title",
+            "type",
+            "description",
+            "default",
+            "format",
+            "properties",
+            "additionalProperties",
+            "required",
+            "items",
+            "enum",
+            "pattern",
+            "minimum",
+            "maximum",
+            "minLength",
+            "maxLength",
+            "minItems",
+            "maxItems",
+            "minProperties",
+            "maxProperties",
+            "x-kubernetes-list-type",
+            "x-kubernetes-list-map-keys",
+            "x-kubernetes-map-type",
+            "x-kubernetes-validations",
+            "title",
         ];
         fn walk(schema: &Value, unknown: &mut Vec<String>) {
             let Some(map) = schema.as_object() else {

@@ -17,15 +17,15 @@ use super::{
     schema::Problem,
 };
 use crate::{
-    api::{Armor, Reason},
+    api::Reason,
     seal::{
         Ciphertext, Fault, KeyBytes,
         check_value::{Binding, check_value},
-        model::{Copy, Key, Model, Source, SourceKind, SourceRef},
+        model::{Copy, Key, Model, Source, SourceKind, SourceRef, unarmor},
     },
 };
 
-/// Open a key of a manifest, with your own cloud identity: the way when the cluster is gone.
+/// Open a key of a manifest, with your own cloud identity: the way when the cluster is gone
 ///
 /// Tries the copies of the key in the order of their seals' priority and writes the bytes of the first that opens to
 /// standard output, exactly as they are. A copy in a Secret or ConfigMap is found when that object is in the same
@@ -211,32 +211,20 @@ fn entry_bytes(object: &Value, entry: &SourceRef) -> Option<Ciphertext> {
     let bytes = match entry.kind {
         SourceKind::Secret => match text("stringData") {
             Some(plain) => plain.as_bytes().to_vec(),
-            None => base64(text("data")?.as_bytes())?,
+            None => base64(text("data")?)?,
         },
         SourceKind::ConfigMap => match text("data") {
             Some(plain) => plain.as_bytes().to_vec(),
-            None => base64(text("binaryData")?.as_bytes())?,
+            None => base64(text("binaryData")?)?,
         },
     };
-    dearmored(bytes, entry.armor).map(Ciphertext::new)
+    unarmor(&bytes, entry.armor)
 }
 
-fn dearmored(bytes: Vec<u8>, armor: Armor) -> Option<Vec<u8>> {
-    match armor {
-        Armor::None => Some(bytes),
-        Armor::Base64 => base64(&bytes),
-        Armor::Auto => Some(base64(&bytes).unwrap_or(bytes)),
-    }
-}
-
-/// Standard base64, white space ignored.
-fn base64(text: &[u8]) -> Option<Vec<u8>> {
-    let text: Vec<u8> = text
-        .iter()
-        .copied()
-        .filter(|b| !b.is_ascii_whitespace())
-        .collect();
-    data_encoding::BASE64.decode(&text).ok()
+/// How manifests carry bytes. The apiserver reads it with line ends in it, too.
+fn base64(text: &str) -> Option<Vec<u8>> {
+    let packed: Vec<u8> = text.bytes().filter(|b| !b.is_ascii_whitespace()).collect();
+    data_encoding::BASE64.decode(&packed).ok()
 }
 
 /// A new file that only its owner may read, and that goes away again unless it is kept.
@@ -295,6 +283,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::api::Armor;
 
     fn scratch(name: &str) -> PathBuf {
         let path = std::env::temp_dir().join(format!("autounseal-out-{}-{name}", std::process::id()));
@@ -351,11 +340,7 @@ mod tests {
             Ok(Ciphertext::new(b"x".to_vec()))
         );
         assert!(wrapped(&copy, &[beside("other")], "n").is_err());
-        assert!(
-            wrapped(&copy, &[], "n")
-                .unwrap_err()
-                .contains("not in the file")
-        );
+        assert!(wrapped(&copy, &[], "n").unwrap_err().contains("not in the file"));
     }
 
     #[test]
@@ -364,26 +349,30 @@ mod tests {
             entry_bytes(object, &entry(kind, armor)).map(|c| c.bytes().to_vec())
         };
         let secret = json!({"data": {"k": "ZUE9PQ=="}});
-        assert_eq!(
-            read(&secret, SourceKind::Secret, Armor::None).unwrap(),
-            b"eA=="
-        );
+        assert_eq!(read(&secret, SourceKind::Secret, Armor::None).unwrap(), b"eA==");
         assert_eq!(read(&secret, SourceKind::Secret, Armor::Auto).unwrap(), b"x");
         let map = json!({"data": {"k": "eA=\n="}});
-        assert_eq!(
-            read(&map, SourceKind::ConfigMap, Armor::Base64).unwrap(),
-            b"x"
-        );
+        assert_eq!(read(&map, SourceKind::ConfigMap, Armor::Base64).unwrap(), b"x");
         assert_eq!(
             read(&json!({"data": {"k": "?"}}), SourceKind::ConfigMap, Armor::Base64),
             None
         );
         assert_eq!(
-            read(&json!({"binaryData": {"k": "/w=="}}), SourceKind::ConfigMap, Armor::Auto).unwrap(),
+            read(
+                &json!({"binaryData": {"k": "/w=="}}),
+                SourceKind::ConfigMap,
+                Armor::Auto
+            )
+            .unwrap(),
             [0xff]
         );
         assert_eq!(
-            read(&json!({"stringData": {"k": "?"}}), SourceKind::Secret, Armor::Auto).unwrap(),
+            read(
+                &json!({"stringData": {"k": "?"}}),
+                SourceKind::Secret,
+                Armor::Auto
+            )
+            .unwrap(),
             b"?"
         );
     }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Done, Output, output};
+use super::{Output, output};
 
 /// Print the version.
 #[derive(Debug, clap::Args)]
@@ -15,7 +15,7 @@ pub struct VersionArgs {
 /// The commit that this was built from, where the build said so.
 const COMMIT: Option<&str> = option_env!("AUTOUNSEAL_COMMIT");
 
-pub(super) fn run(args: &VersionArgs) -> Done {
+pub(super) fn run(args: &VersionArgs) {
     let version = env!("CARGO_PKG_VERSION");
     match (args.output, COMMIT) {
         (Output::Json, commit) => {
@@ -26,5 +26,4 @@ pub(super) fn run(args: &VersionArgs) -> Done {
         }
         (Output::Text, None) => output::report(&format!("autounseal {version}")),
     }
-    Ok(())
 }

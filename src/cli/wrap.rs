@@ -35,7 +35,7 @@ const MAX_KMS: usize = 4096;
 /// Most bytes of a key in a blob: with its frame and as base64 it still fits into a manifest.
 const MAX_BLOB: usize = 60 * 1024;
 
-/// Wrap a key under the seals of a manifest, with your own cloud identity.
+/// Wrap a key under the seals of a manifest, with your own cloud identity
 ///
 /// Reads a key from standard input or a file, exactly as its bytes are, has the KMS wrap it, reads it back, and prints
 /// the entries for `wrapped:` and the check value that pins the key. The manifest needs nothing but `spec.seals`.
@@ -127,11 +127,11 @@ type Context = BTreeMap<String, String>;
 pub(super) async fn run(args: &WrapArgs) -> Done {
     if args.file == Path::new("-") && args.input.is_none() {
         return Err(Failure::Misuse(
-            "standard input carries the key, so the manifest must be a file; or give the key with --in FILE".to_owned(),
+            "standard input carries the key, so the manifest must be a file; or give the key with --in FILE"
+                .to_owned(),
         ));
     }
-    let (object, _) =
-        manifest::one_seal_config(&args.file, args.name.as_deref(), args.namespace.as_deref())?;
+    let (object, _) = manifest::one_seal_config(&args.file, args.name.as_deref(), args.namespace.as_deref())?;
     let seals = seals_of(&object)?;
     check_name(&args.key)?;
     let context = context(&args.context, args.format, object.namespace())?;
@@ -175,7 +175,7 @@ pub(super) async fn run(args: &WrapArgs) -> Done {
         ));
         copies.push(copy(&way.name, args.format, &context, wrapped.bytes()));
     }
-    print(args, &object, copies, pin(&key, &object, &args.key))
+    print(args, &object, &copies, pin(&key, &object, &args.key))
 }
 
 /// The seals of a manifest that may hold nothing else.
@@ -190,16 +190,12 @@ fn seals_of(object: &Object) -> Result<Vec<Seal>, Failure> {
     if !problems.is_empty() {
         let list: Vec<_> = problems
             .iter()
-            .map(|problem| match problem.path.starts_with('[') {
-                true => format!("spec.seals{problem}"),
-                false => format!("spec.seals: {problem}"),
+            .map(|problem| {
+                let within = problem.path.starts_with('[');
+                format!("spec.seals{}{problem}", if within { "" } else { ": " })
             })
             .collect();
-        return Err(Failure::No(format!(
-            "{}: {}",
-            object.place,
-            list.join("; ")
-        )));
+        return Err(Failure::No(format!("{}: {}", object.place, list.join("; "))));
     }
     // Name and namespace do not matter to the seals, and need not be there.
     let alone: SealConfig = serde_json::from_value(json!({
@@ -221,17 +217,12 @@ pub(super) fn check_name(key: &str) -> Result<(), Failure> {
         Ok(())
     } else {
         Err(Failure::Misuse(
-            "--key takes a name of small letters, digits and hyphens, at most 63 of them"
-                .to_owned(),
+            "--key takes a name of small letters, digits and hyphens, at most 63 of them".to_owned(),
         ))
     }
 }
 
-fn context(
-    pairs: &[String],
-    format: PackedAs,
-    namespace: Option<&str>,
-) -> Result<Context, Failure> {
+fn context(pairs: &[String], format: PackedAs, namespace: Option<&str>) -> Result<Context, Failure> {
     let misuse = |message: String| Err(Failure::Misuse(message));
     if !pairs.is_empty() && format != PackedAs::Kms {
         return misuse(
@@ -261,8 +252,7 @@ fn context(
 }
 
 fn question(key: &str, ways: &[Way]) -> String {
-    let mut text =
-        format!("The key {key:?} will be sent, with your own AWS identity, to be wrapped under\n");
+    let mut text = format!("The key {key:?} will be sent, with your own AWS identity, to be wrapped under\n");
     for way in ways {
         let region = way.seal.region.as_ref().map_or_else(
             || "the region of your own AWS configuration".to_owned(),
@@ -319,9 +309,7 @@ fn read_bytes(mut reader: impl Read, most: usize, what: &dyn Display) -> Result<
         }
     }
     if length == 0 {
-        return Err(Failure::Misuse(format!(
-            "{what} is empty; it must hold the key"
-        )));
+        return Err(Failure::Misuse(format!("{what} is empty; it must hold the key")));
     }
     if length > most {
         return Err(Failure::Misuse(format!(
@@ -333,8 +321,7 @@ fn read_bytes(mut reader: impl Read, most: usize, what: &dyn Display) -> Result<
 
 /// One entry for `wrapped:`.
 fn copy(seal: &str, format: PackedAs, context: &Context, wrapped: &[u8]) -> Value {
-    let mut entry =
-        json!({"seal": seal, "format": format.word(), "inline": BASE64.encode(wrapped)});
+    let mut entry = json!({"seal": seal, "format": format.word(), "inline": BASE64.encode(wrapped)});
     if !context.is_empty() {
         entry["context"] = json!(context);
     }
@@ -363,7 +350,7 @@ fn pin(key: &KeyBytes, object: &Object, name: &str) -> Result<String, String> {
     })
 }
 
-fn print(args: &WrapArgs, object: &Object, copies: Vec<Value>, pin: Result<String, String>) -> Done {
+fn print(args: &WrapArgs, object: &Object, copies: &[Value], pin: Result<String, String>) -> Done {
     let mut report = json!({"wrapped": copies});
     let mut head = match object.name() {
         Some(name) => format!("# Paste under key {} of SealConfig {name}:\n", args.key),
@@ -457,7 +444,12 @@ mod tests {
 
     #[test]
     fn entries_paste_into_a_manifest() {
-        let entry = copy("aws", PackedAs::Kms, &Context::from([("a".into(), "b".into())]), b"x");
+        let entry = copy(
+            "aws",
+            PackedAs::Kms,
+            &Context::from([("a".into(), "b".into())]),
+            b"x",
+        );
         let read: api::WrappedCopy = serde_json::from_value(entry).unwrap();
         assert_eq!(read.inline.as_deref(), Some("eA=="));
         assert_eq!(read.format, WrappedFormat::Kms);

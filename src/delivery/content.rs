@@ -57,10 +57,7 @@ impl Content {
 impl fmt::Debug for Content {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_map()
-            .entries(
-                self.iter()
-                    .map(|(name, _)| (name, format_args!("[redacted]"))),
-            )
+            .entries(self.iter().map(|(name, _)| (name, format_args!("[redacted]"))))
             .finish()
     }
 }
@@ -69,15 +66,12 @@ impl fmt::Debug for Content {
 ///
 /// # Errors
 /// `TemplateInvalid` when a template cannot be rendered, `InvalidSpec` when a key is missing or the whole is too large.
-pub fn render(
-    entries: &[Entry],
-    keys: &BTreeMap<String, DeliveredKey<'_>>,
-) -> Result<Content, Fault> {
+pub fn render(entries: &[Entry], keys: &BTreeMap<String, DeliveredKey<'_>>) -> Result<Content, Fault> {
     let mut content = Content::default();
     let mut total = 0_usize;
     for entry in entries {
-        let Some(bytes) = written(entry, keys)
-            .map_err(|fault| fault.of(format_args!("entry {:?}", entry.name)))?
+        let Some(bytes) =
+            written(entry, keys).map_err(|fault| fault.of(format_args!("entry {:?}", entry.name)))?
         else {
             continue;
         };

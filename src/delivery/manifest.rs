@@ -26,9 +26,7 @@ pub fn manifest(metadata: &Value, type_: SecretType, content: &Content) -> Zeroi
         .sum();
     let commas = names.len().saturating_sub(1);
 
-    let mut out = Zeroizing::new(Vec::with_capacity(
-        head.len() + entries + commas + tail.len(),
-    ));
+    let mut out = Zeroizing::new(Vec::with_capacity(head.len() + entries + commas + tail.len()));
     out.extend_from_slice(head.as_bytes());
     for (i, ((_, bytes), name)) in content.iter().zip(&names).enumerate() {
         if i > 0 {

@@ -66,10 +66,7 @@ mod tests {
                 name: "other",
                 ..PLACE
             },
-            Binding {
-                key: "root",
-                ..PLACE
-            },
+            Binding { key: "root", ..PLACE },
             Binding {
                 namespace: "billin",
                 name: "gbilling",
@@ -78,10 +75,7 @@ mod tests {
         ] {
             assert_ne!(check_value(&key, &elsewhere).unwrap(), value);
         }
-        assert_ne!(
-            check_value(&KeyBytes::new(vec![0; 32]), &PLACE).unwrap(),
-            value
-        );
+        assert_ne!(check_value(&KeyBytes::new(vec![0; 32]), &PLACE).unwrap(), value);
     }
 
     #[test]

@@ -35,8 +35,8 @@ impl ConsumerName<'_> {
         if self.version == 1 && self.consumer_key_id.is_some() {
             return base.to_owned();
         }
-        let guessable = self.brought
-            && (bytes.expose().len() < GUESSABLE_BELOW || self.purpose == Purpose::Other);
+        let guessable =
+            self.brought && (bytes.expose().len() < GUESSABLE_BELOW || self.purpose == Purpose::Other);
         if guessable {
             return format!("{base}-v{}", self.version);
         }
@@ -67,10 +67,7 @@ mod tests {
             ..NAME
         };
         assert_eq!(named.id(&long()), "global_root");
-        let second = ConsumerName {
-            version: 2,
-            ..named
-        };
+        let second = ConsumerName { version: 2, ..named };
         // Reference value: Python's hmac module.
         assert_eq!(second.id(&long()), "global_root-8ed70ae7");
     }

@@ -37,9 +37,7 @@ impl EntryContent {
     pub fn keys(&self) -> BTreeSet<&str> {
         match self {
             EntryContent::Key { key, .. } => BTreeSet::from([key.as_str()]),
-            EntryContent::Template(template) => {
-                template.references().map(|r| r.key.as_str()).collect()
-            }
+            EntryContent::Template(template) => template.references().map(|r| r.key.as_str()).collect(),
         }
     }
 }

@@ -179,10 +179,7 @@ impl Template {
             if !text.is_empty() {
                 parts.push(Part::Text(text.to_owned()));
             }
-            parts.push(Part::Key {
-                reference,
-                at: place,
-            });
+            parts.push(Part::Key { reference, at: place });
             let (whole, after) = from_braces.split_at(close + 2);
             place.advance(whole);
             rest = after;
@@ -211,11 +208,7 @@ impl Template {
 
     /// Holds that every placeholder names a key that there is: one of `names`, and one of `with_previous` where the
     /// version before is meant. A brought key never has one.
-    pub fn check(
-        &self,
-        names: &BTreeSet<&str>,
-        with_previous: &BTreeSet<&str>,
-    ) -> Result<(), TemplateError> {
+    pub fn check(&self, names: &BTreeSet<&str>, with_previous: &BTreeSet<&str>) -> Result<(), TemplateError> {
         for part in &self.parts {
             let Part::Key { reference, at } = part else {
                 continue;
@@ -338,11 +331,7 @@ fn placeholder(inner: &str) -> Result<Reference, TemplateProblem> {
     if !tokens.at_end() {
         return Err(TemplateProblem::NotAPlaceholder);
     }
-    Ok(Reference {
-        key,
-        previous,
-        form,
-    })
+    Ok(Reference { key, previous, form })
 }
 
 struct Tokens<'a>(&'a str);
@@ -374,8 +363,7 @@ impl<'a> Tokens<'a> {
         self.literal("\"")?;
         let (name, rest) = self.0.split_once('"')?;
         self.0 = rest;
-        let edge =
-            |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+        let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
         let fits = name.len() <= 63
             && edge(name.chars().next())
             && edge(name.chars().next_back())
@@ -521,8 +509,7 @@ mod tests {
 
     #[test]
     fn references_tell_what_is_asked_for() {
-        let template =
-            Template::parse(r#"{{ keys["a"].hex }}{{ keys["b"].previous.id }}"#).unwrap();
+        let template = Template::parse(r#"{{ keys["a"].hex }}{{ keys["b"].previous.id }}"#).unwrap();
         let seen: Vec<_> = template.references().cloned().collect();
         assert_eq!(
             seen,
@@ -551,9 +538,7 @@ mod tests {
             TemplateProblem::UnknownKey
         );
         assert_eq!(
-            render(r#"{{ keys["text"].previous.hex }}"#)
-                .unwrap_err()
-                .what,
+            render(r#"{{ keys["text"].previous.hex }}"#).unwrap_err().what,
             TemplateProblem::NoPreviousVersion
         );
     }
@@ -569,12 +554,7 @@ mod tests {
         let big = vec![7; 64 * 1024];
         let error = Template::parse(&bomb)
             .unwrap()
-            .render(|_, _| {
-                Some(KeyView {
-                    bytes: &big,
-                    id: "a",
-                })
-            })
+            .render(|_, _| Some(KeyView { bytes: &big, id: "a" }))
             .unwrap_err();
         assert_eq!(error.what, TemplateProblem::OutputTooLong);
         assert_eq!((error.line, error.column), (1, 2 * 17 + 1));

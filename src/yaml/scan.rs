@@ -8,6 +8,8 @@ use super::YamlError;
 
 /// Levels of `[` and `{` in each other: the parser's time grows with their square.
 const MAX_FLOW: usize = 64;
+/// Blocks in each other; the parser itself gives up at 128.
+const MAX_BLOCKS: usize = 128;
 
 pub(super) fn scan(text: &str) -> Result<(), YamlError> {
     let mut scanner = Scanner::default();
@@ -27,13 +29,11 @@ pub(super) fn scan(text: &str) -> Result<(), YamlError> {
     Ok(())
 }
 
-const ANCHOR: &str =
-    "anchors and aliases are not taken; write the value out, or quote it if it is text";
+const ANCHOR: &str = "anchors and aliases are not taken; write the value out, or quote it if it is text";
 const TAG: &str = "tags are not taken; write the value without it, or quote it if it is text";
 const DIRECTIVE: &str = "directives are not taken; remove the line";
-const NESTING: &str = "too many brackets in each other";
-const BREAK: &str =
-    "this character is not taken outside of escapes; write it as an escape in double quotes";
+const NESTING: &str = "too many levels in each other";
+const BREAK: &str = "this character is not taken outside of escapes; write it as an escape in double quotes";
 
 type Refusal = (usize, &'static str);
 
@@ -110,28 +110,29 @@ impl Scanner {
     }
 
     /// A block begins, or goes on, at this column: deeper ones have ended. Brackets know no columns.
-    fn open(&mut self, column: isize) -> Option<isize> {
+    fn open(&mut self, at: usize) -> Result<Option<isize>, Refusal> {
+        let column = signed(at);
         if self.flow == 0 {
-            self.blocks.retain(|block| *block < column);
+            while self.blocks.last().is_some_and(|block| *block >= column) {
+                self.blocks.pop();
+            }
             self.blocks.push(column);
         }
-        Some(column)
+        if self.blocks.len() > MAX_BLOCKS {
+            return Err((at, NESTING));
+        }
+        Ok(Some(column))
     }
 
-    /// The block around a node that stands alone on its line.
+    /// The block around a node that stands alone on its line. The parser lets it stand at the block's own column.
     fn around(&self, column: isize) -> isize {
-        let inner = self.blocks.iter().rev().find(|block| **block < column);
+        let inner = self.blocks.iter().rev().find(|block| **block <= column);
         inner.copied().unwrap_or(-1)
     }
 
     /// Goes through a line from a place where a node may begin. `block` is the column of the innermost block that this
     /// line opened so far, if it opened one.
-    fn nodes(
-        &mut self,
-        line: &[char],
-        mut at: usize,
-        mut block: Option<isize>,
-    ) -> Result<(), Refusal> {
+    fn nodes(&mut self, line: &[char], mut at: usize, mut block: Option<isize>) -> Result<(), Refusal> {
         self.plain_above = None;
         let mut node = at;
         while at < line.len() {
@@ -154,11 +155,11 @@ impl Scanner {
                 }
                 ',' if self.flow > 0 => at += 1,
                 ':' if self.flow > 0 || space_after => {
-                    block = self.open(signed(node));
+                    block = self.open(node)?;
                     at += 1;
                 }
                 '-' | '?' if space_after => {
-                    block = self.open(signed(at));
+                    block = self.open(at)?;
                     at += 1;
                 }
                 quote @ ('"' | '\'') => {
@@ -186,13 +187,7 @@ impl Scanner {
         Ok(())
     }
 
-    fn plain_from(
-        &mut self,
-        line: &[char],
-        start: usize,
-        node: usize,
-        parent: isize,
-    ) -> Result<(), Refusal> {
+    fn plain_from(&mut self, line: &[char], start: usize, node: usize, parent: isize) -> Result<(), Refusal> {
         match self.end_of_plain(line, start)? {
             End::Line => {
                 self.plain_above = Some(parent);
@@ -201,7 +196,7 @@ impl Scanner {
             End::Comment => Ok(()),
             End::Value(at) => {
                 // The plain scalar was a name: its column is that of a block mapping.
-                self.open(signed(node));
+                self.open(node)?;
                 self.after_value(line, at, signed(node))
             }
             End::Flow(at) => self.nodes(line, at, Some(parent)),
@@ -277,12 +272,7 @@ impl Scanner {
         None
     }
 
-    fn block_header(
-        &mut self,
-        line: &[char],
-        at: usize,
-        block: Option<isize>,
-    ) -> Result<(), Refusal> {
+    fn block_header(&mut self, line: &[char], at: usize, block: Option<isize>) -> Result<(), Refusal> {
         let parent = block.unwrap_or_else(|| self.around(signed(at)));
         let mut rest = &line[at + 1..];
         let mut content = None;
@@ -388,6 +378,7 @@ mod tests {
             "# \u{85}a: *x",
             "\u{feff}a: *x",
             "a: x # y\n  &b z: 1",
+            "k: \n|\n\\: &a x",
         ] {
             assert!(scan(text).is_err(), "{text}");
         }
