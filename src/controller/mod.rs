@@ -113,7 +113,7 @@ async fn run_scope(
     if watches_namespaces {
         watches.spawn(watch::namespaces(context.clone(), scope.clone(), pending.clone()));
     }
-    let part = health.part();
+    let mut part = Some(health.part());
     // A Secret that was not listed yet would look as if it did not exist: nothing is decided before that.
     if receiver.wait_for(|left| *left == 0).await.is_err() {
         return;
@@ -126,16 +126,17 @@ async fn run_scope(
     let configs = watcher(api, watcher::Config::default())
         .default_backoff()
         .modify(|config| config.managed_fields_mut().clear())
-        .inspect_ok(move |event| remember(&known, event))
+        .inspect_ok(move |event| {
+            remember(&known, event);
+            if matches!(event, Event::InitDone)
+                && let Some(part) = part.take()
+            {
+                part.ready();
+            }
+        })
         .reflect(writer)
         .applied_objects()
         .predicate_filter(changed, kube::runtime::PredicateConfig::default());
-    let ready_reader = reader.clone();
-    tokio::spawn(async move {
-        if ready_reader.wait_until_ready().await.is_ok() {
-            part.ready();
-        }
-    });
     Controller::for_stream(configs, reader)
         .with_config(controller::Config::default().concurrency(context.settings.concurrency))
         .reconcile_on(watch::as_references(triggered))
