@@ -1,2 +1,98 @@
-//! x
-fn main() {}
+//! `cargo xtask`: the one door for developers. Each command does one job from a fresh clone, bringing the
+//! tools that it needs into the user's cache folder, and leaves nothing running.
+//!
+//! The map: [`cluster`], [`test`], [`demo`], [`bench`] and [`gen`](generate) are the commands. They stand on
+//! [`control_plane`] (etcd, kube-apiserver and moto, started and made ready), which stands on [`tools`]
+//! (programs built once into the [`cache`], with [`go`] and [`python`]). [`session`] owns every process that
+//! is started, and its [`guard`] ends them even when xtask itself is killed.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "xtask is a command line; what it prints is its result"
+)]
+
+mod bench;
+mod cache;
+mod cluster;
+mod control_plane;
+mod demo;
+mod failure;
+mod generate;
+mod go;
+mod guard;
+mod http;
+mod operator;
+mod ports;
+mod process;
+mod python;
+mod repository;
+mod session;
+mod test;
+mod tools;
+
+use std::process::ExitCode;
+
+use failure::{Failure, Outcome};
+
+const USAGE: &str = "\
+cargo xtask COMMAND
+
+  cluster [--keep DIR] [--moto-auth] [--with-controller-manager] -- CMD...
+        Starts a throwaway control plane (etcd, kube-apiserver) and moto (KMS, STS, IAM), applies crds/, runs
+        CMD against them and returns its exit status. Nothing is left running.
+        --keep DIR                  write logs, certificates and the kubeconfig to DIR and leave them there
+        --moto-auth                 moto checks signatures and IAM policies from the first call
+        --with-controller-manager   also run the workload, disruption and garbage collection controllers
+  test [PART...] [-- ARGS...]
+        Runs the gates: fmt clippy deny docs unit integration. All of them unless parts are named.
+        ARGS go to `cargo test` in the parts unit and integration.
+  demo  The product's main job, step by step, on a throwaway control plane.
+  bench reconcile [ARGS...]
+        Measures the release build on a throwaway control plane. ARGS go to the measuring program.
+  gen   Writes crds/ anew from the code.
+  tools Builds or fetches every tool that the other commands need, and prints where they are.
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let status = match dispatch(&arguments) {
+        Ok(status) => status,
+        Err(Failure::Interrupted(signal)) => {
+            eprintln!("xtask: stopped by signal {signal}; everything it started has been ended.");
+            128 + signal
+        }
+        Err(Failure::Said(message)) => {
+            eprintln!("xtask: {message}");
+            1
+        }
+    };
+    ExitCode::from(u8::try_from(status).unwrap_or(1))
+}
+
+/// Runs one command; the number is the exit status.
+fn dispatch(arguments: &[String]) -> Outcome<i32> {
+    let Some((command, rest)) = arguments.split_first() else {
+        eprint!("{USAGE}");
+        return Ok(2);
+    };
+    match command.as_str() {
+        guard::COMMAND => {
+            guard::run();
+            Ok(0)
+        }
+        "cluster" => cluster::run(&session::Session::start()?, rest),
+        "test" => test::run(&session::Session::start()?, rest),
+        "demo" => demo::run(&session::Session::start()?, rest),
+        "bench" => bench::run(&session::Session::start()?, rest),
+        "gen" => generate::run(&session::Session::start()?, rest),
+        "tools" => tools::run(&session::Session::start()?, rest),
+        "help" | "--help" | "-h" => {
+            print!("{USAGE}");
+            Ok(0)
+        }
+        other => {
+            eprint!("xtask: there is no command `{other}`.\n\n{USAGE}");
+            Ok(2)
+        }
+    }
+}

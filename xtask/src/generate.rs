@@ -1,0 +1,31 @@
+//! `cargo xtask gen`: files of the repository that are made from its code.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::failure::{Doing, Outcome};
+use crate::operator::{self, Profile};
+use crate::session::Session;
+use crate::{process, repository};
+
+/// Where the CRDs go, relative to the root.
+const DEFINITIONS: &str = "crds/autounseal.dev.yaml";
+
+/// `cargo xtask gen`
+pub fn run(session: &Session, arguments: &[String]) -> Outcome<i32> {
+    if let Some(unknown) = arguments.first() {
+        return Err(format!("`gen` takes no argument, but was given `{unknown}`.").into());
+    }
+    let folder = session.temporary_folder("gen")?;
+    let program = operator::build(session, &repository::target_folder()?, Profile::Debug, &folder)?;
+    let definitions = process::answer(Command::new(&program).arg("crd"))
+        .filter(|text| !text.is_empty())
+        .ok_or("`autounseal crd` failed or printed nothing; crds/ is left as it was.")?;
+    let path: PathBuf = repository::root().join(DEFINITIONS);
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).doing(format!("make the folder {}", folder.display()))?;
+    }
+    std::fs::write(&path, definitions + "\n").doing(format!("write {}", path.display()))?;
+    println!("wrote {DEFINITIONS}");
+    Ok(0)
+}

@@ -1,0 +1,232 @@
+//! The real programs that tests run: where each comes from.
+//!
+//! Programs pinned as Go modules in `tests/tools/` are built once into the cache. A folder of ready-made ones
+//! in `KUBEBUILDER_ASSETS`, or a path in `TEST_ASSET_…`, is used instead when set.
+
+use std::cell::OnceCell;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::failure::{Doing, Outcome};
+use crate::go::{Build, Go};
+use crate::python::{self, Environment};
+use crate::session::Session;
+use crate::{cache, process, repository};
+
+/// The Kubernetes that `tests/tools/kubernetes/go.mod` pins; without it in the binary clients cannot parse the
+/// server's version.
+const KUBERNETES_VERSION: &str = "v1.35.4";
+const CARGO_DENY_VERSION: &str = "0.20.2";
+
+/// One program of a pinned Go module.
+struct Pinned {
+    name: &'static str,
+    /// Folder below `tests/tools/`.
+    module: &'static str,
+    package: &'static str,
+    /// Names a ready-made program.
+    variable: &'static str,
+}
+
+const ETCD: Pinned = Pinned {
+    name: "etcd",
+    module: "etcd",
+    package: "go.etcd.io/etcd/server/v3",
+    variable: "TEST_ASSET_ETCD",
+};
+const APISERVER: Pinned = Pinned {
+    name: "kube-apiserver",
+    module: "kubernetes",
+    package: "k8s.io/kubernetes/cmd/kube-apiserver",
+    variable: "TEST_ASSET_KUBE_APISERVER",
+};
+const KUBECTL: Pinned = Pinned {
+    name: "kubectl",
+    module: "kubernetes",
+    package: "k8s.io/kubernetes/cmd/kubectl",
+    variable: "TEST_ASSET_KUBECTL",
+};
+const CONTROLLER_MANAGER: Pinned = Pinned {
+    name: "kube-controller-manager",
+    module: "kubernetes",
+    package: "k8s.io/kubernetes/cmd/kube-controller-manager",
+    variable: "TEST_ASSET_KUBE_CONTROLLER_MANAGER",
+};
+
+/// What a control plane is started from.
+pub struct Tools {
+    /// The store.
+    pub etcd: PathBuf,
+    /// The API server.
+    pub apiserver: PathBuf,
+    /// The client.
+    pub kubectl: PathBuf,
+    /// Only when asked for.
+    pub controller_manager: Option<PathBuf>,
+    /// Python with moto, boto3 and cryptography.
+    pub moto: Environment,
+}
+
+impl Tools {
+    /// Finds or makes all of them.
+    pub fn ensure(session: &Session, with_controller_manager: bool) -> Outcome<Self> {
+        let requirements = repository::root().join("tests/tools/moto/requirements.txt");
+        let moto = python::environment(session, "moto", &requirements)?;
+        let workshop = Workshop {
+            session,
+            go: OnceCell::new(),
+        };
+        let controller_manager = with_controller_manager.then_some(&CONTROLLER_MANAGER);
+        Ok(Self {
+            etcd: workshop.provide(&ETCD)?,
+            apiserver: workshop.provide(&APISERVER)?,
+            kubectl: workshop.provide(&KUBECTL)?,
+            controller_manager: controller_manager
+                .map(|tool| workshop.provide(tool))
+                .transpose()?,
+            moto,
+        })
+    }
+}
+
+/// Builds programs; looks for Go only once one has to be named or built.
+struct Workshop<'a> {
+    session: &'a Session,
+    go: OnceCell<Go>,
+}
+
+impl Workshop<'_> {
+    fn provide(&self, tool: &Pinned) -> Outcome<PathBuf> {
+        if let Some(path) = ready_made(tool)? {
+            return Ok(path);
+        }
+        let module = repository::root().join("tests/tools").join(tool.module);
+        let linker = linker_flags(tool);
+        let go = self.go(&module)?;
+        let key = repository::checksum(&[
+            &repository::read(&module.join("go.mod"))?,
+            &repository::read(&module.join("go.sum"))?,
+            tool.package.as_bytes(),
+            linker.as_bytes(),
+            go.version.as_bytes(),
+        ]);
+        let folder = cache::ensure(self.session, tool.name, &key, |folder| {
+            eprintln!(
+                "==> building {} with {} (minutes, once on this machine)",
+                tool.name, go.version
+            );
+            let build = Build {
+                module,
+                package: tool.package.to_owned(),
+                linker,
+            };
+            go.build(self.session, &build, &folder.join(tool.name))
+        })?;
+        Ok(folder.join(tool.name))
+    }
+
+    fn go(&self, module: &Path) -> Outcome<&Go> {
+        if let Some(go) = self.go.get() {
+            return Ok(go);
+        }
+        let found = Go::find(self.session, module)?;
+        Ok(self.go.get_or_init(|| found))
+    }
+}
+
+fn linker_flags(tool: &Pinned) -> String {
+    let strip = "-s -w";
+    match tool.module {
+        "kubernetes" => {
+            format!("{strip} -X k8s.io/component-base/version.gitVersion={KUBERNETES_VERSION}")
+        }
+        _ => strip.to_owned(),
+    }
+}
+
+/// The developer's own program, if one is named. A named one that is not there is an error rather than a
+/// silent build of another; but a folder of assets need not hold every program.
+fn ready_made(tool: &Pinned) -> Outcome<Option<PathBuf>> {
+    if let Some(path) = std::env::var_os(tool.variable).filter(|value| !value.is_empty()) {
+        let path = PathBuf::from(path);
+        if path.is_file() {
+            return Ok(Some(path));
+        }
+        return Err(format!(
+            "{} names {}, which is not a file. Correct or unset it.",
+            tool.variable,
+            path.display()
+        )
+        .into());
+    }
+    let Some(folder) = std::env::var_os("KUBEBUILDER_ASSETS").filter(|value| !value.is_empty()) else {
+        return Ok(None);
+    };
+    let path = Path::new(&folder).join(tool.name);
+    Ok(path.is_file().then_some(path))
+}
+
+/// cargo-deny: the one on PATH if it is of the same minor version, else built into the cache.
+pub fn cargo_deny(session: &Session) -> Outcome<PathBuf> {
+    let version = process::answer(Command::new("cargo-deny").arg("--version")).unwrap_or_default();
+    if same_minor(version.trim_start_matches("cargo-deny "), CARGO_DENY_VERSION) {
+        return Ok(PathBuf::from("cargo-deny"));
+    }
+    let folder = cache::ensure(session, "cargo-deny", CARGO_DENY_VERSION, |folder| {
+        eprintln!("==> building cargo-deny {CARGO_DENY_VERSION} (minutes, once on this machine)");
+        let scratch = folder.join("target");
+        let mut install = repository::cargo(&scratch);
+        install
+            .args([
+                "install",
+                "--locked",
+                "--version",
+                CARGO_DENY_VERSION,
+                "cargo-deny",
+                "--root",
+            ])
+            .arg(folder);
+        session.run_logged(&mut install, "building cargo-deny", &folder.join("install.log"))?;
+        std::fs::remove_dir_all(&scratch).doing(format!("remove {}", scratch.display()))
+    })?;
+    Ok(folder.join("bin/cargo-deny"))
+}
+
+fn same_minor(left: &str, right: &str) -> bool {
+    let minor = |version: &str| version.rsplit_once('.').map(|(minor, _)| minor.to_owned());
+    minor(left).is_some() && minor(left) == minor(right)
+}
+
+/// `cargo xtask tools`.
+pub fn run(session: &Session, arguments: &[String]) -> Outcome<i32> {
+    if let Some(unknown) = arguments.first() {
+        return Err(format!("`tools` takes no argument, but was given `{unknown}`.").into());
+    }
+    let tools = Tools::ensure(session, true)?;
+    let deny = cargo_deny(session)?;
+    let moto = tools.moto.program("moto_server");
+    let programs = [&tools.etcd, &tools.apiserver, &tools.kubectl, &moto, &deny];
+    for path in programs.into_iter().chain(&tools.controller_manager) {
+        println!("{}", path.display());
+    }
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_minor_version_of_a_tool_is_not_taken() {
+        assert!(same_minor("0.20.9", "0.20.2"));
+        assert!(!same_minor("0.19.2", "0.20.2"));
+        assert!(!same_minor("", "0.20.2"));
+    }
+
+    #[test]
+    fn the_version_in_the_binary_is_the_version_of_the_module() {
+        let manifest = repository::root().join("tests/tools/kubernetes/go.mod");
+        let text = std::fs::read_to_string(manifest).unwrap();
+        assert!(text.contains(&format!("k8s.io/kubernetes {KUBERNETES_VERSION}")));
+    }
+}
