@@ -222,7 +222,7 @@ pub struct EntryRef {
 }
 
 /// Whether bytes are base64 text.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum Armor {
     /// Base64 when the bytes are nothing but base64, else as they are.
     #[default]

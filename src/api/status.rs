@@ -86,6 +86,9 @@ pub struct SealStatus {
     /// When the KMS last described the key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_probe_time: Option<Time>,
+    /// Why it is Unhealthy: a word of the closed set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// What is wrong and what to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,

@@ -1,0 +1,193 @@
+//! What stands in the way, decided before anything is called: identity, endpoints, sources, ownership.
+
+use std::collections::BTreeMap;
+
+use super::{
+    Fault,
+    aws::{AwsSeal, KeyArn, KeyRef},
+    digest,
+    endpoint::allow_aws,
+    model::{BOUND_NAMESPACE, Cloud, Copy, Model, Seal, Source, SourceRef, Target},
+    observed::{NamespaceFacts, Observed, SecretFacts, SourceFacts},
+};
+use crate::api::{Reason, WrappedFormat};
+
+/// What the checks found, and the digests they were found for.
+#[derive(Clone, Debug, Default)]
+pub struct Findings {
+    /// Seals that must not be used now.
+    pub seals: BTreeMap<String, Fault>,
+    /// Copies that cannot be opened now, by key and seal.
+    pub copies: BTreeMap<(String, String), Fault>,
+    /// Targets that must not be written now.
+    pub targets: BTreeMap<String, Fault>,
+    /// Digest of each copy's inputs, by key and seal.
+    pub copy_inputs: BTreeMap<(String, String), String>,
+    /// Digest of each key's inputs.
+    pub key_inputs: BTreeMap<String, String>,
+    /// Digest of each target's inputs.
+    pub target_inputs: BTreeMap<String, String>,
+}
+
+/// Runs every check.
+pub fn check(model: &Model, observed: &Observed) -> Findings {
+    let mut findings = Findings::default();
+    for seal in &model.seals {
+        if let Err(fault) = seal_allowed(model, seal, observed) {
+            findings.seals.insert(seal.name.clone(), fault);
+        }
+    }
+    for key in &model.keys {
+        for copy in &key.copies {
+            let id = (key.name.clone(), copy.seal.clone());
+            findings.copy_inputs.insert(id.clone(), digest::copy_inputs(model, copy, observed));
+            if let Err(fault) = copy_allowed(model, copy, observed, &findings) {
+                findings.copies.insert(id, fault);
+            }
+        }
+        findings.key_inputs.insert(key.name.clone(), digest::key_inputs(model, key, observed));
+    }
+    for target in &model.targets {
+        let inputs = digest::target_inputs(model, target, &findings.key_inputs);
+        findings.target_inputs.insert(target.name.clone(), inputs);
+        if let Err(fault) = target_allowed(model, target, observed) {
+            findings.targets.insert(target.name.clone(), fault);
+        }
+    }
+    findings
+}
+
+fn seal_allowed(model: &Model, seal: &Seal, observed: &Observed) -> Result<(), Fault> {
+    let Cloud::Aws(aws) = &seal.cloud;
+    if let (Some(endpoint), Some(region)) = (&aws.endpoint, &aws.region) {
+        allow_aws(endpoint, region, &observed.endpoints)?;
+    }
+    if !aws.credentials.is_operators() {
+        return Ok(());
+    }
+    let namespace = &model.id.namespace;
+    if !observed.namespace.operator_identity {
+        return Err(Fault::denied(
+            Reason::OperatorIdentityNotAllowed,
+            format!(
+                "namespace {namespace} may not use the operator's own identity; give the seal credentials of its own, \
+                 or have a cluster admin run: kubectl label namespace {namespace} \
+                 autounseal.dev/operator-identity=allowed (or list it in --operator-identity-namespaces)"
+            ),
+        ));
+    }
+    let Some(role) = &aws.assume_role else { return Ok(()) };
+    if role.external_id.is_some() {
+        return Err(Fault::invalid(
+            Reason::OperatorIdentityNotAllowed,
+            "assumeRole.externalID cannot be chosen with the operator's own identity, which sends \
+             <binding-domain>/<namespace>; remove it and name that value in the role's trust policy",
+        ));
+    }
+    if observed.namespace.grants.contains(&role.role_arn) {
+        Ok(())
+    } else {
+        Err(ungranted(namespace, "role", &role.role_arn))
+    }
+}
+
+fn ungranted(namespace: &str, what: &str, arn: &str) -> Fault {
+    Fault::denied(
+        Reason::OperatorIdentityNotAllowed,
+        format!(
+            "namespace {namespace} has no grant to use {what} {arn} through the operator's own identity; have a cluster \
+             admin add it: kubectl annotate namespace {namespace} \
+             autounseal.dev/operator-identity-grants={arn} (comma-separated; or in the operator's grants file)"
+        ),
+    )
+}
+
+/// Whether a copy is tied to its namespace by the KMS itself, so that the operator's identity may open it.
+fn bound(copy: &Copy, namespace: &str) -> bool {
+    copy.format == WrappedFormat::Kms && copy.context.get(BOUND_NAMESPACE).is_some_and(|bound| bound == namespace)
+}
+
+/// Whether the operator's identity may open `copy` with the key that `key` names (security rule S3).
+///
+/// Called with the ARN that the spec or DescribeKey tells before Decrypt, and with the ARN that Decrypt
+/// answered after it.
+///
+/// # Errors
+/// `OperatorIdentityNotAllowed`, with the command that grants it.
+pub fn key_granted(model: &Model, seal: &AwsSeal, copy: &Copy, key: &KeyArn, facts: &NamespaceFacts) -> Result<(), Fault> {
+    let namespace = &model.id.namespace;
+    if !seal.credentials.is_operators() || bound(copy, namespace) || facts.grants.contains(&key.to_string()) {
+        Ok(())
+    } else {
+        Err(ungranted(namespace, "key", &key.to_string()))
+    }
+}
+
+fn copy_allowed(model: &Model, copy: &Copy, observed: &Observed, findings: &Findings) -> Result<(), Fault> {
+    if let Some(fault) = findings.seals.get(&copy.seal) {
+        return Err(fault.clone());
+    }
+    if let Some(seal) = model.seal(&copy.seal) {
+        let Cloud::Aws(aws) = &seal.cloud;
+        if let KeyRef::Arn(arn) = &aws.key {
+            key_granted(model, aws, copy, arn, &observed.namespace)?;
+        }
+    }
+    match &copy.source {
+        Source::Inline(_) => Ok(()),
+        Source::Entry(entry) => source_found(entry, observed.sources.get(entry)),
+    }
+}
+
+fn source_found(entry: &SourceRef, facts: Option<&SourceFacts>) -> Result<(), Fault> {
+    let (reason, message) = match facts {
+        Some(SourceFacts::Found(_)) => return Ok(()),
+        Some(SourceFacts::EntryMissing) => {
+            (Reason::SourceMissing, format!("{entry} has no entry {:?}; add it, or correct key", entry.key))
+        }
+        Some(SourceFacts::Unreadable) => (
+            Reason::CiphertextInvalid,
+            format!(
+                "entry {:?} of {entry} is empty, larger than 64 KiB, or not base64 although armor says so; \
+                 put the wrapped key there as it was made",
+                entry.key
+            ),
+        ),
+        Some(SourceFacts::ObjectMissing) | None => {
+            (Reason::SourceMissing, format!("{entry} does not exist in this namespace; create it, or correct name"))
+        }
+    };
+    Err(Fault::invalid(reason, message))
+}
+
+fn target_allowed(model: &Model, target: &Target, observed: &Observed) -> Result<(), Fault> {
+    let Some(secret) = observed.secrets.get(&target.secret) else { return Ok(()) };
+    if secret.owner_uid.as_ref() == Some(&model.id.uid) {
+        return Ok(());
+    }
+    let name = &target.secret;
+    let refused = |why: String| Err(Fault::denied(Reason::SecretNotOwned, why));
+    if secret.owner_uid.as_ref().is_some_and(|owner| observed.living.contains(owner)) {
+        return refused(format!(
+            "Secret {name} is delivered by another SealConfig of this namespace; choose another name for one of them"
+        ));
+    }
+    if observed.read_secrets.contains(name) {
+        return refused(format!(
+            "Secret {name} holds copies or credentials that a SealConfig reads and is never overwritten; choose another name"
+        ));
+    }
+    if may_adopt(model, target, secret) {
+        return Ok(());
+    }
+    let config = &model.id.name;
+    refused(format!(
+        "Secret {name} exists and was not made by this SealConfig; delete or rename it, or let it be taken over: set \
+         adopt: true in the target and run: kubectl annotate secret {name} autounseal.dev/adopt-by={config}"
+    ))
+}
+
+/// Whether both sides agreed to an adoption (security rule S7).
+pub fn may_adopt(model: &Model, target: &Target, secret: &SecretFacts) -> bool {
+    target.adopt && secret.adopt_by.as_ref() == Some(&model.id.name)
+}

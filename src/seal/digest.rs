@@ -1,0 +1,120 @@
+//! Digests of inputs: tell whether anything changed, and nothing of any key.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use aws_lc_rs::digest::{Context, SHA256};
+
+use super::{
+    entry::EntryContent,
+    model::{Cloud, Copy, Key, Model, Source, Target},
+    observed::{Observed, SourceFacts},
+};
+
+/// A digest over length-prefixed parts, so that no two different inputs read the same.
+struct Parts(Context);
+
+impl Parts {
+    fn new(what: &str) -> Self {
+        let mut parts = Self(Context::new(&SHA256));
+        parts.add(what.as_bytes());
+        parts
+    }
+
+    fn add(&mut self, part: &[u8]) {
+        self.0.update(&(part.len() as u64).to_be_bytes());
+        self.0.update(part);
+    }
+
+    fn text(&mut self, part: &str) {
+        self.add(part.as_bytes());
+    }
+
+    fn pairs(&mut self, pairs: &BTreeMap<String, String>) {
+        self.add(&(pairs.len() as u64).to_be_bytes());
+        for (name, value) in pairs {
+            self.text(name);
+            self.text(value);
+        }
+    }
+
+    fn hex(self) -> String {
+        data_encoding::HEXLOWER.encode(&self.0.finish().as_ref()[..16])
+    }
+}
+
+/// What a copy is opened from: the seal's key, the format, the context, the bytes.
+pub fn copy_inputs(model: &Model, copy: &Copy, observed: &Observed) -> String {
+    let mut parts = Parts::new("copy/v1");
+    parts.text(&copy.seal);
+    if let Some(seal) = model.seal(&copy.seal) {
+        match &seal.cloud {
+            Cloud::Aws(aws) => {
+                parts.text(&aws.key.to_string());
+                for former in &aws.former {
+                    parts.text(&former.to_string());
+                }
+                parts.text(aws.account.as_deref().unwrap_or_default());
+                parts.text(aws.region.as_ref().map_or("", |region| region.as_str()));
+                parts.text(aws.endpoint.as_deref().unwrap_or_default());
+            }
+        }
+    }
+    parts.text(match copy.format {
+        crate::api::WrappedFormat::BlobInfo => "blobinfo",
+        crate::api::WrappedFormat::Kms => "kms",
+    });
+    parts.pairs(&copy.context);
+    match &copy.source {
+        Source::Inline(ciphertext) => parts.add(&ciphertext.digest()),
+        Source::Entry(entry) => match observed.sources.get(entry) {
+            Some(SourceFacts::Found(ciphertext)) => parts.add(&ciphertext.digest()),
+            Some(SourceFacts::Unreadable) => parts.text("unreadable"),
+            Some(SourceFacts::EntryMissing) => parts.text("entry missing"),
+            Some(SourceFacts::ObjectMissing) | None => parts.text("missing"),
+        },
+    }
+    parts.hex()
+}
+
+/// What a key is opened from: all its copies and what pins it.
+pub fn key_inputs(model: &Model, key: &Key, observed: &Observed) -> String {
+    let mut parts = Parts::new("key/v1");
+    parts.text(&key.name);
+    parts.text(key.check_value.as_deref().unwrap_or_default());
+    for copy in &key.copies {
+        parts.text(&copy_inputs(model, copy, observed));
+    }
+    parts.hex()
+}
+
+/// What a target is made from: its keys, its entries, its metadata.
+pub fn target_inputs(model: &Model, target: &Target, keys: &BTreeMap<String, String>) -> String {
+    let mut parts = Parts::new("target/v1");
+    parts.text(&model.id.uid);
+    parts.text(&target.secret);
+    parts.text(target.type_.as_str());
+    parts.text(if target.delete_with_owner { "owned" } else { "" });
+    parts.pairs(&target.labels);
+    parts.pairs(&target.annotations);
+    for entry in &target.entries {
+        parts.text(&entry.name);
+        match &entry.content {
+            EntryContent::Key { key, encoding, version } => {
+                let mut what = String::new();
+                // Debug names of two closed enums: stable, and writing to a String cannot fail.
+                let _ = write!(what, "{key} {encoding:?} {version:?}");
+                parts.text(&what);
+            }
+            EntryContent::Template(template) => parts.text(template.source()),
+        }
+    }
+    for name in target.keys() {
+        parts.text(name);
+        parts.text(keys.get(name).map_or("", String::as_str));
+        if let Some(key) = model.keys.iter().find(|key| key.name == name) {
+            parts.text(key.consumer_key_id.as_deref().unwrap_or_default());
+            parts.text(&format!("{:?}", key.purpose));
+        }
+    }
+    parts.hex()
+}

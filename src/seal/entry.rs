@@ -1,0 +1,201 @@
+//! Entries of a target's Secret, read and checked before any key is opened.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    api::{DataEntry, Encoding, KeyVersion, Reason},
+    seal::{Fault, template::Template},
+};
+
+/// One entry of a Secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Name of the entry.
+    pub name: String,
+    /// What it holds.
+    pub content: EntryContent,
+}
+
+/// What an entry holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EntryContent {
+    /// A key.
+    Key {
+        /// Name of the key.
+        key: String,
+        /// How it is written.
+        encoding: Encoding,
+        /// Which version.
+        version: KeyVersion,
+    },
+    /// Text with keys in it.
+    Template(Template),
+}
+
+impl EntryContent {
+    /// Names of the keys that it needs.
+    pub fn keys(&self) -> BTreeSet<&str> {
+        match self {
+            EntryContent::Key { key, .. } => BTreeSet::from([key.as_str()]),
+            EntryContent::Template(template) => {
+                template.references().map(|r| r.key.as_str()).collect()
+            }
+        }
+    }
+}
+
+/// Reads the entries of one Secret. `keys` are the names of `spec.keys`, in their order; all of them are brought.
+///
+/// Without entries there is one for each key, named after it, with the raw bytes.
+///
+/// # Errors
+/// Every entry that is wrong, each with the fix: `TemplateInvalid` or `InvalidSpec`.
+pub fn entries(data: &[DataEntry], keys: &[&str]) -> Result<Vec<Entry>, Vec<Fault>> {
+    if data.is_empty() {
+        return Ok(keys.iter().map(|key| default_entry(key)).collect());
+    }
+    let mut seen = BTreeSet::new();
+    let (mut good, mut bad) = (Vec::new(), Vec::new());
+    for entry in data {
+        if !seen.insert(entry.name.as_str()) {
+            bad.push(Fault::invalid(
+                Reason::InvalidSpec,
+                format!(
+                    "two entries are named {:?}; give one of them another name",
+                    entry.name
+                ),
+            ));
+            continue;
+        }
+        match read(entry, keys) {
+            Ok(content) => good.push(Entry {
+                name: entry.name.clone(),
+                content,
+            }),
+            Err(fault) => bad.push(fault.of(format_args!("entry {:?}", entry.name))),
+        }
+    }
+    if bad.is_empty() { Ok(good) } else { Err(bad) }
+}
+
+fn default_entry(key: &str) -> Entry {
+    Entry {
+        name: key.to_owned(),
+        content: EntryContent::Key {
+            key: key.to_owned(),
+            encoding: Encoding::Raw,
+            version: KeyVersion::Current,
+        },
+    }
+}
+
+fn read(entry: &DataEntry, keys: &[&str]) -> Result<EntryContent, Fault> {
+    match (&entry.key, &entry.template) {
+        (Some(key), None) => {
+            if !keys.contains(&key.name.as_str()) {
+                return Err(Fault::invalid(
+                    Reason::InvalidSpec,
+                    format!("there is no key {:?}; name one of spec.keys", key.name),
+                ));
+            }
+            Ok(EntryContent::Key {
+                key: key.name.clone(),
+                encoding: key.encoding,
+                version: key.version,
+            })
+        }
+        (None, Some(source)) => {
+            let template = Template::parse(source).map_err(|error| invalid(&error))?;
+            template
+                .check(&keys.iter().copied().collect(), &BTreeSet::new())
+                .map_err(|error| invalid(&error))?;
+            Ok(EntryContent::Template(template))
+        }
+        _ => Err(Fault::invalid(
+            Reason::InvalidSpec,
+            "an entry takes exactly one of key, template",
+        )),
+    }
+}
+
+/// A template's error as a fault.
+pub fn invalid(error: &crate::seal::template::TemplateError) -> Fault {
+    Fault::invalid(Reason::TemplateInvalid, format!("template, {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::KeyEntry;
+
+    fn key(name: &str, key: &str) -> DataEntry {
+        DataEntry {
+            name: name.into(),
+            key: Some(KeyEntry {
+                name: key.into(),
+                encoding: Encoding::Hex,
+                version: KeyVersion::Current,
+            }),
+            template: None,
+        }
+    }
+
+    fn template(name: &str, text: &str) -> DataEntry {
+        DataEntry {
+            name: name.into(),
+            key: None,
+            template: Some(text.into()),
+        }
+    }
+
+    #[test]
+    fn without_entries_each_key_is_delivered_raw_under_its_own_name() {
+        let read = entries(&[], &["b", "a"]).unwrap();
+        assert_eq!(read, [default_entry("b"), default_entry("a")]);
+    }
+
+    #[test]
+    fn entries_are_read_in_order() {
+        let read = entries(
+            &[key("k.hex", "a"), template("t", r#"{{ keys["b"].id }}"#)],
+            &["a", "b"],
+        )
+        .unwrap();
+        assert_eq!(read[0].content.keys(), BTreeSet::from(["a"]));
+        assert_eq!(read[1].content.keys(), BTreeSet::from(["b"]));
+    }
+
+    #[test]
+    fn every_wrong_entry_is_told() {
+        let mut neither = key("n", "a");
+        neither.key = None;
+        let faults = entries(
+            &[
+                key("x", "none"),
+                template("y", "{{ nope }}"),
+                template("z", r#"{{ keys["a"].previous.hex }}"#),
+                neither,
+                key("d", "a"),
+                key("d", "a"),
+            ],
+            &["a"],
+        )
+        .unwrap_err();
+        let reasons: Vec<_> = faults.iter().map(|f| f.reason).collect();
+        assert_eq!(
+            reasons,
+            [
+                Reason::InvalidSpec,
+                Reason::TemplateInvalid,
+                Reason::TemplateInvalid,
+                Reason::InvalidSpec,
+                Reason::InvalidSpec
+            ]
+        );
+        assert!(
+            faults[1]
+                .message
+                .starts_with("entry \"y\": template, line 1, column 1: ")
+        );
+    }
+}

@@ -1,0 +1,513 @@
+//! `SealConfig` → [`Model`]: parsed once, validated once. Later steps never read the resource again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use data_encoding::BASE64;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::core::Selector;
+
+use super::{
+    Ciphertext, Fault,
+    aws::{AssumeRole, AwsSeal, Credentials, KeyRef},
+    entry::{Entry, entries},
+};
+use crate::api::{
+    self, Armor, ChangePolicy, DeletionPolicy, Purpose, Reason, SealConfig, SecretType, WrappedFormat,
+};
+
+/// The only context key under our prefix that users may write: it ties a brought copy to a namespace.
+pub const BOUND_NAMESPACE: &str = "autounseal.dev/bound-namespace";
+
+/// The largest source that is read, in bytes (security rule S19).
+pub const MAX_SOURCE: usize = 64 * 1024;
+
+/// Who is spoken of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectId {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// UID: tells an object from its successor of the same name.
+    pub uid: String,
+}
+
+impl fmt::Display for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A SealConfig as the rest of the program reads it.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// The object.
+    pub id: ObjectId,
+    /// Its generation.
+    pub generation: i64,
+    /// Nothing is done but deletion.
+    pub suspend: bool,
+    /// By priority, then name.
+    pub seals: Vec<Seal>,
+    /// In the order of the spec.
+    pub keys: Vec<Key>,
+    /// In the order of the spec.
+    pub targets: Vec<Target>,
+}
+
+/// A KMS key.
+#[derive(Clone, Debug)]
+pub struct Seal {
+    /// Name in the spec.
+    pub name: String,
+    /// Lower is tried first.
+    pub priority: u8,
+    /// Which cloud, and the way to the key.
+    pub cloud: Cloud,
+}
+
+/// The clouds.
+#[derive(Clone, Debug)]
+pub enum Cloud {
+    /// AWS KMS.
+    Aws(AwsSeal),
+}
+
+impl Cloud {
+    /// The word in status and metrics.
+    pub const fn provider(&self) -> &'static str {
+        match self {
+            Cloud::Aws(_) => "awskms",
+        }
+    }
+
+    /// The key as the user named it.
+    pub fn configured_key(&self) -> String {
+        match self {
+            Cloud::Aws(seal) => seal.key.to_string(),
+        }
+    }
+}
+
+/// A root key and where its copies lie.
+#[derive(Clone, Debug)]
+pub struct Key {
+    /// Name in the spec.
+    pub name: String,
+    /// What it is for.
+    pub purpose: Purpose,
+    /// How the consumer names it.
+    pub consumer_key_id: Option<String>,
+    /// Pins the key.
+    pub check_value: Option<String>,
+    /// Copies, by the priority of their seals.
+    pub copies: Vec<Copy>,
+}
+
+/// One wrapped copy.
+#[derive(Clone, Debug)]
+pub struct Copy {
+    /// The seal that opens it.
+    pub seal: String,
+    /// How it is packed.
+    pub format: WrappedFormat,
+    /// Encryption context.
+    pub context: BTreeMap<String, String>,
+    /// Where its bytes are.
+    pub source: Source,
+}
+
+/// Where bytes are.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// In the spec.
+    Inline(Ciphertext),
+    /// In an object of the same namespace.
+    Entry(SourceRef),
+}
+
+/// An entry of an object of the same namespace.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SourceRef {
+    /// Which kind.
+    pub kind: SourceKind,
+    /// Name of the object.
+    pub name: String,
+    /// Name of the entry.
+    pub key: String,
+    /// Whether it is base64 text.
+    pub armor: Armor,
+}
+
+impl fmt::Display for SourceRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind, self.name)
+    }
+}
+
+/// Kinds of objects that hold sources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SourceKind {
+    /// A Secret.
+    Secret,
+    /// A ConfigMap.
+    ConfigMap,
+}
+
+impl fmt::Display for SourceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            SourceKind::Secret => "Secret",
+            SourceKind::ConfigMap => "ConfigMap",
+        })
+    }
+}
+
+/// A Secret to write.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Name in the spec.
+    pub name: String,
+    /// Pods that read it.
+    pub selector: Option<Selector>,
+    /// Name of the Secret.
+    pub secret: String,
+    /// Type of the Secret.
+    pub type_: SecretType,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations.
+    pub annotations: BTreeMap<String, String>,
+    /// Take over what exists.
+    pub adopt: bool,
+    /// Goes with the SealConfig.
+    pub delete_with_owner: bool,
+    /// Entries, never empty when there are keys.
+    pub entries: Vec<Entry>,
+    /// Roll the owners when keys change.
+    pub restart: bool,
+}
+
+impl Target {
+    /// Names of the keys that the entries use.
+    pub fn keys(&self) -> BTreeSet<&str> {
+        self.entries.iter().flat_map(|entry| entry.content.keys()).collect()
+    }
+}
+
+/// Parses a SealConfig.
+///
+/// # Errors
+/// `InvalidSpec`, `TemplateInvalid`, `RegionMismatch`: what the schema could not refuse, or what reached
+/// us around it. The first fault found.
+pub fn parse(config: &SealConfig) -> Result<Model, Fault> {
+    let metadata = &config.metadata;
+    let id = ObjectId {
+        namespace: metadata.namespace.clone().ok_or_else(|| invalid("the object has no namespace"))?,
+        name: metadata.name.clone().ok_or_else(|| invalid("the object has no name"))?,
+        uid: metadata.uid.clone().unwrap_or_default(),
+    };
+    let spec = &config.spec;
+    let mut seals = spec.seals.iter().map(parse_seal).collect::<Result<Vec<_>, _>>()?;
+    seals.sort_by(|a, b| (a.priority, &a.name).cmp(&(b.priority, &b.name)));
+    unique("spec.seals", seals.iter().map(|seal| seal.name.as_str()))?;
+    if seals.is_empty() {
+        return Err(invalid("spec.seals is empty: name at least one KMS key"));
+    }
+    let keys =
+        spec.keys.iter().map(|key| parse_key(key, &seals, &id.namespace)).collect::<Result<Vec<_>, _>>()?;
+    unique("spec.keys", keys.iter().map(|key| key.name.as_str()))?;
+    let targets = spec.targets.iter().map(|target| parse_target(target, &keys)).collect::<Result<Vec<_>, _>>()?;
+    unique("spec.targets", targets.iter().map(|target| target.name.as_str()))?;
+    unique("secret names of spec.targets", targets.iter().map(|target| target.secret.as_str()))?;
+    let model = Model {
+        id,
+        generation: metadata.generation.unwrap_or_default(),
+        suspend: spec.suspend,
+        seals,
+        keys,
+        targets,
+    };
+    if let Some(target) = model.targets.iter().find(|target| model.reads_secret(&target.secret)) {
+        return Err(invalid(format!(
+            "target {:?} would overwrite Secret {}, which this SealConfig reads; give the target another name",
+            target.name, target.secret
+        )));
+    }
+    Ok(model)
+}
+
+impl Model {
+    /// The seal of that name; parse has made sure that copies name one.
+    pub fn seal(&self, name: &str) -> Option<&Seal> {
+        self.seals.iter().find(|seal| seal.name == name)
+    }
+
+    /// Every entry of another object that holds a copy.
+    pub fn sources(&self) -> BTreeSet<&SourceRef> {
+        self.keys
+            .iter()
+            .flat_map(|key| &key.copies)
+            .filter_map(|copy| match &copy.source {
+                Source::Entry(entry) => Some(entry),
+                Source::Inline(_) => None,
+            })
+            .collect()
+    }
+
+    /// Secrets that hold copies or credentials.
+    pub fn read_secrets(&self) -> BTreeSet<&str> {
+        let copies = self.sources().into_iter().filter(|s| s.kind == SourceKind::Secret).map(|s| s.name.as_str());
+        let credentials = self.seals.iter().filter_map(|seal| match &seal.cloud {
+            Cloud::Aws(AwsSeal { credentials: Credentials::Secret { name, .. }, .. }) => Some(name.as_str()),
+            Cloud::Aws(_) => None,
+        });
+        copies.chain(credentials).collect()
+    }
+
+    /// ServiceAccounts whose identity is used.
+    pub fn service_accounts(&self) -> BTreeSet<&str> {
+        self.seals
+            .iter()
+            .filter_map(|seal| match &seal.cloud {
+                Cloud::Aws(AwsSeal { credentials: Credentials::ServiceAccount { name, .. }, .. }) => {
+                    Some(name.as_str())
+                }
+                Cloud::Aws(_) => None,
+            })
+            .collect()
+    }
+
+    fn reads_secret(&self, name: &str) -> bool {
+        self.read_secrets().contains(name)
+    }
+}
+
+fn invalid(message: impl Into<String>) -> Fault {
+    Fault::invalid(Reason::InvalidSpec, message)
+}
+
+fn unique<'a>(what: &str, names: impl Iterator<Item = &'a str>) -> Result<(), Fault> {
+    let mut seen = BTreeSet::new();
+    for name in names {
+        if !seen.insert(name) {
+            return Err(invalid(format!("{what}: {name:?} appears twice; names must differ")));
+        }
+    }
+    Ok(())
+}
+
+fn parse_seal(spec: &api::SealSpec) -> Result<Seal, Fault> {
+    let part = format!("seal {:?}", spec.name);
+    let cloud = match &spec.awskms {
+        Some(aws) => Cloud::Aws(parse_aws(aws).map_err(|fault| fault.of(&part))?),
+        None => return Err(invalid("a seal takes exactly one of: awskms").of(&part)),
+    };
+    Ok(Seal { name: spec.name.clone(), priority: spec.priority, cloud })
+}
+
+fn parse_aws(spec: &api::AwsKms) -> Result<AwsSeal, Fault> {
+    let key: KeyRef = spec.kms_key_id.parse().map_err(|()| {
+        invalid("kmsKeyID is not a key id, key ARN, alias name (alias/…) or alias ARN of AWS KMS")
+    })?;
+    let former = spec
+        .former_key_ids
+        .iter()
+        .map(|text| match text.parse::<KeyRef>() {
+            Ok(former) if !former.is_alias() => Ok(former),
+            _ => Err(invalid("formerKeyIDs takes key ids and key ARNs only, for an alias may move again")),
+        })
+        .collect::<Result<_, _>>()?;
+    let region = match &spec.region {
+        Some(text) => {
+            Some(text.parse().map_err(|()| invalid("region is not the name of a region, such as eu-west-1"))?)
+        }
+        None => None,
+    };
+    if let (Some(asked), Some(told)) = (&region, key.region())
+        && asked != told
+    {
+        return Err(Fault::invalid(
+            Reason::RegionMismatch,
+            format!("region says {asked}, but the ARN in kmsKeyID lies in {told}; remove region or correct one of them"),
+        ));
+    }
+    if let (Some(pinned), Some(told)) = (&spec.account_id, key.account())
+        && pinned != told
+    {
+        return Err(invalid(format!("accountID says {pinned}, but the ARN in kmsKeyID belongs to account {told}")));
+    }
+    let credentials = parse_credentials(spec.credentials.as_ref())?;
+    let assume_role = spec.assume_role.as_ref().map(|role| AssumeRole {
+        role_arn: role.role_arn.clone(),
+        external_id: role.external_id.clone(),
+        session_name: role.session_name.clone(),
+    });
+    Ok(AwsSeal {
+        region: region.or_else(|| key.region().cloned()),
+        key,
+        former,
+        account: spec.account_id.clone(),
+        endpoint: spec.endpoint.clone(),
+        assume_role,
+        credentials,
+    })
+}
+
+fn parse_credentials(spec: Option<&api::AwsCredentials>) -> Result<Credentials, Fault> {
+    let Some(spec) = spec else { return Ok(Credentials::DefaultChain) };
+    let mut found = Vec::new();
+    if let Some(account) = &spec.service_account_ref {
+        found.push(Credentials::ServiceAccount { name: account.name.clone(), role_arn: account.role_arn.clone() });
+    }
+    if spec.pod_identity.is_some() {
+        found.push(Credentials::PodIdentity);
+    }
+    if spec.instance_metadata.is_some() {
+        found.push(Credentials::InstanceMetadata);
+    }
+    if let Some(secret) = &spec.secret_ref {
+        found.push(Credentials::Secret {
+            name: secret.name.clone(),
+            access_key_id: secret.access_key_id_key.clone(),
+            secret_access_key: secret.secret_access_key_key.clone(),
+            session_token: secret.session_token_key.clone(),
+        });
+    }
+    match (found.pop(), found.is_empty()) {
+        (None, _) => Ok(Credentials::DefaultChain),
+        (Some(one), true) => Ok(one),
+        (Some(_), false) => Err(invalid(
+            "credentials take at most one of serviceAccountRef, podIdentity, instanceMetadata, secretRef",
+        )),
+    }
+}
+
+fn parse_key(spec: &api::RootKey, seals: &[Seal], namespace: &str) -> Result<Key, Fault> {
+    let part = format!("key {:?}", spec.name);
+    let mut copies = spec
+        .wrapped
+        .iter()
+        .map(|copy| parse_copy(copy, seals, namespace).map_err(|fault| fault.of(&part)))
+        .collect::<Result<Vec<_>, _>>()?;
+    unique(&format!("{part}: seals of wrapped copies"), copies.iter().map(|copy| copy.seal.as_str()))?;
+    if copies.is_empty() {
+        return Err(invalid("wrapped is empty: bring at least one copy").of(&part));
+    }
+    copies.sort_by_key(|copy| seals.iter().position(|seal| seal.name == copy.seal));
+    Ok(Key {
+        name: spec.name.clone(),
+        purpose: spec.purpose,
+        consumer_key_id: spec.consumer_key_id.clone(),
+        check_value: spec.check_value.clone(),
+        copies,
+    })
+}
+
+fn parse_copy(spec: &api::WrappedCopy, seals: &[Seal], namespace: &str) -> Result<Copy, Fault> {
+    if !seals.iter().any(|seal| seal.name == spec.seal) {
+        return Err(invalid(format!("a wrapped copy names seal {:?}, which spec.seals does not hold", spec.seal)));
+    }
+    if spec.format == WrappedFormat::BlobInfo && !spec.context.is_empty() {
+        return Err(invalid("context goes only with format: kms; go-kms-wrapping's blobs never carry one"));
+    }
+    for (name, value) in &spec.context {
+        if name.starts_with("autounseal.dev/") && (name != BOUND_NAMESPACE || value.0 != namespace) {
+            return Err(invalid(format!(
+                "context keys under autounseal.dev/ are the operator's own; only {BOUND_NAMESPACE}: {namespace} is yours to set"
+            )));
+        }
+    }
+    let entry = |kind, entry: &api::EntryRef| {
+        Source::Entry(SourceRef { kind, name: entry.name.clone(), key: entry.key.clone(), armor: entry.armor })
+    };
+    let source = match (&spec.inline, &spec.secret_key_ref, &spec.config_map_key_ref) {
+        (Some(text), None, None) => Source::Inline(unarmor(text.as_bytes(), Armor::Base64).ok_or_else(|| {
+            Fault::invalid(
+                Reason::CiphertextInvalid,
+                format!("the inline copy for seal {:?} is not standard base64, or is empty or too long", spec.seal),
+            )
+        })?),
+        (None, Some(secret), None) => entry(SourceKind::Secret, secret),
+        (None, None, Some(map)) => entry(SourceKind::ConfigMap, map),
+        _ => return Err(invalid("a wrapped copy takes exactly one of inline, secretKeyRef, configMapKeyRef")),
+    };
+    let context = spec.context.iter().map(|(name, value)| (name.clone(), value.0.clone())).collect();
+    Ok(Copy { seal: spec.seal.clone(), format: spec.format, context, source })
+}
+
+/// Takes the armor off. `None`: not base64 although it must be, empty, or larger than [`MAX_SOURCE`].
+pub fn unarmor(bytes: &[u8], armor: Armor) -> Option<Ciphertext> {
+    let decode = || {
+        let packed: Vec<u8> = bytes.iter().copied().filter(|b| !b.is_ascii_whitespace()).collect();
+        BASE64.decode(&packed).ok().filter(|decoded| !decoded.is_empty())
+    };
+    let plain = match armor {
+        Armor::Base64 => decode()?,
+        Armor::None => bytes.to_vec(),
+        Armor::Auto => decode().unwrap_or_else(|| bytes.to_vec()),
+    };
+    (!plain.is_empty() && plain.len() <= MAX_SOURCE).then(|| Ciphertext::new(plain))
+}
+
+fn parse_target(spec: &api::Target, keys: &[Key]) -> Result<Target, Fault> {
+    let part = format!("target {:?}", spec.name);
+    let secret = &spec.secret;
+    if secret.name.ends_with(".wrapped") {
+        return Err(invalid("names that end in .wrapped are the operator's wrapped stores").of(&part));
+    }
+    if secret.adopt && secret.deletion_policy == DeletionPolicy::Delete {
+        return Err(invalid("an adopted Secret is never deleted: remove deletionPolicy: Delete").of(&part));
+    }
+    let labels = metadata(&secret.labels, "label").map_err(|fault| fault.of(&part))?;
+    let annotations = metadata(&secret.annotations, "annotation").map_err(|fault| fault.of(&part))?;
+    let selector = spec.pod_selector.as_ref().map(parse_selector).transpose().map_err(|fault| fault.of(&part))?;
+    let restart = spec.on_change == ChangePolicy::Restart;
+    if restart && selector.is_none() {
+        return Err(invalid("onChange: Restart needs a podSelector").of(&part));
+    }
+    let names: Vec<_> = keys.iter().map(|key| key.name.as_str()).collect();
+    let entries = entries(&secret.data, &names).map_err(|mut faults| faults.swap_remove(0).of(&part))?;
+    Ok(Target {
+        name: spec.name.clone(),
+        selector,
+        secret: secret.name.clone(),
+        type_: secret.type_,
+        labels,
+        annotations,
+        adopt: secret.adopt,
+        delete_with_owner: secret.deletion_policy == DeletionPolicy::Delete,
+        entries,
+        restart,
+    })
+}
+
+fn parse_selector(selector: &LabelSelector) -> Result<Selector, Fault> {
+    let empty = selector.match_labels.as_ref().is_none_or(BTreeMap::is_empty)
+        && selector.match_expressions.as_ref().is_none_or(Vec::is_empty);
+    if empty {
+        return Err(invalid("podSelector must not be empty, or it would select every pod of the namespace"));
+    }
+    Selector::try_from(selector.clone())
+        .map_err(|_| invalid("podSelector holds an operator or a list of values that Kubernetes does not know"))
+}
+
+/// Metadata that steers other controllers is refused (security rule S7).
+fn metadata(pairs: &BTreeMap<String, api::BoundedText>, what: &str) -> Result<BTreeMap<String, String>, Fault> {
+    const FOREIGN: &[&str] = &["kubernetes.io", "autounseal.dev", "argocd.argoproj.io", "eks.amazonaws.com"];
+    for name in pairs.keys() {
+        let domain = name.split_once('/').map_or("", |(domain, _)| domain);
+        let under = |root: &str| {
+            domain == root || domain.strip_suffix(root).is_some_and(|rest| rest.ends_with('.'))
+        };
+        if FOREIGN.iter().any(|root| under(root)) {
+            return Err(invalid(format!(
+                "{what} {name:?} steers Kubernetes or another controller; the operator does not write it into Secrets"
+            )));
+        }
+    }
+    Ok(pairs.iter().map(|(name, value)| (name.clone(), value.0.clone())).collect())
+}

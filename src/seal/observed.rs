@@ -1,0 +1,156 @@
+//! What was seen when a reconcile began: plain values, so that every decision can be tested without a cluster.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+
+use super::{Ciphertext, Fault, endpoint::EndpointPolicy, model::SourceRef};
+use crate::api::SealConfigStatus;
+
+/// The world as one reconcile sees it.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The time of the reconcile.
+    pub now: Timestamp,
+    /// 0.0..1.0, spreads waits.
+    pub jitter: f64,
+    /// The namespace.
+    pub namespace: NamespaceFacts,
+    /// Endpoints that an admin allowed.
+    pub endpoints: EndpointPolicy,
+    /// The objects that hold copies.
+    pub sources: BTreeMap<SourceRef, SourceFacts>,
+    /// The target Secrets that exist, by name.
+    pub secrets: BTreeMap<String, SecretFacts>,
+    /// Secrets that any SealConfig of the namespace reads: never adopted.
+    pub read_secrets: BTreeSet<String>,
+    /// UIDs of the SealConfigs that live in the namespace.
+    pub living: BTreeSet<String>,
+    /// The pods of the namespace that a target selects.
+    pub pods: Vec<PodFacts>,
+    /// The status as we last wrote it.
+    pub status: SealConfigStatus,
+    /// What this process remembers of the object.
+    pub memory: Memory,
+}
+
+/// What a namespace may do with the operator's own identity (security rule S3).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NamespaceFacts {
+    /// Labelled by a cluster admin or listed by the operator's flag.
+    pub operator_identity: bool,
+    /// Exact key ARNs and role ARNs.
+    pub grants: BTreeSet<String>,
+}
+
+/// What was found where a copy should lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceFacts {
+    /// No such object.
+    ObjectMissing,
+    /// The object has no such entry.
+    EntryMissing,
+    /// Not base64 although the armor says so, empty, or too large.
+    Unreadable,
+    /// The wrapped key.
+    Found(Ciphertext),
+}
+
+/// A target Secret, by its metadata.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SecretFacts {
+    /// UID.
+    pub uid: String,
+    /// resourceVersion.
+    pub resource_version: String,
+    /// UID of the SealConfig that wrote it.
+    pub owner_uid: Option<String>,
+    /// The SealConfig that its owner lets take it over.
+    pub adopt_by: Option<String>,
+    /// What we wrote beside the content.
+    pub delivered: Delivered,
+    /// It is being deleted.
+    pub deleting: bool,
+}
+
+/// What a delivered Secret tells of its content, in annotations.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Delivered {
+    /// Counts changes of key bytes; 0 = never delivered.
+    pub count: u64,
+    /// When key bytes last changed.
+    pub keys_changed: Option<Timestamp>,
+    /// When anything of the content last changed.
+    pub content_changed: Option<Timestamp>,
+    /// Which keys it holds, each with a one-way mark.
+    pub marks: BTreeMap<String, String>,
+}
+
+/// A pod that a target selects.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodFacts {
+    /// Name.
+    pub name: String,
+    /// UID.
+    pub uid: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// When it was created.
+    pub created: Option<Timestamp>,
+    /// Its controller: kind and name.
+    pub controller: Option<(String, String)>,
+    /// It is being deleted, or has ended.
+    pub leaving: bool,
+    /// It is ready.
+    pub ready: bool,
+    /// Secrets that its spec uses.
+    pub uses: Vec<SecretUse>,
+}
+
+/// One container's use of a Secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecretUse {
+    /// Name of the Secret.
+    pub secret: String,
+    /// Through a volume, where the kubelet may serve an old copy for a while; else through the environment.
+    pub volume: bool,
+    /// When the container that uses it last started; `None` = it does not run.
+    pub started: Option<Timestamp>,
+}
+
+/// What this process remembers of an object between reconciles. Holds no key bytes.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    /// Failures of copies, by key and seal.
+    pub copies: BTreeMap<(String, String), Failure>,
+    /// Failures of whole keys (copies differ, pinned value differs).
+    pub keys: BTreeMap<String, Failure>,
+    /// Failures of deliveries, by target.
+    pub targets: BTreeMap<String, Failure>,
+    /// Failures to describe a key, by seal.
+    pub probes: BTreeMap<String, Failure>,
+    /// When deliveries were repaired, by target, newest last, of the last minute.
+    pub repairs: BTreeMap<String, Vec<Timestamp>>,
+    /// Marks of keys that were opened, by key, with the inputs digest that they belong to.
+    pub marks: BTreeMap<String, (String, String)>,
+}
+
+/// Something that failed and when it may be tried again.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The digest of what was tried: other inputs start afresh.
+    pub inputs: String,
+    /// What went wrong.
+    pub fault: Fault,
+    /// How often in a row.
+    pub times: u32,
+    /// Not before this.
+    pub retry_at: Timestamp,
+}
+
+impl Failure {
+    /// The fault, if it was of the same inputs and its time has not come.
+    pub fn holds(&self, inputs: &str, now: Timestamp) -> bool {
+        self.inputs == inputs && now < self.retry_at
+    }
+}

@@ -1,0 +1,460 @@
+//! Status from what was seen and what was done. Conditions are computed here and nowhere else.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use super::{
+    Fault, FaultKind,
+    checks::Findings,
+    model::{Cloud, Key, Model, Seal, Target},
+    observed::{Delivered, Observed},
+    outcome::{Described, Outcomes, TargetOutcome},
+    plan::{Need, PROBE_INTERVAL, need, probe_due},
+    pods::{TargetPods, pods},
+    rollout::look_again,
+};
+use crate::api::{
+    KeyStatus, Reason, SealConfigStatus, SealHealth, SealStatus, Summary, TargetStatus, condition_types as types,
+};
+
+/// What a condition says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Verdict {
+    status: &'static str,
+    reason: Reason,
+    message: String,
+}
+
+impl Verdict {
+    fn yes(message: impl Into<String>) -> Self {
+        Self { status: "True", reason: Reason::Ready, message: message.into() }
+    }
+
+    fn no(fault: &Fault) -> Self {
+        Self { status: "False", reason: fault.reason, message: fault.message.clone() }
+    }
+
+    fn unknown(message: impl Into<String>) -> Self {
+        Self { status: "Unknown", reason: Reason::Pending, message: message.into() }
+    }
+}
+
+/// The status of an object whose spec cannot be parsed: what was known stays, the conditions tell.
+pub fn invalid(previous: &SealConfigStatus, generation: i64, fault: &Fault, now: Timestamp) -> SealConfigStatus {
+    let mut status = previous.clone();
+    status.observed_generation = Some(generation);
+    let verdicts = [(types::READY, Verdict::no(fault)), (types::STALLED, stalled(fault))];
+    for (kind, verdict) in verdicts {
+        set(&mut status.conditions, kind, verdict, generation, now);
+    }
+    status
+}
+
+/// The status of a suspended object: `Ready` keeps its status and says why nothing moves.
+pub fn suspended(previous: &SealConfigStatus, generation: i64, now: Timestamp) -> SealConfigStatus {
+    let mut status = previous.clone();
+    status.observed_generation = Some(generation);
+    let kept = status.conditions.iter().find(|c| c.type_ == types::READY).map(|c| c.status.clone());
+    let verdict = Verdict {
+        status: match kept.as_deref() {
+            Some("True") => "True",
+            Some("False") => "False",
+            _ => "Unknown",
+        },
+        reason: Reason::Suspended,
+        message: "spec.suspend is true: nothing is opened, delivered or restarted until it is false".into(),
+    };
+    set(&mut status.conditions, types::READY, verdict, generation, now);
+    status.conditions.retain(|condition| condition.type_ != types::STALLED);
+    status
+}
+
+/// The status after a plan was carried out. `observed.memory` is the memory after it.
+pub fn status(model: &Model, observed: &Observed, findings: &Findings, outcomes: &Outcomes) -> SealConfigStatus {
+    let seals: Vec<_> = model.seals.iter().map(|seal| seal_status(model, seal, observed, findings, outcomes)).collect();
+    let keys: Vec<_> = model.keys.iter().map(|key| key_status(key, observed, findings, outcomes)).collect();
+    let mut told_apart = Vec::new();
+    let mut targets = Vec::new();
+    for target in &model.targets {
+        let delivered = observed.secrets.get(&target.secret).map(|s| s.delivered.clone()).unwrap_or_default();
+        let recorded = target_status(target, observed, outcomes);
+        // The status knows of a delivery that the observed Secret does not show yet.
+        let delivered = Delivered {
+            content_changed: recorded.delivered_time.as_ref().map(|time| time.0).or(delivered.content_changed),
+            count: delivered.count.max(1),
+            ..delivered
+        };
+        let found = pods(target, &observed.pods, &delivered);
+        targets.push(TargetStatus { pods: target.selector.is_some().then(|| found.counts()), ..recorded });
+        told_apart.push((target, found));
+    }
+
+    let key_faults: Vec<(&str, Option<Fault>)> = model
+        .keys
+        .iter()
+        .zip(&keys)
+        .map(|(key, status)| (key.name.as_str(), key_fault(key, status, observed, findings)))
+        .collect();
+    let target_faults: Vec<Fault> =
+        model.targets.iter().filter_map(|target| target_fault(model, target, observed, findings, outcomes)).collect();
+
+    let mut verdicts: BTreeMap<&str, Verdict> = BTreeMap::new();
+    verdicts.insert(types::SEALS_HEALTHY, seals_verdict(model, &seals, observed, findings));
+    if !model.keys.is_empty() {
+        let fault = key_faults.iter().find_map(|(_, fault)| fault.as_ref());
+        verdicts.insert(types::KEYS_UNWRAPPED, fault.map_or_else(|| Verdict::yes("every key is open"), Verdict::no));
+    }
+    if !model.targets.is_empty() {
+        let verdict = target_faults.first().map_or_else(|| Verdict::yes("every Secret holds what it should"), Verdict::no);
+        verdicts.insert(types::SECRETS_DELIVERED, verdict);
+    }
+    if model.targets.iter().any(|target| target.selector.is_some()) {
+        verdicts.insert(types::PODS_CURRENT, pods_verdict(&told_apart, outcomes));
+    }
+    let ready = ready(model, &verdicts);
+    let blocking = key_faults.iter().filter_map(|(_, fault)| fault.clone()).chain(target_faults);
+    let blocking = blocking.chain(seal_faults(model, observed, findings)).find(|fault| fault.reason == ready.reason);
+    if let Some(fault) = blocking.filter(|fault| ready.status == "False" && needs_a_human(fault)) {
+        verdicts.insert(types::STALLED, stalled(&fault));
+    }
+    verdicts.insert(types::READY, ready);
+
+    let mut conditions = observed.status.conditions.clone();
+    conditions.retain(|condition| verdicts.contains_key(condition.type_.as_str()));
+    for (kind, verdict) in verdicts {
+        set(&mut conditions, kind, verdict, model.generation, observed.now);
+    }
+    let summary = summary(&seals, &key_faults, &targets);
+    SealConfigStatus {
+        observed_generation: Some(model.generation),
+        conditions,
+        summary: Some(summary),
+        seals,
+        keys,
+        targets,
+    }
+}
+
+fn needs_a_human(fault: &Fault) -> bool {
+    matches!(fault.kind, FaultKind::Invalid | FaultKind::Denied)
+}
+
+fn stalled(fault: &Fault) -> Verdict {
+    Verdict { status: "True", reason: fault.reason, message: fault.message.clone() }
+}
+
+fn summary(seals: &[SealStatus], keys: &[(&str, Option<Fault>)], targets: &[TargetStatus]) -> Summary {
+    let healthy = seals.iter().filter(|seal| seal.state == SealHealth::Healthy).count();
+    let open = keys.iter().filter(|(_, fault)| fault.is_none()).count();
+    let counts = targets.iter().filter_map(|target| target.pods);
+    let (using, current) = counts.fold((0, 0), |(using, current), pods| (using + pods.using, current + pods.current));
+    Summary { seals: format!("{healthy}/{}", seals.len()), keys: open.to_string(), pods: format!("{current}/{using}") }
+}
+
+fn set(conditions: &mut Vec<Condition>, kind: &str, verdict: Verdict, generation: i64, now: Timestamp) {
+    let reason = verdict.reason.as_str().to_owned();
+    let previous = conditions.iter().position(|condition| condition.type_ == kind);
+    // 32,768 characters are what metav1.Condition allows; our sentences are far from it.
+    let message: String = verdict.message.chars().take(4096).collect();
+    let since = previous
+        .map(|at| &conditions[at])
+        .filter(|condition| condition.status == verdict.status)
+        .map_or_else(|| second(now), |condition| condition.last_transition_time.clone());
+    let condition = Condition {
+        type_: kind.to_owned(),
+        status: verdict.status.to_owned(),
+        reason,
+        message,
+        observed_generation: Some(generation),
+        last_transition_time: since,
+    };
+    match previous {
+        Some(at) => conditions[at] = condition,
+        None => conditions.push(condition),
+    }
+}
+
+/// Kubernetes keeps whole seconds.
+fn second(at: Timestamp) -> Time {
+    Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
+}
+
+/// The unresolved fault of a seal: a closed gate, a call that failed, a key in a bad state.
+fn seal_fault(model: &Model, seal: &Seal, observed: &Observed, findings: &Findings) -> Option<Fault> {
+    if let Some(fault) = findings.seals.get(&seal.name) {
+        return Some(fault.clone());
+    }
+    let failing_copy = model.keys.iter().find_map(|key| {
+        let id = (key.name.clone(), seal.name.clone());
+        let failure = observed.memory.copies.get(&id)?;
+        let same = findings.copy_inputs.get(&id) == Some(&failure.inputs);
+        (same && !failure.fault.reason.is_of_a_copy()).then(|| failure.fault.clone())
+    });
+    failing_copy.or_else(|| {
+        let failure = observed.memory.probes.get(&seal.name)?;
+        (failure.inputs == seal.cloud.configured_key()).then(|| failure.fault.clone())
+    })
+}
+
+fn seal_faults(model: &Model, observed: &Observed, findings: &Findings) -> Vec<Fault> {
+    model.seals.iter().filter_map(|seal| Some(seal_fault(model, seal, observed, findings)?.of(label(seal)))).collect()
+}
+
+fn label(seal: &Seal) -> String {
+    format!("seal {:?}", seal.name)
+}
+
+fn seal_status(
+    model: &Model,
+    seal: &Seal,
+    observed: &Observed,
+    findings: &Findings,
+    outcomes: &Outcomes,
+) -> SealStatus {
+    let configured = seal.cloud.configured_key();
+    let previous = observed
+        .status
+        .seals
+        .iter()
+        .find(|status| status.name == seal.name && status.configured_key_id.as_ref() == Some(&configured))
+        .cloned()
+        .unwrap_or_default();
+    let outcome = outcomes.seals.get(&seal.name);
+    let described = outcome.and_then(|outcome| outcome.described.as_ref());
+    let (key_id, probed) = match described {
+        Some(Described::Key { arn, at, .. }) => (Some(arn.clone()), Some(second(*at))),
+        Some(Described::NotPermitted { at }) => (None, Some(second(*at))),
+        Some(Described::Failed(_)) | None => (None, None),
+    };
+    let fault = match described {
+        Some(Described::Key { fault, .. }) => fault.clone(),
+        _ => None,
+    };
+    let asked = described.is_some_and(|described| matches!(described, Described::Key { .. }));
+    let opened = outcome.is_some_and(|outcome| outcome.opened);
+    let (state, reason, message) = match seal_fault(model, seal, observed, findings).or(fault) {
+        Some(fault) => (SealHealth::Unhealthy, Some(fault.reason.to_string()), Some(fault.message)),
+        None if asked || opened => (SealHealth::Healthy, None, None),
+        // A bad state of the key that DescribeKey told stays until DescribeKey tells otherwise.
+        None if previous.state == SealHealth::Unhealthy && previous.last_probe_time.is_some() && probed.is_none() => {
+            (previous.state, previous.reason.clone(), previous.message.clone())
+        }
+        None if previous.state == SealHealth::Unhealthy => (SealHealth::Unknown, None, None),
+        None => (previous.state, previous.reason.clone(), previous.message.clone()),
+    };
+    let Cloud::Aws(aws) = &seal.cloud;
+    let source = aws.credentials.source();
+    SealStatus {
+        name: seal.name.clone(),
+        provider: seal.cloud.provider().to_owned(),
+        key_id: key_id.or(previous.key_id),
+        configured_key_id: Some(configured),
+        identity: outcome.and_then(|outcome| outcome.identity.clone()).or(previous.identity),
+        credential_source: Some(if aws.assume_role.is_some() {
+            format!("{source}+assume-role")
+        } else {
+            source.to_owned()
+        }),
+        state,
+        last_probe_time: probed.or(previous.last_probe_time),
+        reason,
+        message,
+    }
+}
+
+fn seals_verdict(model: &Model, seals: &[SealStatus], observed: &Observed, findings: &Findings) -> Verdict {
+    if let Some(fault) = seal_faults(model, observed, findings).first() {
+        return Verdict::no(fault);
+    }
+    let in_state = |state| seals.iter().find(move |seal| seal.state == state);
+    if let Some(seal) = in_state(SealHealth::Unhealthy) {
+        let message = seal.message.clone().unwrap_or_default();
+        let word = seal.reason.as_deref().unwrap_or_default();
+        let reason = Reason::ALL.iter().copied().find(|reason| reason.as_str() == word);
+        return Verdict {
+            status: "False",
+            reason: reason.unwrap_or(Reason::KeyUnusable),
+            message: format!("seal {:?}: {message}", seal.name),
+        };
+    }
+    match in_state(SealHealth::Unknown) {
+        Some(seal) => Verdict::unknown(format!("seal {:?} has not been used yet", seal.name)),
+        None => Verdict::yes("every seal works"),
+    }
+}
+
+fn key_status(key: &Key, observed: &Observed, findings: &Findings, outcomes: &Outcomes) -> KeyStatus {
+    let previous = observed.status.keys.iter().find(|status| status.name == key.name).cloned();
+    let Some(outcome) = outcomes.keys.get(&key.name).filter(|outcome| !outcome.agreed.is_empty()) else {
+        return previous
+            .unwrap_or_else(|| KeyStatus { name: key.name.clone(), version: 1, ..KeyStatus::default() });
+    };
+    let inputs = findings.key_inputs.get(&key.name).cloned();
+    let same = previous.as_ref().is_some_and(|status| status.inputs_digest == inputs);
+    let kept = previous.as_ref().filter(|_| same).map(|status| status.wrapped_under.clone()).unwrap_or_default();
+    let under = |seal: &String| kept.contains(seal) || outcome.agreed.contains(seal);
+    KeyStatus {
+        name: key.name.clone(),
+        version: 1,
+        consumer_key_id: outcome.consumer_key_id.clone().or_else(|| previous.as_ref()?.consumer_key_id.clone()),
+        wrapped_under: key.copies.iter().map(|copy| copy.seal.clone()).filter(under).collect(),
+        opened_by: outcome.opened_by.clone().or_else(|| previous.as_ref()?.opened_by.clone()),
+        inputs_digest: inputs,
+    }
+}
+
+/// Why a key is not as it should be: nothing opened it, its copies disagree, or a copy is bad in itself.
+fn key_fault(key: &Key, status: &KeyStatus, observed: &Observed, findings: &Findings) -> Option<Fault> {
+    let part = format!("key {:?}", key.name);
+    let inputs = findings.key_inputs.get(&key.name)?;
+    if let Some(failure) = observed.memory.keys.get(&key.name).filter(|failure| failure.inputs == *inputs) {
+        return Some(failure.fault.clone().of(part));
+    }
+    let copy_faults: Vec<Fault> = key
+        .copies
+        .iter()
+        .filter_map(|copy| {
+            let id = (key.name.clone(), copy.seal.clone());
+            let failed = || {
+                let failure = observed.memory.copies.get(&id)?;
+                (findings.copy_inputs.get(&id) == Some(&failure.inputs)).then(|| failure.fault.clone())
+            };
+            let fault = findings.copies.get(&id).cloned().or_else(failed)?;
+            Some(fault.of(format!("seal {:?}", copy.seal)).of(&part))
+        })
+        .collect();
+    let open = status.inputs_digest.as_ref() == Some(inputs) && !status.wrapped_under.is_empty();
+    if open {
+        return copy_faults.into_iter().find(|fault| fault.reason.is_of_a_copy());
+    }
+    Some(copy_faults.into_iter().next().unwrap_or_else(|| {
+        Fault::transient(Reason::Pending, "it has not been opened yet").of(part)
+    }))
+}
+
+fn target_status(target: &Target, observed: &Observed, outcomes: &Outcomes) -> TargetStatus {
+    let previous = observed
+        .status
+        .targets
+        .iter()
+        .find(|status| status.name == target.name && status.secret == target.secret)
+        .cloned()
+        .unwrap_or_default();
+    let base = TargetStatus { name: target.name.clone(), secret: target.secret.clone(), ..previous };
+    match outcomes.targets.get(&target.name) {
+        Some(TargetOutcome::Delivered { resource_version, inputs, content_changed }) => TargetStatus {
+            resource_version: Some(resource_version.clone()),
+            inputs_digest: Some(inputs.clone()),
+            delivered_time: Some(second(*content_changed)),
+            ..base
+        },
+        Some(TargetOutcome::Failed(_)) | None => base,
+    }
+}
+
+fn target_fault(
+    model: &Model,
+    target: &Target,
+    observed: &Observed,
+    findings: &Findings,
+    outcomes: &Outcomes,
+) -> Option<Fault> {
+    let part = format!("target {:?}", target.name);
+    match outcomes.targets.get(&target.name) {
+        Some(TargetOutcome::Delivered { .. }) => None,
+        Some(TargetOutcome::Failed(fault)) => Some(fault.clone().of(part)),
+        None => match need(model, target, observed, findings) {
+            Need::Nothing => None,
+            Need::Wait(fault, _) => Some(fault.of(part)),
+            Need::Deliver(_) => Some(
+                Fault::transient(Reason::Pending, "it waits for its keys; what was delivered before is untouched")
+                    .of(part),
+            ),
+        },
+    }
+}
+
+fn pods_verdict(targets: &[(&Target, TargetPods<'_>)], outcomes: &Outcomes) -> Verdict {
+    let names = |pods: &[&super::observed::PodFacts]| {
+        let mut names: Vec<_> = pods.iter().take(3).map(|pod| pod.name.as_str()).collect();
+        if pods.len() > 3 {
+            names.push("…");
+        }
+        names.join(", ")
+    };
+    for (target, pods) in targets {
+        if !pods.not_using.is_empty() {
+            return Verdict::no(&Fault::denied(
+                Reason::PodsNotUsingSecret,
+                format!(
+                    "target {:?} selects pods that neither mount nor read Secret {}: {}; add the Secret to their spec, \
+                     or narrow podSelector",
+                    target.name,
+                    target.secret,
+                    names(&pods.not_using)
+                ),
+            ));
+        }
+    }
+    if let Some((target, fault)) = outcomes.restarts.iter().next() {
+        return Verdict::no(&fault.clone().of(format!("target {target:?}")));
+    }
+    for (target, pods) in targets {
+        if !pods.outdated.is_empty() {
+            return Verdict::no(&Fault::denied(
+                Reason::PodsOutdated,
+                format!(
+                    "target {:?}: pods started before Secret {} last changed: {}; restart them, or set onChange: Restart \
+                     and annotate their workload with autounseal.dev/restart: allowed",
+                    target.name,
+                    target.secret,
+                    names(&pods.outdated)
+                ),
+            ));
+        }
+    }
+    Verdict::yes("every pod runs with what was delivered")
+}
+
+fn ready(model: &Model, verdicts: &BTreeMap<&str, Verdict>) -> Verdict {
+    let said = |kind: &str| verdicts.get(kind).filter(|verdict| verdict.status == "False").cloned();
+    // A target that waits for its keys says less than the key that does not open.
+    if let Some(verdict) = said(types::KEYS_UNWRAPPED).or_else(|| said(types::SECRETS_DELIVERED)) {
+        return verdict;
+    }
+    if model.keys.is_empty() {
+        return verdicts.get(types::SEALS_HEALTHY).cloned().unwrap_or_else(|| Verdict::yes("nothing to do"));
+    }
+    Verdict::yes("every key is open and delivered")
+}
+
+/// When to look again without being told: the earliest retry, probe or restart.
+pub fn next_look(model: &Model, observed: &Observed, outcomes: &Outcomes) -> Option<Duration> {
+    let memory = &observed.memory;
+    let mut times: Vec<Timestamp> = Vec::new();
+    if model.suspend {
+        return None;
+    }
+    times.extend(memory.copies.values().chain(memory.keys.values()).chain(memory.targets.values()).map(|f| f.retry_at));
+    for seal in &model.seals {
+        let due = probe_due(&seal.name, &seal.cloud.configured_key(), observed);
+        // Spread over a quarter of the interval, so that objects that started together drift apart.
+        let spread = PROBE_INTERVAL.as_secs_f64() * 0.25 * observed.jitter;
+        let spread = SignedDuration::try_from_secs_f64(spread).unwrap_or_default();
+        let least = observed.now.saturating_add(SignedDuration::from_secs(1)).unwrap_or(observed.now);
+        times.push(due.saturating_add(spread).unwrap_or(due).max(least));
+    }
+    for repairs in memory.repairs.values() {
+        if let (Some(first), true) = (repairs.first(), repairs.len() >= super::plan::REPAIRS_A_MINUTE) {
+            times.push(first.saturating_add(SignedDuration::from_secs(60)).unwrap_or(*first));
+        }
+    }
+    let soonest = times.into_iter().min().map(|at| {
+        let wait = at.duration_since(observed.now);
+        Duration::try_from(wait).unwrap_or_default().max(Duration::from_millis(50))
+    });
+    let restart = outcomes.restarts.values().map(|fault| look_again(fault, observed.jitter)).min();
+    [soonest, restart].into_iter().flatten().min()
+}
