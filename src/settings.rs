@@ -1,0 +1,161 @@
+//! The operator's settings: flags, each with an environment variable `AUTOUNSEAL_…`.
+//!
+//! The only place, beside the cloud providers' own identity, that reads the environment.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    path::PathBuf,
+};
+
+use clap::{Args, ValueEnum};
+
+use crate::seal::endpoint::EndpointPolicy;
+
+/// Flags of `autounseal controller`.
+#[derive(Args, Clone, Debug)]
+pub struct ControllerArgs {
+    /// Namespaces to watch, comma-separated. Default: all of them, which needs cluster-wide rights.
+    #[arg(long, env = "AUTOUNSEAL_WATCH_NAMESPACES", value_delimiter = ',')]
+    pub watch_namespaces: Vec<String>,
+    /// Takes only SealConfigs whose spec.controllerClass is this.
+    #[arg(long, env = "AUTOUNSEAL_CONTROLLER_CLASS", default_value = "")]
+    pub controller_class: String,
+    /// Namespaces that may use the operator's own cloud identity, comma-separated.
+    #[arg(long, env = "AUTOUNSEAL_OPERATOR_IDENTITY_NAMESPACES", value_delimiter = ',')]
+    pub operator_identity_namespaces: Vec<String>,
+    /// A YAML file, namespace: [ARN, …]: keys and roles that a namespace may use through the operator's identity,
+    /// beside those of its annotation autounseal.dev/operator-identity-grants.
+    #[arg(long, env = "AUTOUNSEAL_OPERATOR_IDENTITY_GRANTS")]
+    pub operator_identity_grants: Option<PathBuf>,
+    /// Whether the namespace label autounseal.dev/operator-identity=allowed and the grants annotation count.
+    #[arg(long, env = "AUTOUNSEAL_OPERATOR_IDENTITY_LABEL", default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub operator_identity_label: bool,
+    /// Tells clusters apart that share a KMS key or a role: <binding-domain>/<namespace> is the external id that the
+    /// operator's identity sends with assumeRole.
+    #[arg(long, env = "AUTOUNSEAL_BINDING_DOMAIN", default_value = "autounseal", value_parser = binding_domain)]
+    pub binding_domain: String,
+    /// KMS endpoints to allow beyond the clouds' own, comma-separated: https://host[:port], * stands for one DNS label.
+    #[arg(long, env = "AUTOUNSEAL_ALLOWED_ENDPOINTS", value_delimiter = ',')]
+    pub allowed_endpoints: Vec<String>,
+    /// How many SealConfigs are worked on at once.
+    #[arg(long, env = "AUTOUNSEAL_CONCURRENCY", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub concurrency: u16,
+    /// Where /metrics, /livez and /readyz are served.
+    #[arg(long, env = "AUTOUNSEAL_METRICS_ADDR", default_value = "0.0.0.0:8080")]
+    pub metrics_addr: SocketAddr,
+    /// How log lines are written.
+    #[arg(long, env = "AUTOUNSEAL_LOG_FORMAT", default_value = "json")]
+    pub log_format: LogFormat,
+    /// Least level of the operator's own log lines. Libraries never log below warn.
+    #[arg(long, env = "AUTOUNSEAL_LOG_LEVEL", default_value = "info")]
+    pub log_level: LogLevel,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// Least level of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogLevel {
+    /// Faults of the operator itself.
+    Error,
+    /// What somebody should look at.
+    Warn,
+    /// What was done.
+    Info,
+    /// Why.
+    Debug,
+    /// Everything, and still no secret.
+    Trace,
+}
+
+fn binding_domain(text: &str) -> Result<String, String> {
+    let fits = (1..=63).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+    if fits { Ok(text.to_owned()) } else { Err("1 to 63 letters, digits, '.', '_' or '-'".to_owned()) }
+}
+
+/// What the controller works by.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Namespaces to watch; empty = all.
+    pub watch_namespaces: Vec<String>,
+    /// Our class.
+    pub controller_class: String,
+    /// Who may use the operator's identity, and for what.
+    pub identity: IdentityPolicy,
+    /// Part of the external id.
+    pub binding_domain: String,
+    /// Endpoints beyond the clouds' own.
+    pub endpoints: EndpointPolicy,
+    /// Objects at once.
+    pub concurrency: u16,
+    /// Where metrics are served.
+    pub metrics_addr: SocketAddr,
+}
+
+/// Who may use the operator's identity, by flags.
+#[derive(Clone, Debug, Default)]
+pub struct IdentityPolicy {
+    /// Listed by flag.
+    pub namespaces: BTreeSet<String>,
+    /// Listed in the grants file.
+    pub grants: BTreeMap<String, BTreeSet<String>>,
+    /// Whether labels and annotations of namespaces count.
+    pub labels: bool,
+}
+
+/// Flags that cannot be obeyed.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The grants file is not what it should be.
+    #[error("--operator-identity-grants: the file cannot be read, or is not YAML of the form `namespace: [ARN, …]`")]
+    Grants,
+    /// An endpoint pattern is not one.
+    #[error("--allowed-endpoints: {0:?} is not scheme://host[:port], where * stands for one DNS label")]
+    Endpoint(String),
+}
+
+impl Settings {
+    /// Settings from flags, and from the endpoints in the operator's own environment.
+    ///
+    /// # Errors
+    /// A sentence that names the flag.
+    pub fn from_args(args: &ControllerArgs, environment_endpoints: Vec<String>) -> Result<Self, SettingsError> {
+        let list = |items: &[String]| {
+            items.iter().map(|item| item.trim().to_owned()).filter(|item| !item.is_empty()).collect::<Vec<_>>()
+        };
+        let patterns = list(&args.allowed_endpoints);
+        if let Some(wrong) = patterns.iter().find(|pattern| !crate::seal::endpoint::is_pattern(pattern)) {
+            return Err(SettingsError::Endpoint(wrong.clone()));
+        }
+        let grants = match &args.operator_identity_grants {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|_| SettingsError::Grants)?;
+                crate::yaml::parse(&text).map_err(|_| SettingsError::Grants)?
+            }
+            None => BTreeMap::new(),
+        };
+        Ok(Self {
+            watch_namespaces: list(&args.watch_namespaces),
+            controller_class: args.controller_class.clone(),
+            identity: IdentityPolicy {
+                namespaces: list(&args.operator_identity_namespaces).into_iter().collect(),
+                grants,
+                // With namespaced Roles the operator cannot read namespaces: only flags count.
+                labels: args.operator_identity_label && args.watch_namespaces.is_empty(),
+            },
+            binding_domain: args.binding_domain.clone(),
+            endpoints: EndpointPolicy { environment: environment_endpoints, patterns },
+            concurrency: args.concurrency,
+            metrics_addr: args.metrics_addr,
+        })
+    }
+}
