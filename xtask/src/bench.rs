@@ -15,7 +15,7 @@ pub fn run(session: &Session, arguments: &[String]) -> Outcome<i32> {
             "`bench` needs the name of a measurement: cargo xtask bench reconcile --count 1000".into(),
         );
     };
-    let target = repository::target_folder()?;
+    let target = repository::target_folder(session)?;
     // Compiled before anything runs that is to be measured.
     let mut compile = repository::cargo(&target);
     compile.args([

@@ -62,7 +62,7 @@ pub fn with<T>(
     work: impl FnOnce(&Stage) -> Outcome<T>,
 ) -> Outcome<T> {
     let tools = Tools::ensure(session, options.controller_manager)?;
-    let target = repository::target_folder()?;
+    let target = repository::target_folder(session)?;
     let folder = session.temporary_folder("operator")?;
     let operator = operator::build(session, &target, profile, &folder)?;
     let plane = ControlPlane::start(session, &tools, options)?;

@@ -2,17 +2,17 @@
 //! manager. There is no kubelet: pods are created and their status is patched by whoever tests.
 
 use std::cell::RefCell;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::failure::{Doing, Failure, Outcome};
+use crate::services::{self, Ports};
 use crate::session::Session;
 use crate::tools::Tools;
-use crate::{http, ports, process, repository};
+use crate::{credentials, http, ports, process, repository};
 
 const STARTUP: Duration = Duration::from_secs(90);
-const REGION: &str = "us-east-1";
 
 /// What may differ between two control planes.
 #[derive(Debug, Default, PartialEq)]
@@ -38,13 +38,6 @@ struct Service {
     name: &'static str,
     process: Child,
     log: PathBuf,
-}
-
-struct Ports {
-    etcd: u16,
-    etcd_peers: u16,
-    apiserver: u16,
-    moto: u16,
 }
 
 impl<'a> ControlPlane<'a> {
@@ -103,107 +96,34 @@ impl<'a> ControlPlane<'a> {
     }
 
     fn bring_up(&self, session: &Session, options: &Options, ports: &Ports) -> Result<(), Failed> {
-        self.launch(session, "etcd", self.etcd(ports))?;
-        self.launch(session, "moto", self.moto(options, ports))?;
-        self.make_credentials(session, ports.apiserver)?;
+        let Self {
+            tools, folder, logs, ..
+        } = self;
+        self.launch(session, "etcd", services::etcd(&tools.etcd, folder, ports))?;
+        self.launch(
+            session,
+            "moto",
+            services::moto(&tools.moto, options.moto_auth, ports),
+        )?;
+        credentials::make(session, &tools.moto, logs, ports.apiserver)?;
         self.wait_for(session, "etcd", || {
             http::ask(ports.etcd, "GET", "/health", &[], "") == Some(200)
         })?;
-        self.launch(session, "kube-apiserver", self.apiserver(ports))?;
-        self.wait_for(session, "moto", || moto_is_warm(ports.moto))?;
+        self.launch(
+            session,
+            "kube-apiserver",
+            services::apiserver(&tools.apiserver, logs, ports),
+        )?;
+        self.wait_for(session, "moto", || services::moto_is_warm(ports.moto))?;
         let ready = || process::answer(self.kubectl().args(["get", "--raw=/readyz"])).is_some();
         self.wait_for(session, "kube-apiserver", ready)?;
         let default = || process::answer(self.kubectl().args(["get", "namespace", "default"])).is_some();
         self.wait_for(session, "kube-apiserver", default)?;
-        if let Some(program) = &self.tools.controller_manager {
-            self.launch(
-                session,
-                "kube-controller-manager",
-                self.controller_manager(program),
-            )?;
+        if let Some(program) = &tools.controller_manager {
+            let manager = services::controller_manager(program, &self.kubeconfig());
+            self.launch(session, "kube-controller-manager", manager)?;
         }
         Ok(())
-    }
-
-    fn etcd(&self, ports: &Ports) -> Command {
-        let mut command = Command::new(&self.tools.etcd);
-        let (clients, peers) = (loopback(ports.etcd), loopback(ports.etcd_peers));
-        command
-            .arg("--unsafe-no-fsync")
-            .arg(format!("--data-dir={}", self.folder.join("etcd").display()))
-            .arg(format!("--listen-client-urls={clients}"))
-            .arg(format!("--advertise-client-urls={clients}"))
-            .arg(format!("--listen-peer-urls={peers}"))
-            .arg(format!("--initial-advertise-peer-urls={peers}"))
-            .arg(format!("--initial-cluster=default={peers}"))
-            // Two clusters at once must never take each other for a member.
-            .arg(format!("--initial-cluster-token={}", self.folder.display()))
-            .args(["--log-level=warn", "--quota-backend-bytes=8589934592"]);
-        command
-    }
-
-    fn apiserver(&self, ports: &Ports) -> Command {
-        let file = |name: &str| self.logs.join(name).display().to_string();
-        let mut command = Command::new(&self.tools.apiserver);
-        command
-            .arg(format!("--etcd-servers={}", loopback(ports.etcd)))
-            .arg("--bind-address=127.0.0.1")
-            .arg(format!("--secure-port={}", ports.apiserver))
-            .arg(format!("--tls-cert-file={}", file("apiserver.crt")))
-            .arg(format!("--tls-private-key-file={}", file("apiserver.key")))
-            .arg(format!("--token-auth-file={}", file("tokens.csv")))
-            .arg("--authorization-mode=RBAC")
-            .arg("--service-account-issuer=https://kubernetes.default.svc")
-            .arg(format!(
-                "--service-account-signing-key-file={}",
-                file("service-accounts.key")
-            ))
-            .arg(format!(
-                "--service-account-key-file={}",
-                file("service-accounts.key")
-            ))
-            // Without a controller manager no ServiceAccount is made for a namespace, and this plugin would
-            // refuse every pod.
-            .arg("--disable-admission-plugins=ServiceAccount")
-            .arg("--service-cluster-ip-range=10.96.0.0/16")
-            // The advertised address is never dialled, and loopback is refused as one.
-            .args(["--endpoint-reconciler-type=none", "--advertise-address=192.0.2.1"])
-            // A test must measure its own limits and not the server's.
-            .args([
-                "--max-requests-inflight=3000",
-                "--max-mutating-requests-inflight=1500",
-            ])
-            .args(["--allow-privileged=true", "--profiling=false"]);
-        command
-    }
-
-    fn controller_manager(&self, program: &Path) -> Command {
-        let mut command = Command::new(program);
-        command
-            .arg(format!("--kubeconfig={}", self.kubeconfig().display()))
-            .args([
-                "--leader-elect=false",
-                "--secure-port=0",
-                "--concurrent-gc-syncs=4",
-            ])
-            .arg(
-                "--controllers=deployment-controller,replicaset-controller,statefulset-controller,\
-                 daemonset-controller,garbage-collector-controller,disruption-controller",
-            )
-            .args(["--kube-api-qps=200", "--kube-api-burst=400"]);
-        command
-    }
-
-    fn moto(&self, options: &Options, ports: &Ports) -> Command {
-        let mut command = Command::new(self.tools.moto.program("moto_server"));
-        command
-            .args(["-H", "127.0.0.1", "-p"])
-            .arg(ports.moto.to_string());
-        command.env_remove("INITIAL_NO_AUTH_ACTION_COUNT");
-        if options.moto_auth {
-            command.env("INITIAL_NO_AUTH_ACTION_COUNT", "0");
-        }
-        command
     }
 
     fn launch(&self, session: &Session, name: &'static str, mut command: Command) -> Outcome<()> {
@@ -215,20 +135,6 @@ impl<'a> ControlPlane<'a> {
         let process = session.spawn(&mut command)?;
         self.services.borrow_mut().push(Service { name, process, log });
         Ok(())
-    }
-
-    /// Certificates, the admin's token and the kubeconfig.
-    fn make_credentials(&self, session: &Session, port: u16) -> Outcome<()> {
-        let mut command = Command::new(self.tools.moto.python());
-        command.args(["-c", include_str!("pki.py")]).arg(&self.logs);
-        session.run_logged(&mut command, "making certificates", &self.logs.join("pki.log"))?;
-        let token = random_token()?;
-        let write = |name: &str, text: String| {
-            std::fs::write(self.logs.join(name), text).doing(format!("write {name} for the cluster"))
-        };
-        write("tokens.csv", format!("{token},admin,admin,\"system:masters\"\n"))?;
-        write("kubeconfig", kubeconfig(&self.logs.join("ca.crt"), port, &token))?;
-        write("aws-config", String::new())
     }
 
     /// Waits until `up` holds, watching that no service dies meanwhile.
@@ -308,20 +214,20 @@ impl<'a> ControlPlane<'a> {
     }
 
     fn kubeconfig(&self) -> PathBuf {
-        self.logs.join("kubeconfig")
+        self.logs.join(credentials::KUBECONFIG)
     }
 
     /// Gives a command the environment of this control plane, and none of the developer's own AWS settings.
     pub fn dress<'c>(&self, command: &'c mut Command) -> &'c mut Command {
-        let nowhere = self.logs.join("aws-config");
+        let nowhere = self.logs.join(credentials::NO_AWS_CONFIG);
         process::without_cargo_run(process::without_aws(command))
             .env("KUBECONFIG", self.kubeconfig())
             .env("KUBECACHEDIR", self.folder.join("kube-cache"))
             .env("AWS_ENDPOINT_URL", &self.endpoint)
             .env("AWS_ENDPOINT_URL_KMS", &self.endpoint)
             .env("AWS_ENDPOINT_URL_STS", &self.endpoint)
-            .env("AWS_REGION", REGION)
-            .env("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
+            .env("AWS_REGION", services::REGION)
+            .env("AWS_ACCESS_KEY_ID", services::ACCESS_KEY_ID)
             .env("AWS_SECRET_ACCESS_KEY", "throwaway-secret-of-the-test-cluster")
             // Empty files: what ~/.aws says must not leak in.
             .env("AWS_CONFIG_FILE", &nowhere)
@@ -352,66 +258,6 @@ impl From<Failure> for Failed {
     fn from(failure: Failure) -> Self {
         Self::Otherwise(failure)
     }
-}
-
-fn loopback(port: u16) -> String {
-    format!("http://127.0.0.1:{port}")
-}
-
-/// moto loads a service's code at its first request, which takes a second; the wait for it belongs to the start.
-/// Any answer will do: with its checks on, moto refuses these.
-fn moto_is_warm(port: u16) -> bool {
-    let calls = [
-        ("kms", "application/x-amz-json-1.1", "{}"),
-        (
-            "sts",
-            "application/x-www-form-urlencoded",
-            "Action=GetCallerIdentity&Version=2011-06-15",
-        ),
-        (
-            "iam",
-            "application/x-www-form-urlencoded",
-            "Action=ListRoles&Version=2010-05-08",
-        ),
-    ];
-    calls.into_iter().all(|(service, content_type, body)| {
-        let scope = format!(
-            "AWS4-HMAC-SHA256 Credential=AKIAIOSFODNN7EXAMPLE/20200101/{REGION}/{service}/aws4_request, \
-             SignedHeaders=host, Signature=0"
-        );
-        let headers = [
-            ("Authorization", scope.as_str()),
-            ("Content-Type", content_type),
-            // Only KMS looks at it.
-            ("X-Amz-Target", "TrentService.ListKeys"),
-        ];
-        http::ask(port, "POST", "/", &headers, body).is_some()
-    })
-}
-
-fn random_token() -> Outcome<String> {
-    use std::io::Read;
-    let mut bytes = [0; 24];
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut file| file.read_exact(&mut bytes))
-        .doing("read /dev/urandom")?;
-    Ok(bytes
-        .iter()
-        .fold(String::new(), |text, byte| text + &format!("{byte:02x}")))
-}
-
-/// A kubeconfig in JSON, which is YAML too and needs no quoting rules of our own.
-fn kubeconfig(authority: &Path, port: u16, token: &str) -> String {
-    let server = format!("https://127.0.0.1:{port}");
-    serde_json::json!({
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "throwaway",
-        "clusters": [{"name": "throwaway", "cluster": {"server": server, "certificate-authority": authority}}],
-        "users": [{"name": "admin", "user": {"token": token}}],
-        "contexts": [{"name": "throwaway", "context": {"cluster": "throwaway", "user": "admin"}}],
-    })
-    .to_string()
 }
 
 /// The developer's list of hosts reached without a proxy, loopback added.

@@ -102,8 +102,7 @@ impl Demo<'_> {
     }
 
     fn make_kms_key(&self) -> Outcome<String> {
-        let code =
-            "import boto3; print(boto3.client('kms').create_key(Description='demo')['KeyMetadata']['Arn'])";
+        let code = "import boto3; print(boto3.client('kms', 'us-east-1').create_key(Description='demo')['KeyMetadata']['Arn'])";
         println!("$ python3 -c \"{code}\"        # on AWS: aws kms create-key");
         process::answer(self.stage.command(self.stage.plane.python()).args(["-c", code])).ok_or_else(|| {
             "moto did not make a KMS key; see its log with `cargo xtask cluster --keep DIR`.".into()
@@ -136,7 +135,11 @@ impl Demo<'_> {
         println!("$ autounseal {}", arguments.join(" "));
         let mut command = self.here(self.stage.command(&self.stage.operator));
         self.must(command.args(arguments).stdout(file), "`autounseal wrap`")?;
-        std::fs::read_to_string(&output).doing(format!("read {}", output.display()))
+        let wrapped = std::fs::read_to_string(&output).doing(format!("read {}", output.display()))?;
+        if wrapped.trim().is_empty() {
+            return Err("`autounseal wrap` printed nothing.".into());
+        }
+        Ok(wrapped)
     }
 
     fn start_operator(&self) -> Outcome<Child> {

@@ -17,7 +17,12 @@ pub fn run(session: &Session, arguments: &[String]) -> Outcome<i32> {
         return Err(format!("`gen` takes no argument, but was given `{unknown}`.").into());
     }
     let folder = session.temporary_folder("gen")?;
-    let program = operator::build(session, &repository::target_folder()?, Profile::Debug, &folder)?;
+    let program = operator::build(
+        session,
+        &repository::target_folder(session)?,
+        Profile::Debug,
+        &folder,
+    )?;
     let definitions = process::answer(Command::new(&program).arg("crd"))
         .filter(|text| !text.is_empty())
         .ok_or("`autounseal crd` failed or printed nothing; crds/ is left as it was.")?;

@@ -1,10 +1,10 @@
 //! `cargo xtask`: the one door for developers. Each command does one job from a fresh clone, bringing the
 //! tools that it needs into the user's cache folder, and leaves nothing running.
 //!
-//! The map: [`cluster`], [`test`], [`demo`], [`bench`] and [`gen`](generate) are the commands. They stand on
-//! [`control_plane`] (etcd, kube-apiserver and moto, started and made ready), which stands on [`tools`]
-//! (programs built once into the [`cache`], with [`go`] and [`python`]). [`session`] owns every process that
-//! is started, and its [`guard`] ends them even when xtask itself is killed.
+//! The map: `cluster`, `test`, `demo`, `bench` and `generate` are the commands. They stand on [`control_plane`]
+//! (etcd, kube-apiserver and moto, started and made ready), which stands on [`tools`] (programs built once into
+//! the [`cache`], with [`go`] and [`python`]). [`session`] owns every process that is started, and its [`guard`]
+//! ends them even when xtask itself is killed.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -15,6 +15,7 @@ mod bench;
 mod cache;
 mod cluster;
 mod control_plane;
+mod credentials;
 mod demo;
 mod failure;
 mod generate;
@@ -26,6 +27,7 @@ mod ports;
 mod process;
 mod python;
 mod repository;
+mod services;
 mod session;
 mod test;
 mod tools;

@@ -8,10 +8,10 @@ use sha2::{Digest, Sha256};
 use crate::cache;
 use crate::failure::{Doing, Outcome};
 use crate::process;
+use crate::session::Session;
 
-/// Beyond this size the shared target folder is emptied rather than grown; a full one of this workspace in
-/// all its profiles takes less than half.
-const TARGET_LIMIT: u64 = 24 * 1024 * 1024 * 1024;
+/// Beyond this size the shared target folder is cleaned; what one clone needs takes less than half.
+const TARGET_LIMIT: u64 = 16 * 1024 * 1024 * 1024;
 
 /// The repository's root folder.
 pub fn root() -> PathBuf {
@@ -69,25 +69,37 @@ pub fn cargo(target: &Path) -> Command {
     command
 }
 
-/// Where cargo builds: `CARGO_TARGET_DIR` if set, else a folder of the user's cache that all clones with the
-/// same Cargo.lock and compiler share, so that a fresh clone does not compile the dependencies again.
-pub fn target_folder() -> Outcome<PathBuf> {
+/// Where cargo builds: `CARGO_TARGET_DIR` if set, else a folder of the user's cache that all clones built with
+/// the same compiler share, so that a fresh clone does not compile the dependencies again. (Cargo.lock is no
+/// part of its key: after a change of one dependency cargo compiles that one anew and keeps the others.)
+pub fn target_folder(session: &Session) -> Outcome<PathBuf> {
     if let Some(set) = std::env::var_os("CARGO_TARGET_DIR").filter(|value| !value.is_empty()) {
         return std::path::absolute(set).doing("read CARGO_TARGET_DIR");
     }
-    let lock = read(&root().join("Cargo.lock"))?;
     let compiler = process::answer(Command::new("rustc").arg("-vV").current_dir(root()))
         .ok_or("`rustc -vV` failed. Install Rust with rustup.")?;
     let parent = cache_folder()?.join("target");
-    let folder = parent.join(checksum(&[&lock, compiler.as_bytes()]));
+    let folder = parent.join(checksum(&[compiler.as_bytes()]));
     if size(&folder) > TARGET_LIMIT {
-        eprintln!("    emptying {}, which has grown too large", folder.display());
-        std::fs::remove_dir_all(&folder).doing(format!("empty {}", folder.display()))?;
+        shrink(session, &folder)?;
     }
     std::fs::create_dir_all(&folder).doing(format!("make the folder {}", folder.display()))?;
     cache::mark_used(&folder)?;
     cache::prune(&parent, &folder);
     Ok(folder)
+}
+
+/// Every clone leaves builds of our own packages behind; those go first, the dependencies only if they must.
+fn shrink(session: &Session, folder: &Path) -> Outcome<()> {
+    eprintln!(
+        "    {} has grown too large: removing what can be built again",
+        folder.display()
+    );
+    session.run(cargo(folder).args(["clean", "--package", "auto-unseal-operator", "--package", "xtask"]))?;
+    if size(folder) > TARGET_LIMIT {
+        std::fs::remove_dir_all(folder).doing(format!("empty {}", folder.display()))?;
+    }
+    Ok(())
 }
 
 /// The bytes below a folder; links are not followed.
