@@ -8,9 +8,22 @@
     clippy::expect_used,
     clippy::panic,
     clippy::print_stderr,
+    clippy::print_stdout,
     reason = "a test that cannot go on should say so and end"
 )]
 
+mod bad_input;
+mod cli;
+mod crash;
+mod drift;
+mod endpoints;
 mod main_job;
+mod moto_auth;
+mod operator_identity;
+mod ownership;
+mod pods;
+mod schema;
 mod scripted_servers;
+mod secrecy;
 mod support;
+mod thrift;

@@ -22,18 +22,17 @@ fn example(file: &str) -> Vec<Value> {
 }
 
 fn kubectl(arguments: &[&str]) -> (bool, String) {
-    let program = std::env::var("AUTOUNSEAL_KUBECTL")
-        .expect("AUTOUNSEAL_KUBECTL is set by cargo xtask cluster");
+    let program =
+        std::env::var("AUTOUNSEAL_KUBECTL").expect("AUTOUNSEAL_KUBECTL is set by cargo xtask cluster");
     let output = Command::new(program).args(arguments).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned()
-        + &String::from_utf8_lossy(&output.stderr);
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     (output.status.success(), text)
 }
 
 /// The namespace of example 01, made once by whoever comes first.
 async fn billing(plane: &Plane) {
-    let namespace =
-        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "billing"}});
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "billing"}});
     plane.apply(&namespace).await;
 }
 
@@ -45,9 +44,7 @@ async fn example_01_brings_a_key_wrapped_with_the_aws_command_line_to_the_applic
     let arn = moto.key().await;
     moto.alias("alias/billing-root", &arn).await;
     let key = random(32);
-    let ciphertext = moto
-        .encrypt("alias/billing-root", &key, &Context::new())
-        .await;
+    let ciphertext = moto.encrypt("alias/billing-root", &key, &Context::new()).await;
 
     let mut account = stage.object("v1", "ServiceAccount", "billing");
     account["metadata"]["annotations"] =
@@ -105,18 +102,12 @@ async fn example_01_brings_a_key_wrapped_with_the_aws_command_line_to_the_applic
     assert!(named_key["consumerKeyID"].is_string());
     let target = named(&status["targets"], "app");
     assert_eq!(target["secret"], "billing-master-key");
-    assert_eq!(
-        target["resourceVersion"],
-        secret["metadata"]["resourceVersion"]
-    );
+    assert_eq!(target["resourceVersion"], secret["metadata"]["resourceVersion"]);
     assert!(target["inputsDigest"].is_string() && target["deliveredTime"].is_string());
     for kind in ["Ready", "SealsHealthy", "KeysUnwrapped", "SecretsDelivered"] {
         let condition = condition(&config, kind);
         assert_eq!(condition["status"], "True", "{kind}: {condition}");
-        assert_eq!(
-            condition["observedGeneration"],
-            config["metadata"]["generation"]
-        );
+        assert_eq!(condition["observedGeneration"], config["metadata"]["generation"]);
         assert!(condition["message"].as_str().is_some_and(|m| !m.is_empty()));
     }
     assert_ne!(condition(&config, "Stalled")["status"], "True");
@@ -137,10 +128,7 @@ async fn example_01_brings_a_key_wrapped_with_the_aws_command_line_to_the_applic
     let mut lines = table.lines();
     let head: Vec<_> = lines.next().unwrap().split_whitespace().collect();
     let row: Vec<_> = lines.next().unwrap().split_whitespace().collect();
-    assert_eq!(
-        head,
-        ["NAME", "READY", "REASON", "SEALS", "KEYS", "PODS", "AGE"]
-    );
+    assert_eq!(head, ["NAME", "READY", "REASON", "SEALS", "KEYS", "PODS", "AGE"]);
     assert_eq!(&row[..5], ["billing", "True", "Ready", "1/1", "1"]);
     let (well, said) = kubectl(&[
         "-n",
@@ -170,11 +158,7 @@ async fn a_service_accounts_token_is_exchanged_for_its_own_role_and_cached() {
         json!({"eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/app"});
     stage.plane.apply(&account).await;
     let secret = random(32);
-    let mut spec = simple(
-        &key.arn,
-        &kms.encrypt(&key, &secret, &Context::new()),
-        "one",
-    );
+    let mut spec = simple(&key.arn, &kms.encrypt(&key, &secret, &Context::new()), "one");
     spec["seals"][0]["awskms"]["credentials"] = json!({"serviceAccountRef": {"name": "app"}});
     stage.apply("one", &spec).await;
     spec["targets"][0]["secret"]["name"] = json!("two");
@@ -193,10 +177,7 @@ async fn a_service_accounts_token_is_exchanged_for_its_own_role_and_cached() {
     let call = &calls[0];
     assert_eq!(call.action, "AssumeRoleWithWebIdentity");
     assert!(!call.signed, "web identity calls are not signed");
-    assert_eq!(
-        call.field("RoleArn"),
-        Some("arn:aws:iam::123456789012:role/app")
-    );
+    assert_eq!(call.field("RoleArn"), Some("arn:aws:iam::123456789012:role/app"));
     let session = call.field("RoleSessionName").unwrap();
     assert!(
         (2..=64).contains(&session.len()) && session.contains("app"),
@@ -209,12 +190,8 @@ async fn a_service_accounts_token_is_exchanged_for_its_own_role_and_cached() {
     );
     assert_eq!(claims["aud"], json!(["sts.amazonaws.com"]));
     let issued = call.issued.clone().unwrap();
-    assert!(
-        kms.calls()
-            .iter()
-            .all(|c| c.access_key_id == issued.access_key_id
-                && c.session_token.as_deref() == Some(issued.session_token.as_str()))
-    );
+    assert!(kms.calls().iter().all(|c| c.access_key_id == issued.access_key_id
+        && c.session_token.as_deref() == Some(issued.session_token.as_str())));
     // The apiserver itself says that the token is genuine, and that it is none for the apiserver.
     let token = call.field("WebIdentityToken").unwrap();
     for (audiences, genuine) in [(json!(["sts.amazonaws.com"]), true), (json!([]), false)] {
@@ -226,9 +203,7 @@ async fn a_service_accounts_token_is_exchanged_for_its_own_role_and_cached() {
             )
             .await;
         assert_eq!(
-            review["status"]["authenticated"]
-                .as_bool()
-                .unwrap_or_default(),
+            review["status"]["authenticated"].as_bool().unwrap_or_default(),
             genuine,
             "{}",
             review["status"]
@@ -247,16 +222,12 @@ async fn the_service_accounts_audience_annotation_and_the_seals_role_win() {
         .env("AWS_ENDPOINT_URL_STS", sts.url())
         .start();
     let mut account = stage.object("v1", "ServiceAccount", "app");
-    account["metadata"]["annotations"] =
-        json!({"eks.amazonaws.com/audience": "sts.amazonaws.com.cn"});
+    account["metadata"]["annotations"] = json!({"eks.amazonaws.com/audience": "sts.amazonaws.com.cn"});
     stage.plane.apply(&account).await;
     let secret = random(32);
-    let mut spec = simple(
-        &key.arn,
-        &kms.encrypt(&key, &secret, &Context::new()),
-        "out",
-    );
-    spec["seals"][0]["awskms"]["credentials"] = json!({"serviceAccountRef": {"name": "app", "roleARN": "arn:aws:iam::123456789012:role/path/other"}});
+    let mut spec = simple(&key.arn, &kms.encrypt(&key, &secret, &Context::new()), "out");
+    spec["seals"][0]["awskms"]["credentials"] =
+        json!({"serviceAccountRef": {"name": "app", "roleARN": "arn:aws:iam::123456789012:role/path/other"}});
     stage.apply("one", &spec).await;
     stage.delivered("out", &[("root", &secret)]).await;
     let calls = sts.calls();
@@ -298,10 +269,7 @@ async fn static_credentials_of_a_secret_open_a_key_by_arn_alias_alias_arn_and_ba
 async fn the_region_comes_from_the_arn_or_else_from_the_operators_environment() {
     let stage = Stage::new("region").await;
     let kms = Kms::start();
-    let _operator = stage
-        .operator_of(&kms)
-        .env("AWS_REGION", "ap-south-1")
-        .start();
+    let _operator = stage.operator_of(&kms).env("AWS_REGION", "ap-south-1").start();
     for (name, region, by_arn) in [("arn", "eu-central-1", true), ("env", "ap-south-1", false)] {
         let key = kms.key_in(region, "123456789012");
         let secret = random(32);
@@ -320,11 +288,7 @@ async fn the_region_comes_from_the_arn_or_else_from_the_operators_environment() 
     }
     // A region beside an ARN of another one is a contradiction.
     let key = kms.key_in("eu-central-1", "123456789012");
-    let spec = simple(
-        &key.arn,
-        &kms.encrypt(&key, b"x", &Context::new()),
-        "mismatch",
-    );
+    let spec = simple(&key.arn, &kms.encrypt(&key, b"x", &Context::new()), "mismatch");
     let before = kms.calls().len();
     stage.apply("mismatch", &spec).await;
     stage.not_ready("mismatch", "RegionMismatch").await;
@@ -347,11 +311,7 @@ async fn secret_entries_of_other_names_and_a_session_token_are_used() {
         )
         .await;
     let secret = random(32);
-    let mut spec = simple(
-        &key.arn,
-        &kms.encrypt(&key, &secret, &Context::new()),
-        "out",
-    );
+    let mut spec = simple(&key.arn, &kms.encrypt(&key, &secret, &Context::new()), "out");
     spec["seals"][0]["awskms"]["credentials"] = json!({"secretRef": {
         "name": "odd", "accessKeyIDKey": "id", "secretAccessKeyKey": "sec", "sessionTokenKey": "tok"}});
     let _operator = stage.operator_of(&kms).start();
@@ -369,11 +329,7 @@ async fn a_role_is_assumed_on_top_of_the_tenants_credentials_with_its_external_i
     let (kms, sts) = (Kms::start(), Sts::start());
     let key = kms.key();
     let secret = random(32);
-    let mut spec = simple(
-        &key.arn,
-        &kms.encrypt(&key, &secret, &Context::new()),
-        "out",
-    );
+    let mut spec = simple(&key.arn, &kms.encrypt(&key, &secret, &Context::new()), "out");
     spec["seals"][0]["awskms"]["assumeRole"] = json!({
         "roleARN": "arn:aws:iam::210987654321:role/unseal", "externalID": "4711", "sessionName": "mine"});
     let _operator = stage
@@ -410,10 +366,7 @@ async fn a_role_is_assumed_on_top_of_the_tenants_credentials_with_its_external_i
     );
     let seal = named(&config["status"]["seals"], "aws");
     assert!(
-        seal["credentialSource"]
-            .as_str()
-            .unwrap()
-            .contains("assume-role"),
+        seal["credentialSource"].as_str().unwrap().contains("assume-role"),
         "{seal}"
     );
 }
@@ -424,13 +377,8 @@ async fn a_role_is_assumed_through_motos_sts_too() {
     let moto = Moto::of_cluster("us-east-1");
     let arn = moto.key().await;
     let secret = random(32);
-    let mut spec = simple(
-        &arn,
-        &moto.encrypt(&arn, &secret, &Context::new()).await,
-        "out",
-    );
-    spec["seals"][0]["awskms"]["assumeRole"] =
-        json!({"roleARN": "arn:aws:iam::123456789012:role/unseal"});
+    let mut spec = simple(&arn, &moto.encrypt(&arn, &secret, &Context::new()).await, "out");
+    spec["seals"][0]["awskms"]["assumeRole"] = json!({"roleARN": "arn:aws:iam::123456789012:role/unseal"});
     let _operator = stage.operator().start();
     stage.apply("one", &spec).await;
     stage.delivered("out", &[("root", &secret)]).await;
@@ -483,9 +431,7 @@ async fn every_blob_of_go_kms_wrapping_is_read_once_its_data_key_is_wrapped_anew
         if vector["aad_hex"] != "" || plaintext.is_empty() {
             continue;
         }
-        keys.push(
-            json!({"name": name, "wrapped": [{"seal": "aws", "inline": BASE64.encode(&blob)}]}),
-        );
+        keys.push(json!({"name": name, "wrapped": [{"seal": "aws", "inline": BASE64.encode(&blob)}]}));
         expected.push((name, plaintext));
     }
     // The framing that only OpenBao 2.5.0 wrote: the nonce in front of the ciphertext.
@@ -583,10 +529,7 @@ async fn a_key_under_two_seals_is_delivered_while_either_works() {
     stage.delivered("out", &[("root", &secret)]).await;
     let config = stage.ready("both").await;
     let key = named(&config["status"]["keys"], "root");
-    assert_eq!(
-        key["openedBy"], "first",
-        "the lower priority is tried first"
-    );
+    assert_eq!(key["openedBy"], "first", "the lower priority is tried first");
     assert_eq!(
         kms.count("Decrypt"),
         2,
@@ -601,9 +544,7 @@ async fn a_key_under_two_seals_is_delivered_while_either_works() {
     let config = eventually("the broken seal is told", async || {
         let config = stage.config("one-down").await;
         let healthy = condition(&config, "SealsHealthy");
-        if healthy["status"] == "False"
-            && named(&config["status"]["keys"], "root")["openedBy"] == "second"
-        {
+        if healthy["status"] == "False" && named(&config["status"]["keys"], "root")["openedBy"] == "second" {
             Ok(config)
         } else {
             Err(format!("{:#}", config["status"]))
@@ -611,14 +552,8 @@ async fn a_key_under_two_seals_is_delivered_while_either_works() {
     })
     .await;
     assert_eq!(condition(&config, "SealsHealthy")["reason"], "KeyDisabled");
-    assert_eq!(
-        named(&config["status"]["seals"], "first")["state"],
-        "Unhealthy"
-    );
-    assert_eq!(
-        named(&config["status"]["seals"], "second")["state"],
-        "Healthy"
-    );
+    assert_eq!(named(&config["status"]["seals"], "first")["state"], "Unhealthy");
+    assert_eq!(named(&config["status"]["seals"], "second")["state"], "Healthy");
     assert_eq!(config["status"]["summary"]["seals"], "1/2");
 }
 
@@ -708,8 +643,7 @@ async fn a_changed_source_is_delivered_without_touching_the_seal_config() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_encoding_is_written_to_the_byte_and_into_the_type_labels_and_annotations_asked_for()
-{
+async fn every_encoding_is_written_to_the_byte_and_into_the_type_labels_and_annotations_asked_for() {
     let stage = Stage::new("encodings").await;
     let kms = Kms::start();
     let secret = b"p\xc3\xa4ss\xfbw\xffrd>>??".as_slice();
@@ -785,11 +719,7 @@ async fn a_suspended_seal_config_causes_nothing_and_goes_on_when_resumed() {
     let stage = Stage::new("suspend").await;
     let (kms, secret) = (Kms::start(), random(32));
     let key = kms.key();
-    let mut spec = simple(
-        &key.arn,
-        &kms.encrypt(&key, &secret, &Context::new()),
-        "out",
-    );
+    let mut spec = simple(&key.arn, &kms.encrypt(&key, &secret, &Context::new()), "out");
     spec["suspend"] = json!(true);
     let _operator = stage.operator_of(&kms).start();
     stage.apply("one", &spec).await;
@@ -831,11 +761,7 @@ async fn a_suspended_seal_config_causes_nothing_and_goes_on_when_resumed() {
     stage
         .apply(
             "clock",
-            &simple(
-                &key.arn,
-                &kms.encrypt(&key, &other, &Context::new()),
-                "clock",
-            ),
+            &simple(&key.arn, &kms.encrypt(&key, &other, &Context::new()), "clock"),
         )
         .await;
     stage.delivered("clock", &[("root", &other)]).await;
@@ -886,9 +812,7 @@ async fn several_targets_each_get_their_own_entries() {
     );
     let _operator = stage.operator_of(&kms).start();
     stage.apply("one", &spec).await;
-    stage
-        .delivered("all", &[("root", &one), ("two", &two)])
-        .await;
+    stage.delivered("all", &[("root", &one), ("two", &two)]).await;
     stage.delivered("only-two", &[("k", &two)]).await;
     assert_eq!(
         kms.count("Decrypt"),
@@ -902,11 +826,7 @@ async fn deletion_policies_retain_and_delete_the_secret() {
     let stage = Stage::new("deletion").await;
     let (kms, secret) = (Kms::start(), random(32));
     let key = kms.key();
-    let mut spec = simple(
-        &key.arn,
-        &kms.encrypt(&key, &secret, &Context::new()),
-        "kept",
-    );
+    let mut spec = simple(&key.arn, &kms.encrypt(&key, &secret, &Context::new()), "kept");
     let mut second = spec["targets"][0].clone();
     second["name"] = json!("second");
     second["secret"] = json!({"name": "owned", "deletionPolicy": "Delete"});
@@ -942,10 +862,7 @@ async fn deletion_policies_retain_and_delete_the_secret() {
     .await;
 
     // No finalizer holds the object, and a retained Secret stays as it is.
-    stage
-        .plane
-        .delete("SealConfig", &stage.namespace, "one")
-        .await;
+    stage.plane.delete("SealConfig", &stage.namespace, "one").await;
     assert!(
         stage
             .plane
@@ -973,11 +890,7 @@ async fn a_passing_fault_of_the_kms_delays_and_nothing_more() {
     stage
         .apply(
             "one",
-            &simple(
-                &key.arn,
-                &kms.encrypt(&key, &secret, &Context::new()),
-                "out",
-            ),
+            &simple(&key.arn, &kms.encrypt(&key, &secret, &Context::new()), "out"),
         )
         .await;
     stage.delivered("out", &[("root", &secret)]).await;

@@ -12,10 +12,7 @@ fn client(kms: &Kms) -> Moto {
 }
 
 fn context(pairs: &[(&str, &str)]) -> Context {
-    pairs
-        .iter()
-        .map(|(k, v)| ((*k).into(), (*v).into()))
-        .collect()
+    pairs.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect()
 }
 
 #[tokio::test]
@@ -108,10 +105,7 @@ async fn the_scripted_kms_misbehaves_once_or_until_it_is_healed() {
             .send()
     };
     kms.next("Decrypt", Act::error(400, "AccessDeniedException"));
-    assert_eq!(
-        decrypt().await.unwrap_err().code(),
-        Some("AccessDeniedException")
-    );
+    assert_eq!(decrypt().await.unwrap_err().code(), Some("AccessDeniedException"));
     decrypt().await.unwrap();
     for act in [Act::CloseMidAnswer, Act::Garbage, Act::NotHttp] {
         kms.always("Decrypt", act);

@@ -15,13 +15,7 @@ fn bytes_field(number: u64, bytes: &[u8], out: &mut Vec<u8>) {
 }
 
 /// A BlobInfo of these parts; an empty `iv` and mechanism 0 are left out, as proto3 does.
-pub fn blob_info(
-    ciphertext: &[u8],
-    iv: &[u8],
-    mechanism: u64,
-    key_id: &str,
-    wrapped_key: &[u8],
-) -> Vec<u8> {
+pub fn blob_info(ciphertext: &[u8], iv: &[u8], mechanism: u64, key_id: &str, wrapped_key: &[u8]) -> Vec<u8> {
     let mut info = Vec::new();
     if mechanism != 0 {
         varint(1 << 3, &mut info);
@@ -48,12 +42,7 @@ pub fn blob_info_without_key_info(ciphertext: &[u8]) -> Vec<u8> {
 }
 
 /// An envelope as the `awskms` wrapper makes it: plaintext under the data key, the data key already wrapped.
-pub fn envelope(
-    plaintext: &[u8],
-    data_key: &[u8; 32],
-    key_id: &str,
-    wrapped_key: &[u8],
-) -> Vec<u8> {
+pub fn envelope(plaintext: &[u8], data_key: &[u8; 32], key_id: &str, wrapped_key: &[u8]) -> Vec<u8> {
     use aws_lc_rs::{
         aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
         rand,
@@ -62,11 +51,7 @@ pub fn envelope(
     rand::fill(&mut nonce).unwrap();
     let mut sealed = plaintext.to_vec();
     LessSafeKey::new(UnboundKey::new(&AES_256_GCM, data_key).unwrap())
-        .seal_in_place_append_tag(
-            Nonce::assume_unique_for_key(nonce),
-            Aad::empty(),
-            &mut sealed,
-        )
+        .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::empty(), &mut sealed)
         .unwrap();
     blob_info(&sealed, &nonce, 1, key_id, wrapped_key)
 }

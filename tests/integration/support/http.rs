@@ -160,10 +160,7 @@ fn serve(
                 headers,
                 body,
             } => {
-                let mut answer = format!(
-                    "HTTP/1.1 {status} Status\r\ncontent-length: {}\r\n",
-                    body.len()
-                );
+                let mut answer = format!("HTTP/1.1 {status} Status\r\ncontent-length: {}\r\n", body.len());
                 for (name, value) in headers {
                     answer.push_str(name);
                     answer.push_str(": ");

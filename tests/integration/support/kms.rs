@@ -165,9 +165,7 @@ impl Kms {
 
     /// Points `alias/…` at a key; again to move it.
     pub fn alias(&self, alias: &str, key: &Key) {
-        self.state()
-            .aliases
-            .insert(alias.to_owned(), key.arn.clone());
+        self.state().aliases.insert(alias.to_owned(), key.arn.clone());
     }
 
     /// `Enabled`, `Disabled`, `PendingDeletion`, `PendingImport`, `Unavailable`, or `Gone`.
@@ -186,11 +184,7 @@ impl Kms {
 
     /// The next call of this operation goes so; several queue up.
     pub fn next(&self, operation: &'static str, act: Act) {
-        self.state()
-            .scripts
-            .entry(operation)
-            .or_default()
-            .push_back(act);
+        self.state().scripts.entry(operation).or_default().push_back(act);
     }
 
     /// Every call of this operation goes so, until `heal`.
@@ -377,11 +371,7 @@ fn misbehave(act: &Act, request: &Request, right: Option<Value>) -> Reply {
         Act::ServerFault => Reply::new(500, "text/html", "<html>oops</html>"),
         Act::Hang => Reply::Hang,
         Act::CloseMidAnswer => Reply::CloseMidAnswer(right.to_string().into_bytes()),
-        Act::Garbage => Reply::new(
-            200,
-            "application/x-amz-json-1.1",
-            vec![0x7b, 0xff, 0x00, 0x22],
-        ),
+        Act::Garbage => Reply::new(200, "application/x-amz-json-1.1", vec![0x7b, 0xff, 0x00, 0x22]),
         Act::NotHttp => Reply::Garbage(b"SSH-2.0-surprise\r\n".to_vec()),
         Act::Flood => Reply::new(200, "application/x-amz-json-1.1", vec![b' '; 8 << 20]),
         Act::ClaimKey(arn) => {
@@ -407,9 +397,10 @@ fn misbehave(act: &Act, request: &Request, right: Option<Value>) -> Reply {
                     ("x-amzn-requestid", header.clone()),
                     ("x-amzn-errortype", header),
                 ],
-                body: json!({"__type": format!("ValidationException {seen}"), "message": seen, "Message": seen})
-                    .to_string()
-                    .into_bytes(),
+                body:
+                    json!({"__type": format!("ValidationException {seen}"), "message": seen, "Message": seen})
+                        .to_string()
+                        .into_bytes(),
             }
         }
         Act::EchoPlaintext => {
@@ -420,19 +411,12 @@ fn misbehave(act: &Act, request: &Request, right: Option<Value>) -> Reply {
                 HEXLOWER.encode(&raw),
                 String::from_utf8_lossy(&raw)
             );
-            json_answer(
-                400,
-                &json!({"__type": "ValidationException", "message": said}),
-            )
+            json_answer(400, &json!({"__type": "ValidationException", "message": said}))
         }
     }
 }
 
-fn find<'a>(
-    state: &'a State,
-    name: &str,
-    region: &str,
-) -> Result<&'a KeyState, (u16, &'static str)> {
+fn find<'a>(state: &'a State, name: &str, region: &str) -> Result<&'a KeyState, (u16, &'static str)> {
     let name = match name.split_once(":alias/") {
         Some((_, rest)) => format!("alias/{rest}"),
         None => name.to_owned(),
@@ -486,12 +470,7 @@ fn encrypt(state: &State, body: &Value, region: &str) -> Outcome {
 
 fn decrypt(state: &State, body: &Value, region: &str) -> Outcome {
     let blob = BASE64
-        .decode(
-            body["CiphertextBlob"]
-                .as_str()
-                .unwrap_or_default()
-                .as_bytes(),
-        )
+        .decode(body["CiphertextBlob"].as_str().unwrap_or_default().as_bytes())
         .map_err(|_| (400, "ValidationException"))?;
     if blob.is_empty() || blob.len() > 6144 {
         return Err((400, "ValidationException"));
@@ -512,8 +491,7 @@ fn decrypt(state: &State, body: &Value, region: &str) -> Outcome {
         return Err((400, "NotFoundException"));
     }
     usable(key)?;
-    let plaintext =
-        open(key, &blob, &context_of(body)).ok_or((400, "InvalidCiphertextException"))?;
+    let plaintext = open(key, &blob, &context_of(body)).ok_or((400, "InvalidCiphertextException"))?;
     Ok(json!({
         "KeyId": key.key.arn, "Plaintext": BASE64.encode(&plaintext),
         "EncryptionAlgorithm": "SYMMETRIC_DEFAULT",

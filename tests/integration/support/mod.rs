@@ -6,8 +6,10 @@ pub mod blob;
 pub mod http;
 pub mod kms;
 pub mod moto;
+pub mod needle;
 pub mod operator;
 pub mod plane;
+pub mod scene;
 pub mod stage;
 pub mod sts;
 

@@ -48,10 +48,7 @@ impl Moto {
     /// Makes a key; its ARN.
     pub async fn key(&self) -> String {
         let made = self.client.create_key().send().await.unwrap();
-        made.key_metadata()
-            .and_then(|m| m.arn())
-            .unwrap()
-            .to_owned()
+        made.key_metadata().and_then(|m| m.arn()).unwrap().to_owned()
     }
 
     /// Points an alias at a key.
@@ -92,8 +89,8 @@ impl MotoServer {
     /// Starts one that checks signatures and policies after the first `unchecked` requests.
     pub fn start(unchecked: u32) -> Self {
         let address = operator::free_port();
-        let program = std::env::var("AUTOUNSEAL_MOTO")
-            .expect("AUTOUNSEAL_MOTO is set by cargo xtask cluster");
+        let program =
+            std::env::var("AUTOUNSEAL_MOTO").expect("AUTOUNSEAL_MOTO is set by cargo xtask cluster");
         let child = Command::new(program)
             .args(["-H", "127.0.0.1", "-p", &address.port().to_string()])
             .env("INITIAL_NO_AUTH_ACTION_COUNT", unchecked.to_string())

@@ -61,6 +61,13 @@ impl Operator {
         self
     }
 
+    /// Replaces all flags.
+    #[must_use]
+    pub fn with_flags(mut self, flags: impl IntoIterator<Item = String>) -> Self {
+        self.flags = flags.into_iter().collect();
+        self
+    }
+
     /// Sets a variable.
     #[must_use]
     pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
@@ -127,8 +134,7 @@ impl Operator {
 impl Running {
     /// Everything written so far, standard output and error.
     pub fn output(&self) -> String {
-        String::from_utf8_lossy(&self.output.lock().unwrap_or_else(PoisonError::into_inner))
-            .into_owned()
+        String::from_utf8_lossy(&self.output.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
     }
 
     /// `/metrics`.
@@ -142,9 +148,7 @@ impl Running {
     pub fn metric(&self, name: &str, fragments: &[&str]) -> f64 {
         self.metrics()
             .lines()
-            .filter(|line| {
-                line.starts_with(name) && fragments.iter().all(|fragment| line.contains(fragment))
-            })
+            .filter(|line| line.starts_with(name) && fragments.iter().all(|fragment| line.contains(fragment)))
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
             .sum()
     }
@@ -173,10 +177,7 @@ impl Running {
             if asked.elapsed() > Duration::from_secs(30) {
                 let _ = self.child.kill();
                 let _ = self.child.wait();
-                panic!(
-                    "the operator does not end on {signal:?}:\n{}",
-                    self.output()
-                );
+                panic!("the operator does not end on {signal:?}:\n{}", self.output());
             }
             thread::sleep(Duration::from_millis(2));
         }
@@ -215,19 +216,14 @@ fn collect(mut pipe: impl Read + Send + 'static, into: Arc<Mutex<Vec<u8>>>) {
 
 /// A loopback port that was free a moment ago.
 pub fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 /// A plain GET; `None` while nobody answers.
 pub fn get(address: SocketAddr, path: &str) -> Option<(u16, String)> {
     use std::io::Write;
     let mut stream = TcpStream::connect(address).ok()?;
-    stream
-        .set_read_timeout(Some(Duration::from_secs(10)))
-        .ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
     write!(
         stream,
         "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n"

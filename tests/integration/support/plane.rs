@@ -75,13 +75,7 @@ impl Plane {
         self.client.clone()
     }
 
-    async fn send(
-        &self,
-        method: &str,
-        path: &str,
-        content_type: &str,
-        body: Option<&Value>,
-    ) -> Answer {
+    async fn send(&self, method: &str, path: &str, content_type: &str, body: Option<&Value>) -> Answer {
         let request = http::Request::builder()
             .method(method)
             .uri(path)
@@ -113,8 +107,7 @@ impl Plane {
             .and_then(Value::as_str)
             .unwrap_or("default");
         let path = format!("{}?fieldValidation=Strict", collection(kind, namespace));
-        self.send("POST", &path, "application/json", Some(object))
-            .await
+        self.send("POST", &path, "application/json", Some(object)).await
     }
 
     /// POST that must go well.
@@ -132,10 +125,7 @@ impl Plane {
             .pointer("/metadata/namespace")
             .and_then(Value::as_str)
             .unwrap_or("default");
-        let name = object
-            .pointer("/metadata/name")
-            .and_then(Value::as_str)
-            .unwrap();
+        let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap();
         let path = format!(
             "{}/{name}?fieldManager=user&force=true&fieldValidation=Strict",
             collection(kind, namespace)
@@ -165,25 +155,14 @@ impl Plane {
     /// LIST of a namespace.
     pub async fn list(&self, kind: &str, namespace: &str) -> Vec<Value> {
         let answer = self
-            .send(
-                "GET",
-                &collection(kind, namespace),
-                "application/json",
-                None,
-            )
+            .send("GET", &collection(kind, namespace), "application/json", None)
             .await
             .unwrap();
         answer["items"].as_array().cloned().unwrap_or_default()
     }
 
     /// JSON merge patch.
-    pub async fn try_patch(
-        &self,
-        kind: &str,
-        namespace: &str,
-        name: &str,
-        patch: &Value,
-    ) -> Answer {
+    pub async fn try_patch(&self, kind: &str, namespace: &str, name: &str, patch: &Value) -> Answer {
         let path = format!("{}/{name}", collection(kind, namespace));
         self.send("PATCH", &path, "application/merge-patch+json", Some(patch))
             .await
@@ -198,13 +177,7 @@ impl Plane {
     }
 
     /// JSON merge patch of the status subresource: the kubelet's and the controllers' part.
-    pub async fn patch_status(
-        &self,
-        kind: &str,
-        namespace: &str,
-        name: &str,
-        status: &Value,
-    ) -> Value {
+    pub async fn patch_status(&self, kind: &str, namespace: &str, name: &str, status: &Value) -> Value {
         let path = format!("{}/{name}/status", collection(kind, namespace));
         self.send(
             "PATCH",
@@ -218,10 +191,7 @@ impl Plane {
 
     /// DELETE without grace; nothing there is fine.
     pub async fn delete(&self, kind: &str, namespace: &str, name: &str) {
-        let path = format!(
-            "{}/{name}?gracePeriodSeconds=0",
-            collection(kind, namespace)
-        );
+        let path = format!("{}/{name}?gracePeriodSeconds=0", collection(kind, namespace));
         match self.send("DELETE", &path, "application/json", None).await {
             Err(refusal) if refusal.code != 404 => panic!("{refusal:?} for {path}"),
             _ => {}
@@ -235,11 +205,7 @@ pub async fn eventually<T>(what: &str, probe: impl AsyncFnMut() -> Result<T, Str
 }
 
 /// Polls until the probe says yes or time is up.
-pub async fn within<T>(
-    limit: Duration,
-    what: &str,
-    mut probe: impl AsyncFnMut() -> Result<T, String>,
-) -> T {
+pub async fn within<T>(limit: Duration, what: &str, mut probe: impl AsyncFnMut() -> Result<T, String>) -> T {
     let start = std::time::Instant::now();
     loop {
         match probe().await {

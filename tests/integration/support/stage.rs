@@ -113,9 +113,7 @@ impl Stage {
 
     /// The Secret's data, `None` when it is not there.
     pub async fn secret(&self, name: &str) -> Option<BTreeMap<String, Vec<u8>>> {
-        Some(data_of(
-            &self.plane.get("Secret", &self.namespace, name).await?,
-        ))
+        Some(data_of(&self.plane.get("Secret", &self.namespace, name).await?))
     }
 
     /// The Secret whole.
@@ -199,13 +197,7 @@ impl Stage {
     }
 
     /// A running pod of `app=<app>` that mounts the Secret, started now, as a kubelet would report it.
-    pub async fn pod(
-        &self,
-        name: &str,
-        app: &str,
-        secret: Option<&str>,
-        owner: Option<&Value>,
-    ) -> Value {
+    pub async fn pod(&self, name: &str, app: &str, secret: Option<&str>, owner: Option<&Value>) -> Value {
         let mut pod = self.object("v1", "Pod", name);
         pod["metadata"]["labels"] = json!({"app": app});
         if let Some(owner) = owner {

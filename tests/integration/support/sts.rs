@@ -156,10 +156,9 @@ fn answer(state: &mut State, request: &Request) -> Reply {
         ))
         .unwrap()
         .strftime("%Y-%m-%dT%H:%M:%SZ");
-    let role =
-        field("RoleArn")
-            .replacen(":iam:", ":sts:", 1)
-            .replacen(":role/", ":assumed-role/", 1);
+    let role = field("RoleArn")
+        .replacen(":iam:", ":sts:", 1)
+        .replacen(":role/", ":assumed-role/", 1);
     let body = format!(
         "<{action}Response xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><{action}Result><Credentials>\
          <AccessKeyId>{}</AccessKeyId><SecretAccessKey>{}</SecretAccessKey><SessionToken>{}</SessionToken>\
