@@ -153,13 +153,6 @@ async fn what_contradicts_itself_is_refused_by_the_apiserver() {
             s("/seals/0/awskms/credentials/podIdentity", json!({})),
         ),
         (
-            "a credential that is null",
-            s(
-                "/seals/2/awskms/credentials",
-                json!({"podIdentity": null, "secretRef": {"name": "aws"}}),
-            ),
-        ),
-        (
             "a ServiceAccount without a name",
             s("/seals/0/awskms/credentials", json!({"serviceAccountRef": {}})),
         ),
@@ -462,6 +455,20 @@ async fn defaults_are_those_of_the_contract_and_unions_have_none() {
         (ready["status"].as_str(), ready["reason"].as_str()),
         (Some("Unknown"), Some("Pending"))
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_is_null_is_as_good_as_absent() {
+    let stage = Stage::bare("nulls", &json!({})).await;
+    let mut spec = full();
+    spec["seals"][1]["awskms"]["credentials"]["podIdentity"] = Value::Null;
+    spec["keys"][1]["wrapped"][0]["secretKeyRef"] = Value::Null;
+    let made = stage.plane.create(&stage.seal_config("nulls", &spec)).await;
+    assert!(
+        made.pointer("/spec/seals/1/awskms/credentials/podIdentity")
+            .is_none()
+    );
+    assert!(made.pointer("/spec/keys/1/wrapped/0/secretKeyRef").is_none());
 }
 
 /// Fields and kinds that later work adds; their examples are not for this schema yet.
