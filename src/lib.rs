@@ -1,7 +1,28 @@
-//! The map of the house.
+//! auto-unseal-operator: unwraps root keys with cloud KMS keys and puts them where workloads need them.
+//!
+//! The map of the house:
+//!
+//! - [`api`]: the wire. What users write and read; types only.
+//! - [`seal`]: the domain. A SealConfig parsed, the world observed, what stands in the way, what to do, what
+//!   to tell. Pure: no client, no cloud, no clock.
+//! - [`wrapped`]: the formats of wrapped keys.
+//! - [`provider`]: the clouds' KMSes, one folder a cloud.
+//! - [`delivery`]: what the target Secret holds.
+//! - [`controller`]: the only place that joins everything: observe → parse → check → plan → apply → status.
+//! - [`kube_ext`], [`telemetry`], [`settings`], [`yaml`]: the edges.
+//! - [`cli`]: the command line, one file a command.
+//!
+//! Key bytes exist only inside `controller::apply`, `delivery` and the command line's `wrap` and `unwrap`.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod api;
+pub mod cli;
+pub mod controller;
 pub mod delivery;
+pub mod kube_ext;
+pub mod provider;
 pub mod seal;
+pub mod settings;
+pub mod telemetry;
+pub mod wrapped;
 pub mod yaml;

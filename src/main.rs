@@ -1,3 +1,25 @@
 //! The operator and its command line.
 
-fn main() {}
+use std::process::ExitCode;
+
+use autounseal::cli::{self, Cli};
+use clap::Parser;
+
+fn main() -> ExitCode {
+    harden();
+    let cli = Cli::parse();
+    // With two providers linked in rustls would have to guess; there is one, and it is named.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(cli::run(cli)),
+        Err(_) => ExitCode::from(1),
+    }
+}
+
+/// Before anything is read: no core dump, no debugger, no reader of /proc/self/mem (security rule S13).
+fn harden() {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    // Both are forbidden by nothing but a kernel that knows them not; then there is nothing to switch off.
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+}

@@ -139,7 +139,12 @@ impl Settings {
         let grants = match &args.operator_identity_grants {
             Some(path) => {
                 let text = std::fs::read_to_string(path).map_err(|_| SettingsError::Grants)?;
-                crate::yaml::parse(&text).map_err(|_| SettingsError::Grants)?
+                let mut documents = crate::yaml::documents(&text).map_err(|_| SettingsError::Grants)?;
+                let last = documents.pop().unwrap_or_else(|| serde_json::json!({}));
+                if !documents.is_empty() {
+                    return Err(SettingsError::Grants);
+                }
+                serde_json::from_value(last).map_err(|_| SettingsError::Grants)?
             }
             None => BTreeMap::new(),
         };

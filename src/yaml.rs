@@ -10,7 +10,7 @@ use std::{cell::Cell, fmt};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor},
+    de::{DeserializeOwned, DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::{Map, Number, Value};
 
@@ -68,6 +68,21 @@ pub fn documents(text: &str) -> Result<Vec<Value>, YamlError> {
         }
     }
     Ok(documents)
+}
+
+/// A file of one document, as a type.
+///
+/// # Errors
+/// As [`documents`], and what does not fit the type. A file without a document reads as `null`.
+pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
+    let mut documents = documents(text)?;
+    if documents.len() > 1 {
+        return Err(YamlError::Syntax(
+            "the file holds several documents where one is asked for".to_owned(),
+        ));
+    }
+    let value = documents.pop().unwrap_or_default();
+    serde_json::from_value(value).map_err(|error| YamlError::Syntax(error.to_string()))
 }
 
 /// A value as one YAML document.
@@ -299,6 +314,14 @@ mod tests {
             assert!(documents(&hostile).is_err(), "{}", &hostile[..8]);
         }
         assert!(start.elapsed().as_secs() < 30, "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn one_document_is_read_as_a_type() {
+        let read: std::collections::BTreeMap<String, Vec<String>> = parse("a: [b, c]").unwrap();
+        assert_eq!(read["a"], ["b", "c"]);
+        assert!(parse::<Vec<String>>("a: b").is_err());
+        assert!(parse::<Value>("a: b\n---\nc: d").is_err());
     }
 
     #[test]

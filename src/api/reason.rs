@@ -105,6 +105,8 @@ reasons! {
     PodsOutdated "PodsOutdated",
     /// A restart is due and held back.
     RestartBlocked "RestartBlocked",
+    /// A workload was restarted (event).
+    Restarted "Restarted",
 }
 
 impl fmt::Display for Reason {

@@ -145,6 +145,9 @@ pub struct TargetStatus {
     /// When the content last changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delivered_time: Option<Time>,
+    /// How often the key bytes in it have changed; the counter that restarted pod templates carry.
+    #[serde(default)]
+    pub deliveries: u64,
     /// The pods that read it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pods: Option<PodCounts>,

@@ -78,6 +78,11 @@ pub fn allow_aws(
     }
 }
 
+/// Whether a text is a pattern that [`EndpointPolicy::patterns`] can hold.
+pub fn is_pattern(text: &str) -> bool {
+    Parsed::read(text.strip_suffix('/').unwrap_or(text)).is_some()
+}
+
 fn refused(endpoint: &str, why: &str) -> Fault {
     Fault::invalid(
         Reason::EndpointNotAllowed,

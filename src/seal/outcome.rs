@@ -74,6 +74,8 @@ pub enum TargetOutcome {
         inputs: String,
         /// When the content last changed.
         content_changed: Timestamp,
+        /// How often key bytes have changed.
+        deliveries: u64,
     },
     /// Not written.
     Failed(Fault),

@@ -41,13 +41,15 @@ impl Verdict {
     }
 }
 
-/// The status of an object whose spec cannot be parsed: what was known stays, the conditions tell.
-pub fn invalid(previous: &SealConfigStatus, generation: i64, fault: &Fault, now: Timestamp) -> SealConfigStatus {
+/// The status of an object whose spec or sources cannot be read: what was known stays, the conditions tell.
+pub fn failed(previous: &SealConfigStatus, generation: i64, fault: &Fault, now: Timestamp) -> SealConfigStatus {
     let mut status = previous.clone();
     status.observed_generation = Some(generation);
-    let verdicts = [(types::READY, Verdict::no(fault)), (types::STALLED, stalled(fault))];
-    for (kind, verdict) in verdicts {
-        set(&mut status.conditions, kind, verdict, generation, now);
+    set(&mut status.conditions, types::READY, Verdict::no(fault), generation, now);
+    if needs_a_human(fault) {
+        set(&mut status.conditions, types::STALLED, stalled(fault), generation, now);
+    } else {
+        status.conditions.retain(|condition| condition.type_ != types::STALLED);
     }
     status
 }
@@ -344,7 +346,8 @@ fn target_status(target: &Target, observed: &Observed, outcomes: &Outcomes) -> T
         .unwrap_or_default();
     let base = TargetStatus { name: target.name.clone(), secret: target.secret.clone(), ..previous };
     match outcomes.targets.get(&target.name) {
-        Some(TargetOutcome::Delivered { resource_version, inputs, content_changed }) => TargetStatus {
+        Some(TargetOutcome::Delivered { resource_version, inputs, content_changed, deliveries }) => TargetStatus {
+            deliveries: *deliveries,
             resource_version: Some(resource_version.clone()),
             inputs_digest: Some(inputs.clone()),
             delivered_time: Some(second(*content_changed)),

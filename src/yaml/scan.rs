@@ -41,6 +41,8 @@ type Refusal = (usize, &'static str);
 struct Scanner {
     flow: usize,
     inside: Inside,
+    /// Columns of the blocks that are open, innermost last.
+    blocks: Vec<isize>,
     /// A plain scalar went on to the end of the line before; its block stands at this column.
     plain_above: Option<isize>,
 }
@@ -107,6 +109,21 @@ impl Scanner {
         self.nodes(line, at, None)
     }
 
+    /// A block begins, or goes on, at this column: deeper ones have ended. Brackets know no columns.
+    fn open(&mut self, column: isize) -> Option<isize> {
+        if self.flow == 0 {
+            self.blocks.retain(|block| *block < column);
+            self.blocks.push(column);
+        }
+        Some(column)
+    }
+
+    /// The block around a node that stands alone on its line.
+    fn around(&self, column: isize) -> isize {
+        let inner = self.blocks.iter().rev().find(|block| **block < column);
+        inner.copied().unwrap_or(-1)
+    }
+
     /// Goes through a line from a place where a node may begin. `block` is the column of the innermost block that this
     /// line opened so far, if it opened one.
     fn nodes(
@@ -137,11 +154,11 @@ impl Scanner {
                 }
                 ',' if self.flow > 0 => at += 1,
                 ':' if self.flow > 0 || space_after => {
-                    block = Some(signed(node));
+                    block = self.open(signed(node));
                     at += 1;
                 }
                 '-' | '?' if space_after => {
-                    block = Some(signed(at));
+                    block = self.open(signed(at));
                     at += 1;
                 }
                 quote @ ('"' | '\'') => {
@@ -160,7 +177,7 @@ impl Scanner {
                     return self.block_header(line, at, block);
                 }
                 _ => {
-                    let parent = block.unwrap_or(signed(at) - 1);
+                    let parent = block.unwrap_or_else(|| self.around(signed(at)));
                     node = at;
                     return self.plain_from(line, at, node, parent);
                 }
@@ -184,6 +201,7 @@ impl Scanner {
             End::Comment => Ok(()),
             End::Value(at) => {
                 // The plain scalar was a name: its column is that of a block mapping.
+                self.open(signed(node));
                 self.after_value(line, at, signed(node))
             }
             End::Flow(at) => self.nodes(line, at, Some(parent)),
@@ -265,8 +283,7 @@ impl Scanner {
         at: usize,
         block: Option<isize>,
     ) -> Result<(), Refusal> {
-        // Alone on its line, the enclosing block is somewhere above: suppose the narrowest that fits.
-        let parent = block.unwrap_or(signed(at) - 1);
+        let parent = block.unwrap_or_else(|| self.around(signed(at)));
         let mut rest = &line[at + 1..];
         let mut content = None;
         while let Some((c, more)) = rest.split_first() {

@@ -1,0 +1,452 @@
+//! `autounseal check`: what the operator would say and do, without a cluster and without a cloud.
+
+use std::{fmt::Write as _, path::PathBuf};
+
+use serde_json::{Value, json};
+
+use super::{
+    Done, Failure, Output,
+    manifest::{self, API_VERSION, KIND, Object},
+    output,
+    schema::{self, Problem},
+};
+use crate::{
+    api::{self, Encoding, KeyVersion, SealConfig, SecretType, WrappedFormat},
+    seal::{
+        aws::{AwsSeal, Credentials},
+        entry::EntryContent,
+        model::{self, Cloud, Model, Source, Target},
+    },
+};
+
+/// Check manifests offline and print what the operator would do.
+///
+/// Reads every SealConfig of the files, holds it against the schema (unknown fields are errors) and against the rules
+/// that the operator itself applies, and prints which seals open which keys and which Secrets receive them. Nothing
+/// is contacted: whether the KMS keys, Secrets, ServiceAccounts and pods exist is not looked at. Objects of other kinds
+/// are skipped with a note.
+///
+/// Examples:
+///
+///   autounseal check -f seal.yaml
+///   kustomize build . | autounseal check -f -
+///   autounseal check -o json -f a.yaml -f b.yaml | jq '.objects[].problems'
+///
+/// Exit codes: 0 every SealConfig is well, 1 one is not or there is none, 2 a file cannot be read.
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub struct CheckArgs {
+    /// A file with manifests, YAML or JSON, at most 1 MiB; - reads standard input. May be repeated
+    #[arg(short, long = "file", value_name = "FILE", required = true, num_args = 1..)]
+    files: Vec<PathBuf>,
+    /// The namespace of manifests that name none
+    #[arg(short, long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
+    /// How to print the report
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+pub(super) fn run(args: &CheckArgs) -> Done {
+    let mut objects = Vec::new();
+    for file in &args.files {
+        objects.extend(manifest::read(file)?);
+    }
+    let (configs, others): (Vec<_>, Vec<_>) =
+        objects.into_iter().partition(|object| object.kind() == KIND);
+    for other in &others {
+        let kind = match other.kind() {
+            "" => "an object without a kind",
+            kind => kind,
+        };
+        output::note(&format!(
+            "{}: {kind} {} is no SealConfig, skipped",
+            other.place,
+            other.name().unwrap_or_default()
+        ));
+    }
+    if configs.is_empty() {
+        return Err(Failure::No(
+            "there is no SealConfig in what was given".to_owned(),
+        ));
+    }
+    let mut results = Vec::new();
+    for mut object in configs {
+        object.put_in(args.namespace.as_deref())?;
+        let checked = check(&object);
+        results.push((object, checked));
+    }
+    match args.output {
+        Output::Json => output::json(&as_json(&results)),
+        Output::Text => output::report(&as_text(&results)),
+    }
+    if results.iter().all(|(_, checked)| checked.is_ok()) {
+        Ok(())
+    } else {
+        Err(Failure::Told)
+    }
+}
+
+type Checked = Result<Model, Vec<Problem>>;
+
+/// Schema first; the rules only where the schema is kept, for they read what it promises.
+pub(super) fn check(object: &Object) -> Checked {
+    let told = |path: &str, message: String| {
+        vec![Problem {
+            path: path.to_owned(),
+            message,
+        }]
+    };
+    if object.value["apiVersion"] != API_VERSION {
+        return Err(told("apiVersion", format!("must be {API_VERSION}")));
+    }
+    let mut value = object.value.clone();
+    if let Some(map) = value.as_object_mut() {
+        map.remove("status");
+    }
+    let problems = schema::check(&schema::of_seal_config(&api::crd()), &value);
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    if object.namespace().is_none() {
+        return Err(told(
+            "metadata",
+            "namespace is missing; write it, or name it with --namespace".to_owned(),
+        ));
+    }
+    let config: SealConfig =
+        serde_json::from_value(value).map_err(|error| told("", error.to_string()))?;
+    let model = model::parse(&config).map_err(|fault| told("", fault.to_string()))?;
+    let problems: Vec<_> = model.targets.iter().filter_map(missing_entries).collect();
+    if problems.is_empty() {
+        Ok(model)
+    } else {
+        Err(problems)
+    }
+}
+
+/// What the apiserver asks of typed Secrets.
+fn missing_entries(target: &Target) -> Option<Problem> {
+    let has = |name: &str| target.entries.iter().any(|entry| entry.name == name);
+    let message = match target.type_ {
+        SecretType::Opaque => None,
+        SecretType::Tls => (!has("tls.crt") || !has("tls.key"))
+            .then_some("kubernetes.io/tls needs the entries tls.crt and tls.key"),
+        SecretType::BasicAuth => (!has("username") && !has("password"))
+            .then_some("kubernetes.io/basic-auth needs an entry username or password"),
+    };
+    message.map(|message| Problem {
+        path: format!("target {:?}", target.name),
+        message: format!("a Secret of type {message}"),
+    })
+}
+
+fn title(object: &Object) -> String {
+    match (object.namespace(), object.name()) {
+        (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
+        (None, Some(name)) => name.to_owned(),
+        _ => "SealConfig without a name".to_owned(),
+    }
+}
+
+fn as_text(results: &[(Object, Checked)]) -> String {
+    let mut out = String::new();
+    for (object, checked) in results {
+        // Writing to a String cannot fail.
+        let _ = match checked {
+            Ok(model) => writeln!(
+                out,
+                "{} ({}): well\n{}",
+                title(object),
+                object.place,
+                plan_text(model)
+            ),
+            Err(problems) => {
+                let list: String = problems.iter().map(|p| format!("  {p}\n")).collect();
+                writeln!(
+                    out,
+                    "{} ({}): {} wrong\n{list}",
+                    title(object),
+                    object.place,
+                    match problems.len() {
+                        1 => "1 thing is".to_owned(),
+                        n => format!("{n} things are"),
+                    }
+                )
+            }
+        };
+    }
+    out
+}
+
+fn as_json(results: &[(Object, Checked)]) -> Value {
+    let objects: Vec<_> = results
+        .iter()
+        .map(|(object, checked)| {
+            let problems: Vec<_> = checked
+                .as_ref()
+                .err()
+                .into_iter()
+                .flatten()
+                .map(|problem| json!({"path": problem.path, "message": problem.message}))
+                .collect();
+            json!({
+                "place": object.place,
+                "namespace": object.namespace(),
+                "name": object.name(),
+                "problems": problems,
+                "plan": checked.as_ref().ok().map(plan_json),
+            })
+        })
+        .collect();
+    let ok = results.iter().all(|(_, checked)| checked.is_ok());
+    json!({"ok": ok, "objects": objects})
+}
+
+fn plan_text(model: &Model) -> String {
+    let mut lines = Vec::new();
+    if model.suspend {
+        lines.push("suspended: the operator does nothing for it".to_owned());
+    }
+    for seal in &model.seals {
+        let Cloud::Aws(aws) = &seal.cloud;
+        lines.push(format!(
+            "seal {} (priority {}): AWS KMS {}, {}",
+            seal.name,
+            seal.priority,
+            aws.key,
+            aws_way(aws)
+        ));
+    }
+    for key in &model.keys {
+        let copies: Vec<_> = key
+            .copies
+            .iter()
+            .map(|copy| {
+                let source = match &copy.source {
+                    Source::Inline(_) => "inline".to_owned(),
+                    Source::Entry(entry) => format!("{entry}, entry {}", entry.key),
+                };
+                format!("{} ({}, {source})", copy.seal, format_word(copy.format))
+            })
+            .collect();
+        let open = if copies.len() == 1 {
+            "opened by seal"
+        } else {
+            "every copy opened and compared: seals"
+        };
+        lines.push(format!("key {}: {open} {}", key.name, copies.join(", ")));
+    }
+    for target in &model.targets {
+        lines.push(format!(
+            "target {}: Secret {} ({}){}",
+            target.name,
+            target.secret,
+            target.type_.as_str(),
+            match (target.adopt, target.delete_with_owner) {
+                (true, _) => ", taken over if it exists and agrees",
+                (_, true) => ", deleted with the SealConfig",
+                _ => "",
+            }
+        ));
+        for entry in &target.entries {
+            let content = match &entry.content {
+                EntryContent::Key {
+                    version: KeyVersion::Previous,
+                    key,
+                    ..
+                } => format!("previous version of key {key}: a brought key has none, left out"),
+                EntryContent::Key { key, encoding, .. } => {
+                    format!("key {key}, {}", encoding_word(*encoding))
+                }
+                EntryContent::Template(_) => {
+                    let keys: Vec<_> = entry.content.keys().into_iter().collect();
+                    match keys.as_slice() {
+                        [] => "template without keys".to_owned(),
+                        keys => format!("template with {}", keys.join(", ")),
+                    }
+                }
+            };
+            lines.push(format!("  {}: {content}", entry.name));
+        }
+        if let Some(selector) = &target.selector {
+            lines.push(format!(
+                "  pods {selector}{}",
+                if target.restart {
+                    ": rolled when a key changes, if their workload allows it"
+                } else {
+                    ""
+                }
+            ));
+        }
+    }
+    lines.iter().map(|line| format!("  {line}\n")).collect()
+}
+
+fn aws_way(aws: &AwsSeal) -> String {
+    let mut parts = Vec::new();
+    match &aws.region {
+        Some(region) => parts.push(format!("region {region}")),
+        None => parts.push("the operator's own region".to_owned()),
+    }
+    if let Some(endpoint) = &aws.endpoint {
+        parts.push(format!("endpoint {endpoint}"));
+    }
+    parts.push(match &aws.credentials {
+        Credentials::DefaultChain => "the operator's own identity".to_owned(),
+        Credentials::PodIdentity => "the operator's Pod Identity".to_owned(),
+        Credentials::InstanceMetadata => "the operator's node role".to_owned(),
+        Credentials::ServiceAccount { name, .. } => format!("ServiceAccount {name}"),
+        Credentials::Secret { name, .. } => format!("credentials in Secret {name}"),
+    });
+    if let Some(role) = &aws.assume_role {
+        parts.push(format!("role {}", role.role_arn));
+    }
+    if aws.credentials.is_operators() {
+        parts.push("which the cluster admin must grant this namespace".to_owned());
+    }
+    parts.join(", ")
+}
+
+fn plan_json(model: &Model) -> Value {
+    let seals: Vec<_> = model
+        .seals
+        .iter()
+        .map(|seal| {
+            let Cloud::Aws(aws) = &seal.cloud;
+            json!({
+                "name": seal.name,
+                "priority": seal.priority,
+                "provider": seal.cloud.provider(),
+                "key": aws.key.to_string(),
+                "region": aws.region.as_ref().map(ToString::to_string),
+                "credentialSource": aws.credentials.source(),
+                "operatorIdentity": aws.credentials.is_operators(),
+            })
+        })
+        .collect();
+    let keys: Vec<_> = model
+        .keys
+        .iter()
+        .map(|key| {
+            let seals: Vec<_> = key.copies.iter().map(|copy| &copy.seal).collect();
+            json!({"name": key.name, "openedBy": seals})
+        })
+        .collect();
+    let targets: Vec<_> = model
+        .targets
+        .iter()
+        .map(|target| {
+            let entries: Vec<_> = target.entries.iter().map(|entry| &entry.name).collect();
+            json!({
+                "name": target.name,
+                "secret": target.secret,
+                "keys": target.keys(),
+                "entries": entries,
+                "restart": target.restart,
+            })
+        })
+        .collect();
+    json!({"suspend": model.suspend, "seals": seals, "keys": keys, "targets": targets})
+}
+
+fn format_word(format: WrappedFormat) -> &'static str {
+    match format {
+        WrappedFormat::BlobInfo => "blobinfo",
+        WrappedFormat::Kms => "kms",
+    }
+}
+
+fn encoding_word(encoding: Encoding) -> &'static str {
+    match encoding {
+        Encoding::Raw => "raw bytes",
+        Encoding::Base64 => "base64",
+        Encoding::Base64Url => "base64url",
+        Encoding::Hex => "hex",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(spec: &Value) -> Object {
+        Object {
+            place: "seal.yaml".to_owned(),
+            value: json!({
+                "apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "billing", "namespace": "billing"},
+                "spec": spec, "status": {"whatever": 1},
+            }),
+        }
+    }
+
+    fn good() -> Value {
+        json!({
+            "seals": [{"name": "aws", "awskms": {
+                "kmsKeyID": "alias/billing", "region": "eu-west-1", "credentials": {"serviceAccountRef": {"name": "billing"}},
+            }}],
+            "keys": [{"name": "master", "wrapped": [{"seal": "aws", "format": "kms", "inline": "eA=="}]}],
+            "targets": [{
+                "name": "app", "podSelector": {"matchLabels": {"app": "billing"}}, "onChange": "Restart",
+                "secret": {"name": "billing-key", "data": [
+                    {"name": "master.key", "key": {"name": "master"}},
+                    {"name": "old.key", "key": {"name": "master", "version": "previous"}},
+                    {"name": "app.toml", "template": "k = {{ keys[\"master\"].base64 }}"},
+                ]},
+            }],
+        })
+    }
+
+    #[test]
+    fn the_plan_tells_seals_keys_and_secrets() {
+        let object = object(&good());
+        let checked = check(&object);
+        let text = as_text(&[(object, checked)]);
+        insta::assert_snapshot!(text, @r"");
+    }
+
+    #[test]
+    fn the_json_report_has_the_same_parts() {
+        let object = object(&good());
+        let checked = check(&object);
+        let report = as_json(&[(object, checked)]);
+        assert_eq!(report["ok"], true);
+        assert_eq!(
+            report["objects"][0]["plan"]["keys"],
+            json!([{"name": "master", "openedBy": ["aws"]}])
+        );
+    }
+
+    #[test]
+    fn schema_and_rules_are_told() {
+        let problem = |change: &dyn Fn(&mut Value)| {
+            let mut spec = good();
+            change(&mut spec);
+            let problems = check(&object(&spec)).unwrap_err();
+            problems[0].to_string()
+        };
+        assert!(
+            problem(&|spec| spec["sealz"] = json!([])).starts_with("spec.sealz: no such field"),
+        );
+        assert!(
+            problem(&|spec| {
+                spec["targets"][0]["secret"]["data"][2]["template"] = json!("{{ x }}");
+            })
+            .contains("line 1, column 1")
+        );
+        assert!(
+            problem(&|spec| spec["targets"][0]["secret"]["type"] = json!("kubernetes.io/tls"))
+                .contains("tls.crt")
+        );
+        let mut elsewhere = object(&good());
+        elsewhere.value["apiVersion"] = json!("autounseal.dev/v1");
+        assert_eq!(check(&elsewhere).unwrap_err()[0].path, "apiVersion");
+        let mut nowhere = object(&good());
+        nowhere.value["metadata"] = json!({"name": "x"});
+        assert!(
+            check(&nowhere).unwrap_err()[0]
+                .message
+                .contains("--namespace")
+        );
+    }
+}

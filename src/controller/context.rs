@@ -1,0 +1,85 @@
+//! What every reconcile shares.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use kube::Client;
+
+use super::{events::Events, index::Index};
+use crate::{
+    api::SealConfigStatus,
+    provider::aws::Aws,
+    seal::{
+        model::SourceRef,
+        observed::{Memory, SourceFacts},
+    },
+    settings::Settings,
+    telemetry::metrics::Metrics,
+};
+
+/// What every reconcile shares.
+pub struct Context {
+    /// The apiserver.
+    pub client: Client,
+    /// Flags.
+    pub settings: Settings,
+    /// AWS.
+    pub aws: Aws,
+    /// Other objects, by their metadata.
+    pub index: Index,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// Events.
+    pub events: Events,
+    objects: Mutex<HashMap<(String, String), Remembered>>,
+}
+
+/// What is remembered of one SealConfig between reconciles.
+#[derive(Default)]
+pub struct Remembered {
+    /// UID: a successor of the same name starts afresh.
+    pub uid: String,
+    /// Failures, repairs, marks.
+    pub memory: Memory,
+    /// The status as it stands after the last reconcile: the watch may still be behind it.
+    pub status: Option<SealConfigStatus>,
+    /// The status as the apiserver has it, if writing the last one failed.
+    pub saved: Option<SealConfigStatus>,
+    /// Copies that were read, with the resourceVersion they were read at.
+    pub sources: BTreeMap<SourceRef, (String, SourceFacts)>,
+}
+
+impl Context {
+    /// Joins the parts.
+    pub fn new(client: Client, settings: Settings, aws: Aws, metrics: Arc<Metrics>, events: Events) -> Self {
+        Self { client, settings, aws, index: Index::default(), metrics, events, objects: Mutex::default() }
+    }
+
+    /// Takes what is remembered of an object; nothing if it is another of the same name. kube never reconciles one
+    /// object twice at once, so nobody misses it meanwhile.
+    pub fn recall(&self, namespace: &str, name: &str, uid: &str) -> Remembered {
+        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (namespace.to_owned(), name.to_owned());
+        objects
+            .remove(&key)
+            .filter(|remembered| remembered.uid == uid)
+            .unwrap_or_else(|| Remembered { uid: uid.to_owned(), ..Remembered::default() })
+    }
+
+    /// Puts back what is remembered.
+    pub fn remember(&self, namespace: &str, name: &str, remembered: Remembered) {
+        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        objects.insert((namespace.to_owned(), name.to_owned()), remembered);
+    }
+
+    /// Forgets an object that is gone.
+    pub fn forget(&self, namespace: &str, name: &str) {
+        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        objects.remove(&(namespace.to_owned(), name.to_owned()));
+        drop(objects);
+        self.index.lost_config(namespace, name);
+        self.metrics.forget(namespace, name);
+    }
+}

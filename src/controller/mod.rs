@@ -1,0 +1,163 @@
+//! The only place that joins everything: observe → parse → check → plan → apply → status.
+//!
+//! [`reconcile`] is the whole story in one page. [`observe`] looks, `crate::seal` decides, [`apply`] does,
+//! [`report`] tells. [`watch`] says when; [`index`] keeps what the watches saw.
+
+pub mod apply;
+pub mod context;
+pub mod deliver;
+pub mod events;
+pub mod index;
+pub mod observe;
+pub mod reconcile;
+pub mod report;
+pub mod restart;
+pub mod watch;
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use futures::{StreamExt, TryStreamExt, channel::mpsc, future::join_all};
+use kube::{
+    Client, ResourceExt,
+    core::DeserializeGuard,
+    runtime::{
+        Controller, WatchStreamExt,
+        controller,
+        predicates, reflector,
+        utils::Predicate,
+        watcher::{self, Event, watcher},
+    },
+};
+
+use crate::{
+    api::SealConfig,
+    provider::aws::{self, Aws},
+    settings::Settings,
+    telemetry::{metrics::Metrics, server},
+};
+use context::Context;
+use watch::{Pending, Scope};
+
+/// Why the controller could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No apiserver is named.
+    #[error("no cluster: run inside one, or set KUBECONFIG")]
+    NoCluster,
+    /// The metrics address is taken.
+    #[error("--metrics-addr {0}: the address cannot be listened on; choose another")]
+    MetricsAddress(std::net::SocketAddr),
+}
+
+/// Runs until `stop` ends, then finishes what was begun.
+///
+/// # Errors
+/// When there is no cluster, or no address to serve metrics on.
+pub async fn run(
+    settings: Settings,
+    aws_settings: aws::Settings,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), StartError> {
+    let metrics = Arc::new(Metrics::new());
+    let health = server::serve(settings.metrics_addr, metrics.clone())
+        .await
+        .map_err(|_| StartError::MetricsAddress(settings.metrics_addr))?;
+    let mut config = kube::Config::infer().await.map_err(|_| StartError::NoCluster)?;
+    // One layer of retries: ours. kube's own would hold a worker for minutes.
+    config.default_retry = false;
+    config.connect_timeout = Some(Duration::from_secs(5));
+    config.write_timeout = Some(Duration::from_secs(10));
+    let client = Client::try_from(config).map_err(|_| StartError::NoCluster)?;
+    let cluster = Arc::new(crate::kube_ext::cluster::ApiserverCluster::new(client.clone()));
+    let aws = Aws::new(aws_settings, Some(cluster), metrics.clone());
+    let events = events::Events::new(client.clone());
+    let context = Arc::new(Context::new(client, settings, aws, metrics, events));
+
+    let (stopping, stopped) = tokio::sync::watch::channel(false);
+    tokio::spawn(async move {
+        stop.await;
+        let _ = stopping.send(true);
+    });
+    let namespaces = &context.settings.watch_namespaces;
+    let scopes: Vec<Option<String>> =
+        if namespaces.is_empty() { vec![None] } else { namespaces.iter().cloned().map(Some).collect() };
+    let running = scopes.into_iter().map(|namespace| {
+        let mut stopped = stopped.clone();
+        let stop = async move {
+            let _ = stopped.wait_for(|stopped| *stopped).await;
+        };
+        run_scope(context.clone(), namespace, health.clone(), stop)
+    });
+    join_all(running).await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// One namespace, or all: its watches, and the controller that follows them.
+async fn run_scope(
+    context: Arc<Context>,
+    namespace: Option<String>,
+    health: server::Health,
+    stop: impl Future<Output = ()> + Send + Sync + 'static,
+) {
+    let (trigger, triggered) = mpsc::unbounded();
+    let scope = Scope { namespace: namespace.clone(), trigger };
+    let watches_namespaces = namespace.is_none() && context.settings.identity.labels;
+    let (sender, mut receiver) = tokio::sync::watch::channel(4 + usize::from(watches_namespaces));
+    let pending: Pending = Arc::new(sender);
+    let mut watches = tokio::task::JoinSet::new();
+    watches.spawn(watch::secrets(context.clone(), scope.clone(), pending.clone()));
+    watches.spawn(watch::config_maps(context.clone(), scope.clone(), pending.clone()));
+    watches.spawn(watch::service_accounts(context.clone(), scope.clone(), pending.clone()));
+    watches.spawn(watch::pods(context.clone(), scope.clone(), pending.clone()));
+    if watches_namespaces {
+        watches.spawn(watch::namespaces(context.clone(), scope.clone(), pending.clone()));
+    }
+    let part = health.part();
+    // A Secret that was not listed yet would look as if it did not exist: nothing is decided before that.
+    if receiver.wait_for(|left| *left == 0).await.is_err() {
+        return;
+    }
+
+    let (reader, writer) = reflector::store::<DeserializeGuard<SealConfig>>();
+    let api = scope.api::<DeserializeGuard<SealConfig>>(context.client.clone());
+    let known = context.clone();
+    let changed = predicates::generation.combine(predicates::annotations).combine(predicates::labels);
+    let configs = watcher(api, watcher::Config::default())
+        .default_backoff()
+        .modify(|config| config.managed_fields_mut().clear())
+        .inspect_ok(move |event| remember(&known, event))
+        .reflect(writer)
+        .applied_objects()
+        .predicate_filter(changed, kube::runtime::PredicateConfig::default());
+    let ready_reader = reader.clone();
+    tokio::spawn(async move {
+        if ready_reader.wait_until_ready().await.is_ok() {
+            part.ready();
+        }
+    });
+    Controller::for_stream(configs, reader)
+        .with_config(controller::Config::default().concurrency(context.settings.concurrency))
+        .reconcile_on(watch::as_references(triggered))
+        .graceful_shutdown_on(stop)
+        .run(reconcile::reconcile, |_, never, _| match *never {}, context)
+        .for_each(|result| {
+            if let Err(controller::Error::QueueError(_)) = result {
+                tracing::warn!("the watch of sealconfigs failed and is started again; may the operator list and watch them?");
+            }
+            std::future::ready(())
+        })
+        .await;
+    drop(watches);
+}
+
+fn remember(context: &Context, event: &Event<DeserializeGuard<SealConfig>>) {
+    match event {
+        Event::Apply(config) | Event::InitApply(config) => {
+            let (namespace, name) = (config.namespace().unwrap_or_default(), config.name_any());
+            context.index.saw_config(&namespace, &name, config.uid().unwrap_or_default());
+        }
+        Event::Delete(config) => context.forget(&config.namespace().unwrap_or_default(), &config.name_any()),
+        Event::Init | Event::InitDone => {}
+    }
+}

@@ -1,0 +1,226 @@
+//! Watches: each keeps the index up to date and says which SealConfigs to look at again.
+
+use std::{collections::HashSet, sync::Arc};
+
+use futures::{Stream, StreamExt, channel::mpsc::UnboundedSender, future::ready, stream::BoxStream};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, ServiceAccount};
+use kube::{
+    Api, Client, ResourceExt,
+    core::{NamespaceResourceScope, PartialObjectMeta, Resource},
+    runtime::{
+        WatchStreamExt,
+        reflector::ObjectRef,
+        watcher::{self, Event, watcher},
+    },
+};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+
+use super::{
+    context::Context,
+    index::{Kind, NamespaceMeta},
+};
+use crate::{
+    api::SealConfig,
+    kube_ext::{facts, names},
+};
+
+/// SealConfigs to look at again: namespace and name.
+pub type Trigger = UnboundedSender<(String, String)>;
+
+/// A part of the cluster that is watched: one namespace, or all.
+#[derive(Clone)]
+pub struct Scope {
+    /// `None` = all.
+    pub namespace: Option<String>,
+    /// Where triggers go.
+    pub trigger: Trigger,
+}
+
+impl Scope {
+    /// The typed client of this scope.
+    pub fn api<K>(&self, client: Client) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        match &self.namespace {
+            Some(namespace) => Api::namespaced(client, namespace),
+            None => Api::all(client),
+        }
+    }
+
+    fn look_at(&self, namespace: &str, names: impl IntoIterator<Item = String>) {
+        for name in names {
+            // The receiver lives as long as the controller; at its end nobody needs to look.
+            let _ = self.trigger.unbounded_send((namespace.to_owned(), name));
+        }
+    }
+}
+
+/// How many first lists are still awaited.
+pub type Pending = Arc<watch::Sender<usize>>;
+
+/// A watch as a stream that never ends, told apart by namespace and name.
+fn events<K>(api: Api<K>, kind: &'static str) -> BoxStream<'static, Event<K>>
+where
+    K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
+{
+    watcher(api, watcher::Config::default())
+        .default_backoff()
+        .filter_map(move |event| {
+            ready(match event {
+                Ok(event) => Some(event),
+                Err(_) => {
+                    // Its text is the server's; the right that is missing is what people need to know.
+                    tracing::warn!(kind, "a watch failed and is started again; may the operator list and watch them?");
+                    None
+                }
+            })
+        })
+        .boxed()
+}
+
+fn listed(pending: &Pending, first: &mut bool) {
+    if std::mem::take(first) {
+        pending.send_modify(|left| *left = left.saturating_sub(1));
+    }
+}
+
+type Meta<K> = PartialObjectMeta<K>;
+
+fn name_of(object: &impl ResourceExt) -> (String, String) {
+    (object.namespace().unwrap_or_default(), object.name_any())
+}
+
+/// Secrets, by their metadata only.
+pub async fn secrets(context: Arc<Context>, scope: Scope, pending: Pending) {
+    let mut stream = events(scope.api::<Meta<Secret>>(context.client.clone()), "secrets");
+    let mut first = true;
+    let mut gone = HashSet::new();
+    while let Some(event) = stream.next().await {
+        match event {
+            Event::Init => gone = context.index.secret_names(scope.namespace.as_deref()),
+            Event::InitApply(secret) | Event::Apply(secret) => {
+                let (namespace, name) = name_of(&secret);
+                gone.remove(&(namespace.clone(), name.clone()));
+                if context.index.saw_secret(&namespace, &name, facts::secret(&secret.metadata)) {
+                    scope.look_at(&namespace, context.index.referring(Kind::Secret, &namespace, &name));
+                }
+            }
+            Event::Delete(secret) => {
+                let (namespace, name) = name_of(&secret);
+                if context.index.lost_secret(&namespace, &name, secret.metadata.resource_version.as_deref()) {
+                    scope.look_at(&namespace, context.index.referring(Kind::Secret, &namespace, &name));
+                }
+            }
+            Event::InitDone => {
+                for (namespace, name) in gone.drain() {
+                    context.index.lost_secret(&namespace, &name, None);
+                    scope.look_at(&namespace, context.index.referring(Kind::Secret, &namespace, &name));
+                }
+                listed(&pending, &mut first);
+            }
+        }
+    }
+}
+
+/// ConfigMaps, by their metadata only.
+pub async fn config_maps(context: Arc<Context>, scope: Scope, pending: Pending) {
+    let mut stream = events(scope.api::<Meta<ConfigMap>>(context.client.clone()), "configmaps");
+    let mut first = true;
+    while let Some(event) = stream.next().await {
+        let map = match event {
+            Event::Init => continue,
+            Event::InitDone => {
+                listed(&pending, &mut first);
+                continue;
+            }
+            Event::InitApply(map) | Event::Apply(map) => {
+                let (namespace, name) = name_of(&map);
+                context.index.saw_config_map(&namespace, &name, map.resource_version().unwrap_or_default());
+                map
+            }
+            Event::Delete(map) => {
+                let (namespace, name) = name_of(&map);
+                context.index.lost_config_map(&namespace, &name);
+                map
+            }
+        };
+        let (namespace, name) = name_of(&map);
+        scope.look_at(&namespace, context.index.referring(Kind::ConfigMap, &namespace, &name));
+    }
+}
+
+/// ServiceAccounts: only to look again when one that is waited for appears or changes.
+pub async fn service_accounts(context: Arc<Context>, scope: Scope, pending: Pending) {
+    let mut stream = events(scope.api::<Meta<ServiceAccount>>(context.client.clone()), "serviceaccounts");
+    let mut first = true;
+    while let Some(event) = stream.next().await {
+        match event {
+            Event::Init => {}
+            Event::InitDone => listed(&pending, &mut first),
+            Event::InitApply(account) | Event::Apply(account) | Event::Delete(account) => {
+                let (namespace, name) = name_of(&account);
+                scope.look_at(&namespace, context.index.referring(Kind::ServiceAccount, &namespace, &name));
+            }
+        }
+    }
+}
+
+/// Pods, kept as the few facts that decisions need.
+pub async fn pods(context: Arc<Context>, scope: Scope, pending: Pending) {
+    let mut stream = events(scope.api::<Pod>(context.client.clone()), "pods");
+    let mut first = true;
+    while let Some(event) = stream.next().await {
+        let namespace = match event {
+            Event::Init => continue,
+            Event::InitDone => {
+                listed(&pending, &mut first);
+                continue;
+            }
+            Event::InitApply(pod) | Event::Apply(pod) => {
+                let namespace = pod.namespace().unwrap_or_default();
+                if !context.index.saw_pod(&namespace, facts::pod(&pod)) {
+                    continue;
+                }
+                namespace
+            }
+            Event::Delete(pod) => {
+                let (namespace, name) = name_of(&pod);
+                context.index.lost_pod(&namespace, &name);
+                namespace
+            }
+        };
+        scope.look_at(&namespace, context.index.configs_with_pods(&namespace));
+    }
+}
+
+/// Namespaces: who may use the operator's identity.
+pub async fn namespaces(context: Arc<Context>, scope: Scope, pending: Pending) {
+    let mut stream = events(Api::<Meta<Namespace>>::all(context.client.clone()), "namespaces");
+    let mut first = true;
+    while let Some(event) = stream.next().await {
+        match event {
+            Event::Init => {}
+            Event::InitDone => listed(&pending, &mut first),
+            Event::InitApply(namespace) | Event::Apply(namespace) => {
+                let name = namespace.name_any();
+                let allowed =
+                    namespace.labels().get(names::OPERATOR_IDENTITY).is_some_and(|value| value == names::ALLOWED);
+                let grants = namespace.annotations().get(names::GRANTS).map(String::as_str).unwrap_or_default();
+                let grants = grants.split(',').map(str::trim).filter(|arn| !arn.is_empty()).map(Into::into).collect();
+                if context.index.saw_namespace(&name, NamespaceMeta { identity_allowed: allowed, grants }) {
+                    scope.look_at(&name, context.index.configs(&name));
+                }
+            }
+            Event::Delete(namespace) => context.index.lost_namespace(&namespace.name_any()),
+        }
+    }
+}
+
+/// The triggers as the controller takes them.
+pub fn as_references(
+    receiver: impl Stream<Item = (String, String)> + Send + 'static,
+) -> impl Stream<Item = ObjectRef<kube::core::DeserializeGuard<SealConfig>>> + Send + 'static {
+    receiver.map(|(namespace, name)| ObjectRef::new(&name).within(&namespace))
+}

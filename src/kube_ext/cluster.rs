@@ -1,0 +1,128 @@
+//! What credentials ask of the cluster (`provider::Cluster`), answered by the apiserver.
+
+use std::collections::BTreeMap;
+
+use futures::{FutureExt, future::BoxFuture};
+use k8s_openapi::api::{
+    authentication::v1::{TokenRequest, TokenRequestSpec},
+    core::v1::{Secret, ServiceAccount},
+};
+use kube::{Api, Client, api::PostParams};
+use zeroize::Zeroizing;
+
+use crate::{
+    api::Reason,
+    provider::{Cluster, SecretEntries, Token},
+    seal::Fault,
+};
+
+/// Seconds that a ServiceAccount's token is asked for. It is exchanged at once; the apiserver's least is ten minutes.
+const TOKEN_SECONDS: i64 = 600;
+
+/// The apiserver as the credentials see it.
+pub struct ApiserverCluster {
+    client: Client,
+}
+
+impl ApiserverCluster {
+    /// Uses the operator's client.
+    pub fn new(client: Client) -> Self {
+        Self { client }
+    }
+}
+
+impl Cluster for ApiserverCluster {
+    fn service_account<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<BTreeMap<String, String>>, Fault>> {
+        async move {
+            let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
+            let account = api.get_metadata_opt(name).await.map_err(|error| {
+                read_fault(&error, "get serviceaccounts", namespace, Reason::CredentialsMissing)
+            })?;
+            Ok(account.map(|account| account.metadata.annotations.unwrap_or_default()))
+        }
+        .boxed()
+    }
+
+    fn token<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+        audience: &'a str,
+    ) -> BoxFuture<'a, Result<Token, Fault>> {
+        async move {
+            let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
+            let request = TokenRequest {
+                spec: Some(TokenRequestSpec {
+                    audiences: Some(vec![audience.to_owned()]),
+                    expiration_seconds: Some(TOKEN_SECONDS),
+                    ..TokenRequestSpec::default()
+                }),
+                ..TokenRequest::default()
+            };
+            let answer = api.create_token_request(name, &PostParams::default(), &request).await.map_err(|error| {
+                if code(&error) == Some(404) {
+                    Fault::denied(
+                        Reason::ServiceAccountMissing,
+                        format!("ServiceAccount {name} does not exist in namespace {namespace}; create it"),
+                    )
+                } else {
+                    read_fault(&error, "create serviceaccounts/token", namespace, Reason::TokenRequestDenied)
+                }
+            })?;
+            let token = answer.status.and_then(|status| status.token).unwrap_or_default();
+            Ok(Token::new(token))
+        }
+        .boxed()
+    }
+
+    fn secret<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<SecretEntries>, Fault>> {
+        async move {
+            let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+            let secret = api
+                .get_opt(name)
+                .await
+                .map_err(|error| read_fault(&error, "get secrets", namespace, Reason::CredentialsMissing))?;
+            Ok(secret.map(entries))
+        }
+        .boxed()
+    }
+}
+
+/// The entries of a Secret, each moved into a buffer that is wiped.
+pub fn entries(secret: Secret) -> SecretEntries {
+    let data = secret.data.unwrap_or_default();
+    data.into_iter().map(|(name, bytes)| (name, Zeroizing::new(bytes.0))).collect()
+}
+
+fn code(error: &kube::Error) -> Option<u16> {
+    match error {
+        kube::Error::Api(status) => Some(status.code),
+        _ => None,
+    }
+}
+
+/// A read that failed: 403 names the missing right, anything else passes by itself.
+pub fn read_fault(error: &kube::Error, right: &str, namespace: &str, denied: Reason) -> Fault {
+    match code(error) {
+        Some(403) => Fault::denied(
+            denied,
+            format!("the operator may not {right} in namespace {namespace}; grant it that in a Role of that namespace"),
+        ),
+        Some(code) => Fault::transient(
+            Reason::DeliveryFailed,
+            format!("the apiserver answered {code} to {right} in namespace {namespace}; it is tried again"),
+        ),
+        None => Fault::transient(
+            Reason::DeliveryFailed,
+            format!("the apiserver does not answer to {right} in namespace {namespace}; it is tried again"),
+        ),
+    }
+}

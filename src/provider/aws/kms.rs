@@ -1,0 +1,639 @@
+//! Decrypt, Encrypt and DescribeKey, and the checks without which their answers are not believed (security rule S4).
+//!
+//! Source: botocore service model `kms/2014-11-01`; what goes into a BlobInfo: `hashicorp/go-kms-wrapping`
+//! `wrappers/awskms/awskms.go`.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use aws_sdk_kms::{
+    error::SdkError,
+    primitives::Blob,
+    types::{KeyState as SdkState, KeyUsageType},
+};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use jiff::Timestamp;
+use tokio::sync::Mutex;
+use zeroize::Zeroizing;
+
+use super::{
+    Clock,
+    error::{self, Asked, Failure, Operation},
+    identity::Source,
+    sdk,
+};
+use crate::{
+    api::Reason,
+    provider::{Format, Observer, Opened},
+    seal::{
+        Ciphertext, Fault, KeyBytes,
+        aws::{AwsSeal, KeyArn, KeyRef, Region, accepts},
+        backoff,
+    },
+    wrapped::blob_info::{self, BlobInfo, KeyInfo},
+};
+
+/// The largest plaintext that Encrypt takes.
+const MAX_PLAINTEXT: usize = 4096;
+
+/// The largest ciphertext that Decrypt takes.
+const MAX_CIPHERTEXT: usize = 6144;
+
+/// A description holds for this long and up to a tenth longer, so that keys are not all asked about at once
+/// (`api.md`, meaning 4: at most once an hour).
+const DESCRIPTION_HOLDS: Duration = Duration::from_secs(3600);
+
+/// A description that could not be had is not asked for again sooner than its backoff, of which this is the most.
+const LONGEST_FAILURE: Duration = Duration::from_secs(300);
+
+/// The mechanism of an envelope in a BlobInfo of awskms; 0 is the KMS's ciphertext itself.
+const ENVELOPE: u64 = 1;
+
+/// What state a key is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyState {
+    /// It can be used.
+    Enabled,
+    /// Somebody disabled it.
+    Disabled,
+    /// It will be deleted, or its primary key will.
+    PendingDeletion,
+    /// It has no key material.
+    PendingImport,
+    /// Its custom key store is disconnected.
+    Unavailable,
+    /// Being made or changed, or a state that this program does not know.
+    Other,
+}
+
+/// What DescribeKey says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Description {
+    /// The key as the seal names it.
+    pub named: String,
+    /// The key, whatever name the seal uses.
+    pub arn: KeyArn,
+    /// Its state.
+    pub state: KeyState,
+    /// Whether it can encrypt and decrypt: enabled, symmetric, and meant for it.
+    pub usable: bool,
+    /// When this was said.
+    pub at: Timestamp,
+}
+
+impl Description {
+    /// Why the key cannot be used, if it cannot.
+    pub fn fault(&self) -> Option<Fault> {
+        if self.usable {
+            return None;
+        }
+        let name = &self.named;
+        let (reason, message) = match self.state {
+            KeyState::Disabled => (
+                Reason::KeyDisabled,
+                format!(
+                    "the key {name} is disabled; enable it (aws kms enable-key --key-id {name})"
+                ),
+            ),
+            KeyState::PendingDeletion => (
+                Reason::KeyPendingDeletion,
+                format!(
+                    "the key {name} is about to be deleted; cancel that now (aws kms cancel-key-deletion, then \
+                     enable-key, --key-id {name}), or everything wrapped under it alone is lost"
+                ),
+            ),
+            KeyState::PendingImport => (
+                Reason::KeyUnusable,
+                format!("the key {name} has no key material; import it again"),
+            ),
+            KeyState::Unavailable => (
+                Reason::KeyUnusable,
+                format!("the custom key store of {name} is not connected; connect it"),
+            ),
+            KeyState::Enabled => (
+                Reason::KeyUnusable,
+                format!(
+                    "{name} is not a symmetric key for encryption and decryption; make one and name it"
+                ),
+            ),
+            KeyState::Other => (
+                Reason::KeyUnusable,
+                format!(
+                    "the key {name} is in no state in which it can be used; look at it (aws kms describe-key --key-id {name})"
+                ),
+            ),
+        };
+        Some(Fault::denied(reason, message))
+    }
+}
+
+/// What all seals with one identity, region, endpoint and key share.
+pub(super) struct Connection {
+    client: aws_sdk_kms::Client,
+    source: Arc<Source>,
+    clock: Clock,
+    observer: Arc<dyn Observer>,
+    /// Held while DescribeKey runs: one at a time.
+    description: Mutex<Option<Described>>,
+}
+
+struct Described {
+    outcome: Result<Arc<Description>, Fault>,
+    failures: u32,
+    until: SystemTime,
+}
+
+impl Connection {
+    pub(super) fn new(
+        client: aws_sdk_kms::Client,
+        source: Arc<Source>,
+        clock: Clock,
+        observer: Arc<dyn Observer>,
+    ) -> Self {
+        Self {
+            client,
+            source,
+            clock,
+            observer,
+            description: Mutex::new(None),
+        }
+    }
+}
+
+/// One seal's key, with the credentials to use it.
+pub struct Kms {
+    connection: Arc<Connection>,
+    seal: AwsSeal,
+    region: Region,
+    /// The key as the seal names it.
+    name: String,
+    identity: Option<String>,
+}
+
+/// What of the key is known when an answer is checked.
+enum Known {
+    /// The name says it (id or ARN), or DescribeKey did.
+    Resolved(Option<Arc<Description>>),
+    /// An alias that the identity may not describe: the KMS itself must refuse other keys.
+    AliasOnly,
+}
+
+impl Kms {
+    pub(super) fn new(
+        connection: Arc<Connection>,
+        seal: AwsSeal,
+        region: Region,
+        identity: Option<String>,
+    ) -> Self {
+        Self {
+            name: seal.key.to_string(),
+            connection,
+            seal,
+            region,
+            identity,
+        }
+    }
+
+    /// The role or principal, as far as known without asking anybody.
+    pub fn identity(&self) -> Option<String> {
+        self.identity.clone()
+    }
+
+    /// The region that requests go to.
+    pub fn region(&self) -> &Region {
+        &self.region
+    }
+
+    /// What DescribeKey says, asked at most once an hour per identity, region, endpoint and key.
+    ///
+    /// # Errors
+    /// What kept the KMS from answering; a refusal (`AccessDenied`) is remembered for as long as an answer.
+    pub async fn describe(&self) -> Result<Arc<Description>, Fault> {
+        self.describe_since(None).await
+    }
+
+    /// Like [`Kms::describe`], but an answer from before `since` does not count.
+    async fn describe_since(&self, since: Option<SystemTime>) -> Result<Arc<Description>, Fault> {
+        let mut slot = self.connection.description.lock().await;
+        let now = (self.connection.clock)();
+        let recent = |known: &Described| match (&known.outcome, since) {
+            (Ok(description), Some(since)) => description.at >= sdk::timestamp(since),
+            _ => true,
+        };
+        if let Some(known) = &*slot
+            && now < known.until
+            && recent(known)
+        {
+            return self.checked(known.outcome.clone());
+        }
+        let outcome = self.ask_description(now).await.map(Arc::new);
+        let failures = match &outcome {
+            Ok(_) => 0,
+            Err(_) => slot.as_ref().map_or(0, |known| known.failures) + 1,
+        };
+        let holds = match &outcome {
+            Err(fault) if fault.reason != Reason::AccessDenied => {
+                let wait = backoff(fault, failures, super::jitter()).min(LONGEST_FAILURE);
+                wait.max(fault.retry_after.unwrap_or_default())
+            }
+            _ => DESCRIPTION_HOLDS.mul_f64(1.0 + super::jitter() / 10.0),
+        };
+        *slot = Some(Described {
+            outcome: outcome.clone(),
+            failures,
+            until: now + holds,
+        });
+        drop(slot);
+        self.checked(outcome)
+    }
+
+    /// Seals that share a connection may differ in the account that they pin, so this is not remembered.
+    fn checked(&self, outcome: Result<Arc<Description>, Fault>) -> Result<Arc<Description>, Fault> {
+        let description = outcome?;
+        if self.is_named(&description.arn) {
+            Ok(description)
+        } else {
+            Err(Fault::denied(
+                Reason::KeyNotAllowed,
+                format!(
+                    "the KMS says that {} is a key of another account, region or id than the seal names; check \
+                     accountID and kmsKeyID, and what answers at the endpoint",
+                    self.name
+                ),
+            ))
+        }
+    }
+
+    async fn ask_description(&self, now: SystemTime) -> Result<Description, Fault> {
+        let request = self.connection.client.describe_key().key_id(&self.name);
+        let asked = self.asked(Operation::DescribeKey, false);
+        let answer = self.timed(&asked, request.send()).await?;
+        let garbage = || error::fault(&asked, Failure::Garbage);
+        let metadata = answer.key_metadata.ok_or_else(garbage)?;
+        let arn = metadata
+            .arn
+            .as_deref()
+            .and_then(answered)
+            .ok_or_else(garbage)?;
+        let state = match metadata.key_state.as_ref().ok_or_else(garbage)? {
+            SdkState::Enabled => KeyState::Enabled,
+            SdkState::Disabled => KeyState::Disabled,
+            SdkState::PendingDeletion | SdkState::PendingReplicaDeletion => {
+                KeyState::PendingDeletion
+            }
+            SdkState::PendingImport => KeyState::PendingImport,
+            SdkState::Unavailable => KeyState::Unavailable,
+            _ => KeyState::Other,
+        };
+        // Some servers leave the two out; a key that says nothing else is one for us.
+        let symmetric = metadata
+            .key_spec
+            .as_ref()
+            .is_none_or(|spec| spec.as_str() == "SYMMETRIC_DEFAULT");
+        let meant = metadata
+            .key_usage
+            .as_ref()
+            .is_none_or(|usage| *usage == KeyUsageType::EncryptDecrypt);
+        Ok(Description {
+            named: self.name.clone(),
+            arn,
+            state,
+            usable: state == KeyState::Enabled && symmetric && meant,
+            at: sdk::timestamp(now),
+        })
+    }
+
+    /// Opens a wrapped key.
+    ///
+    /// `kms`: Decrypt with `context`. `blobinfo`: Decrypt of the data key, then the envelope; two old forms hold the
+    /// KMS's own ciphertext instead. Decrypt is sent no KeyId, as the go-kms-wrapping readers do, and the key that the
+    /// KMS says it used must be one that the seal names (`api.md`, meaning 7).
+    ///
+    /// # Errors
+    /// `CiphertextInvalid`, `ContextMismatch`, `KeyNotAllowed`, and whatever the KMS or the credentials say.
+    pub async fn unwrap(
+        &self,
+        format: Format,
+        ciphertext: &Ciphertext,
+        context: &BTreeMap<String, String>,
+    ) -> Result<Opened, Fault> {
+        match format {
+            Format::Kms => self.decrypt(ciphertext.bytes(), context).await,
+            Format::BlobInfo if context.is_empty() => self.open_blob(ciphertext.bytes(), b"").await,
+            Format::BlobInfo => Err(context_with_blob()),
+        }
+    }
+
+    /// Opens a BlobInfo with additional authenticated data, which never reaches the KMS.
+    pub(super) async fn open_blob(&self, bytes: &[u8], aad: &[u8]) -> Result<Opened, Fault> {
+        let blob = BlobInfo::decode(bytes)?;
+        let none = BTreeMap::new();
+        match blob.mechanism() {
+            0 => self.decrypt(&blob.ciphertext, &none).await,
+            ENVELOPE => {
+                let wrapped = blob
+                    .key_info
+                    .map(|info| info.wrapped_key)
+                    .unwrap_or_default();
+                let data_key = self.decrypt(&wrapped, &none).await?;
+                if data_key.key.expose().len() != blob_info::DATA_KEY_BYTES {
+                    return Err(Fault::invalid(
+                        Reason::CiphertextInvalid,
+                        "what the KMS unwrapped from the BlobInfo is no data key of 32 bytes; bring the value again",
+                    ));
+                }
+                let key = blob_info::open(&data_key.key, &blob.iv, &blob.ciphertext, aad)?;
+                Ok(Opened {
+                    key,
+                    key_id: data_key.key_id,
+                })
+            }
+            _ => Err(Fault::invalid(
+                Reason::CiphertextInvalid,
+                "the BlobInfo was not wrapped by AWS KMS (its mechanism is neither 0 nor 1); name the seal that did",
+            )),
+        }
+    }
+
+    async fn decrypt(
+        &self,
+        ciphertext: &[u8],
+        context: &BTreeMap<String, String>,
+    ) -> Result<Opened, Fault> {
+        if !(1..=MAX_CIPHERTEXT).contains(&ciphertext.len()) {
+            return Err(Fault::invalid(
+                Reason::CiphertextInvalid,
+                "the wrapped key is empty or larger than 6144 bytes, which no ciphertext of AWS KMS is; bring it again \
+                 (a BlobInfo needs format: blobinfo)",
+            ));
+        }
+        let known = self.known().await?;
+        let send = |key: Option<String>| {
+            self.connection
+                .client
+                .decrypt()
+                .ciphertext_blob(Blob::new(ciphertext))
+                .set_encryption_context(encryption_context(context))
+                .set_key_id(key)
+                .send()
+        };
+        let asked = self.asked(Operation::Decrypt, !context.is_empty());
+        let alias = matches!(known, Known::AliasOnly).then(|| self.name.clone());
+        let bound_to_alias = alias.is_some();
+        let mut outcome = self.timed(&asked, send(alias)).await;
+        let mut by_alias = bound_to_alias;
+        if bound_to_alias
+            && !self.seal.former.is_empty()
+            && matches!(&outcome, Err(fault) if fault.reason == Reason::KeyNotAllowed)
+        {
+            // The KMS says that it is another key's: of a former one, perhaps.
+            by_alias = false;
+            outcome = self.timed(&asked, send(None)).await;
+        }
+        let answer = match outcome {
+            Err(fault) if fault.reason == Reason::KeyUnusable => {
+                return Err(self.tell_state(fault).await);
+            }
+            outcome => outcome?,
+        };
+        // From here on the bytes are wiped wherever this ends.
+        let plaintext = answer
+            .plaintext
+            .map(|blob| Zeroizing::new(blob.into_inner()));
+        let garbage = || error::fault(&asked, Failure::Garbage);
+        let key_id = answer.key_id.as_deref().ok_or_else(garbage)?;
+        let mut plaintext = plaintext.ok_or_else(garbage)?;
+        let allowed = answered(key_id).filter(|arn| match &known {
+            Known::AliasOnly if by_alias => self.is_named(arn),
+            Known::AliasOnly => accepts(&self.seal, &self.region, arn, None),
+            Known::Resolved(description) => accepts(
+                &self.seal,
+                &self.region,
+                arn,
+                description.as_ref().map(|description| &description.arn),
+            ),
+        });
+        let Some(key_id) = allowed else {
+            return Err(Fault::denied(
+                Reason::KeyNotAllowed,
+                format!(
+                    "the wrapped key was opened by another key than {}, so its bytes were dropped; if that key is \
+                     right, add it to formerKeyIDs or correct kmsKeyID or accountID (an alias that moved is looked up \
+                     again within the hour), else find out who put it there",
+                    self.name
+                ),
+            ));
+        };
+        if plaintext.is_empty() || plaintext.len() > MAX_PLAINTEXT {
+            return Err(garbage());
+        }
+        if plaintext.as_slice() == ciphertext {
+            return Err(Fault::invalid(
+                Reason::CiphertextInvalid,
+                "what answers for the KMS sent back what it was given, so nothing was opened; check what listens at \
+                 the endpoint",
+            ));
+        }
+        Ok(Opened {
+            key: KeyBytes::new(std::mem::take(&mut *plaintext)),
+            key_id,
+        })
+    }
+
+    /// Wraps a key.
+    ///
+    /// `blobinfo`: an envelope whose data key the KMS encrypts, as the awskms wrapper writes it. `kms`: Encrypt of the
+    /// bytes themselves with `context`.
+    ///
+    /// # Errors
+    /// `InvalidSpec` for more than 4096 bytes with `kms`; `KeyNotAllowed` if the KMS used another key; what it says.
+    pub async fn wrap(
+        &self,
+        key: &KeyBytes,
+        format: Format,
+        context: &BTreeMap<String, String>,
+    ) -> Result<(Vec<u8>, KeyArn), Fault> {
+        match format {
+            Format::Kms => self.encrypt(key, context).await,
+            Format::BlobInfo if !context.is_empty() => Err(context_with_blob()),
+            Format::BlobInfo => {
+                let sealed = blob_info::seal(key.expose(), b"")?;
+                let (wrapped_key, arn) = self.encrypt(&sealed.data_key, context).await?;
+                let blob = BlobInfo {
+                    ciphertext: sealed.ciphertext,
+                    iv: sealed.iv.to_vec(),
+                    key_info: Some(KeyInfo {
+                        mechanism: ENVELOPE,
+                        key_id: arn.to_string(),
+                        wrapped_key,
+                    }),
+                };
+                Ok((blob.encode(), arn))
+            }
+        }
+    }
+
+    async fn encrypt(
+        &self,
+        key: &KeyBytes,
+        context: &BTreeMap<String, String>,
+    ) -> Result<(Vec<u8>, KeyArn), Fault> {
+        let bytes = key.expose();
+        if !(1..=MAX_PLAINTEXT).contains(&bytes.len()) {
+            return Err(Fault::invalid(
+                Reason::InvalidSpec,
+                "AWS KMS wraps 1 to 4096 bytes by itself; use format: blobinfo for a longer key",
+            ));
+        }
+        let known = self.known().await?;
+        let request = self
+            .connection
+            .client
+            .encrypt()
+            .key_id(&self.name)
+            .plaintext(Blob::new(bytes))
+            .set_encryption_context(encryption_context(context));
+        let asked = self.asked(Operation::Encrypt, !context.is_empty());
+        let answer = match self.timed(&asked, request.send()).await {
+            Err(fault) if fault.reason == Reason::KeyUnusable => {
+                return Err(self.tell_state(fault).await);
+            }
+            outcome => outcome?,
+        };
+        let garbage = || error::fault(&asked, Failure::Garbage);
+        let ciphertext = answer.ciphertext_blob.ok_or_else(garbage)?.into_inner();
+        let key_id = answer.key_id.as_deref().ok_or_else(garbage)?;
+        let arn = answered(key_id).filter(|arn| match &known {
+            Known::Resolved(Some(description)) => description.arn.same_key(arn),
+            Known::Resolved(None) | Known::AliasOnly => true,
+        });
+        let Some(arn) = arn.filter(|arn| self.is_named(arn)) else {
+            return Err(Fault::denied(
+                Reason::KeyNotAllowed,
+                format!(
+                    "the KMS encrypted with another key than {}, so the result was dropped; check accountID and \
+                     kmsKeyID, and what answers at the endpoint",
+                    self.name
+                ),
+            ));
+        };
+        if !(1..=MAX_CIPHERTEXT).contains(&ciphertext.len())
+            || ciphertext
+                .windows(bytes.len())
+                .any(|window| window == bytes)
+        {
+            return Err(garbage());
+        }
+        Ok((ciphertext, arn))
+    }
+
+    /// An alias is resolved before its answers are checked; ids and ARNs say themselves which key they mean.
+    async fn known(&self) -> Result<Known, Fault> {
+        if !self.seal.key.is_alias() {
+            return Ok(Known::Resolved(None));
+        }
+        match self.describe().await {
+            Ok(description) => Ok(Known::Resolved(Some(description))),
+            Err(fault) if fault.reason == Reason::AccessDenied => Ok(Known::AliasOnly),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// Whether a key may be what the seal's name means, as far as account, region and id tell.
+    fn is_named(&self, arn: &KeyArn) -> bool {
+        let pinned = self
+            .seal
+            .account
+            .as_ref()
+            .is_none_or(|account| *account == arn.account);
+        pinned
+            && match &self.seal.key {
+                KeyRef::Arn(_) | KeyRef::Id(_) => self.seal.key.names(arn, &self.region),
+                KeyRef::Alias(_) => arn.region == self.region,
+                KeyRef::AliasArn {
+                    partition,
+                    region,
+                    account,
+                    ..
+                } => {
+                    arn.partition == *partition && arn.region == *region && arn.account == *account
+                }
+            }
+    }
+
+    /// The KMS says that the key's state is wrong, but not which it is. DescribeKey knows.
+    async fn tell_state(&self, fault: Fault) -> Fault {
+        let since = (self.connection.clock)().checked_sub(Duration::from_secs(60));
+        match self.describe_since(since).await {
+            Ok(description) => description.fault().unwrap_or(fault),
+            Err(_) => fault,
+        }
+    }
+
+    fn asked(&self, operation: Operation, context: bool) -> Asked<'_> {
+        Asked {
+            operation,
+            of: &self.name,
+            region: self.region.as_str(),
+            context,
+        }
+    }
+
+    /// Sends a request: told to the observer, its error said in our words, spent credentials forgotten.
+    async fn timed<T, E>(
+        &self,
+        asked: &Asked<'_>,
+        request: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
+    ) -> Result<T, Fault>
+    where
+        E: std::error::Error + ProvideErrorMetadata + 'static,
+    {
+        let started = Instant::now();
+        let outcome = request.await.map_err(|error| {
+            let fault = error::fault(asked, sdk::failure(&error, (self.connection.clock)()));
+            if sdk::credentials_are_spent(&fault) {
+                self.connection.source.forget();
+            }
+            fault
+        });
+        self.connection.observer.kms_request(
+            "awskms",
+            asked.operation.as_str(),
+            outcome
+                .as_ref()
+                .map_or_else(|fault| fault.reason.as_str(), |_| "ok"),
+            started.elapsed().as_secs_f64(),
+        );
+        outcome
+    }
+}
+
+fn context_with_blob() -> Fault {
+    Fault::invalid(
+        Reason::InvalidSpec,
+        "a BlobInfo has no encryption context; take `context` out, or set format: kms if it is the KMS's own \
+         ciphertext",
+    )
+}
+
+fn encryption_context(
+    context: &BTreeMap<String, String>,
+) -> Option<std::collections::HashMap<String, String>> {
+    (!context.is_empty()).then(|| context.clone().into_iter().collect())
+}
+
+/// A key's ARN in an answer. Stricter than the parser of what users write, for it ends up in status.
+fn answered(text: &str) -> Option<KeyArn> {
+    let arn: KeyArn = text.parse().ok()?;
+    let plain = arn.id.len() <= 64
+        && arn.partition.len() <= 16
+        && arn
+            .partition
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b == b'-');
+    plain.then_some(arn)
+}

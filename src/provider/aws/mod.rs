@@ -1,0 +1,535 @@
+//! AWS KMS.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`kms`] | Decrypt, Encrypt, DescribeKey, and the checks of their answers |
+//! | `identity` | credentials: cached, refreshed, with faults that name the fix |
+//! | `tenant_identity` | … from a tenant's Secrets and ServiceAccounts |
+//! | `operator_identity` | … of the operator; the only place that reads environment and files |
+//! | `http` | the client under the SDK: guarded, bounded, shared |
+//! | `error`, `sdk` | faults in our words; the SDK's errors |
+//!
+//! The SDK's own retries are off: the operator has one backoff, and two would multiply.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use aws_config::{
+    SdkConfig, retry::RetryConfig, stalled_stream_protection::StalledStreamProtectionConfig,
+    timeout::TimeoutConfig,
+};
+use aws_sdk_kms::config::{IdentityCache, Region as SdkRegion};
+use tokio::sync::OnceCell;
+
+use super::{Cluster, Observer, Tenant, cache::Bounded};
+use crate::{
+    api::Reason,
+    seal::{
+        Fault,
+        aws::{AssumeRole, AwsSeal, Credentials, Region},
+        endpoint::{AllowedEndpoint, EndpointPolicy, allow_aws},
+    },
+};
+
+mod error;
+mod http;
+mod identity;
+pub mod kms;
+mod operator_identity;
+mod sdk;
+mod tenant_identity;
+
+#[cfg(test)]
+mod tests;
+
+pub use kms::{Description, KeyState, Kms};
+pub use operator_identity::Environment;
+
+use identity::{Bridge, Loader, Source};
+use kms::Connection;
+use operator_identity::{Chain, OperatorIdentity};
+
+/// The time; replaced in tests.
+pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+
+/// Clients, identities and descriptions kept at most, each.
+const KEPT: usize = 1024;
+
+/// How long anything may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// A TCP connection.
+    pub connect: Duration,
+    /// One request with its answer.
+    pub attempt: Duration,
+    /// Everything for one operation, credentials included.
+    pub operation: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(2),
+            attempt: Duration::from_secs(5),
+            operation: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What the operator's flags and environment say.
+#[derive(Clone)]
+pub struct Settings {
+    /// `--binding-domain`: part of the external id that the operator's identity sends.
+    pub binding_domain: String,
+    /// Endpoints that a cluster admin allows.
+    pub endpoints: EndpointPolicy,
+    /// What was read from the operator's environment.
+    pub environment: Environment,
+    /// Bounds in time.
+    pub timeouts: Timeouts,
+    /// The time.
+    pub clock: Clock,
+}
+
+impl Settings {
+    /// Settings from flags, and from the operator's environment.
+    pub fn from_environment(binding_domain: String, allowed_endpoints: Vec<String>) -> Self {
+        let environment = Environment::read();
+        Self {
+            binding_domain,
+            endpoints: EndpointPolicy {
+                environment: environment.endpoints.clone(),
+                patterns: allowed_endpoints,
+            },
+            environment,
+            timeouts: Timeouts::default(),
+            clock: Arc::new(SystemTime::now),
+        }
+    }
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("binding_domain", &self.binding_domain)
+            .field("endpoints", &self.endpoints)
+            .field("environment", &self.environment)
+            .field("timeouts", &self.timeouts)
+            .finish_non_exhaustive()
+    }
+}
+
+/// AWS for the whole process: clients, identities and descriptions of keys, shared by all SealConfigs.
+pub struct Aws {
+    settings: Settings,
+    cluster: Option<Arc<dyn Cluster>>,
+    observer: Arc<dyn Observer>,
+    http: http::Clients,
+    base: OnceCell<SdkConfig>,
+    region: OnceCell<Region>,
+    sources: Bounded<SourceKey, Arc<Source>>,
+    connections: Bounded<ConnectionKey, Arc<Connection>>,
+}
+
+/// What makes two identities the same. Never holds the SealConfig's name: objects that use one identity share it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct SourceKey {
+    base: BaseKey,
+    assumed: Option<AssumedKey>,
+    /// Of STS, where one is asked.
+    region: Option<Region>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum BaseKey {
+    Operator(Chain),
+    WebIdentity {
+        namespace: String,
+        service_account: String,
+        irsa: tenant_identity::Irsa,
+    },
+    Secret {
+        namespace: String,
+        name: String,
+        digest: [u8; 32],
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct AssumedKey {
+    role: String,
+    external_id: Option<String>,
+    session: Option<String>,
+    tag: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct ConnectionKey {
+    source: SourceKey,
+    region: Region,
+    endpoint: Option<String>,
+    key: String,
+}
+
+impl Aws {
+    /// Does nothing slow: roots, configuration files and metadata are read at the first use.
+    ///
+    /// Without a cluster (the command line), credentials of Secrets and ServiceAccounts are faults.
+    pub fn new(
+        settings: Settings,
+        cluster: Option<Arc<dyn Cluster>>,
+        observer: Arc<dyn Observer>,
+    ) -> Self {
+        Self::with_lookup(
+            settings,
+            cluster,
+            observer,
+            &(Arc::new(http::SystemLookup) as http::Lookup),
+        )
+    }
+
+    fn with_lookup(
+        settings: Settings,
+        cluster: Option<Arc<dyn Cluster>>,
+        observer: Arc<dyn Observer>,
+        lookup: &http::Lookup,
+    ) -> Self {
+        Self {
+            http: http::Clients::new(settings.timeouts.connect, lookup),
+            settings,
+            cluster,
+            observer,
+            base: OnceCell::new(),
+            region: OnceCell::new(),
+            sources: Bounded::new(KEPT),
+            connections: Bounded::new(KEPT),
+        }
+    }
+
+    /// The endpoints that the operator's environment names; each counts as allowed.
+    pub fn environment_endpoints() -> Vec<String> {
+        Environment::read().endpoints
+    }
+
+    /// The seal's region: its own, its ARN's, else the operator's, which is looked up once.
+    pub async fn region(&self, seal: &AwsSeal) -> Region {
+        match seal.region.as_ref().or_else(|| seal.key.region()) {
+            Some(region) => region.clone(),
+            None => self.own_region().await,
+        }
+    }
+
+    async fn own_region(&self) -> Region {
+        self.region
+            .get_or_init(|| operator_identity::region(self.http.open.clone()))
+            .await
+            .clone()
+    }
+
+    /// A seal's key, ready to be used. Calls no KMS and no STS; reads the credentials Secret or the ServiceAccount.
+    ///
+    /// # Errors
+    /// `EndpointNotAllowed`, `RegionMismatch`, and what is wrong with the credentials as far as the cluster tells.
+    pub async fn connect(&self, seal: &AwsSeal, tenant: Tenant<'_>) -> Result<Kms, Fault> {
+        let region = self.region(seal).await;
+        if seal.key.region().is_some_and(|named| *named != region) {
+            return Err(Fault::invalid(
+                Reason::RegionMismatch,
+                format!(
+                    "kmsKeyID names a key of another region than region {region}; leave region out, or name the key \
+                     of that region"
+                ),
+            ));
+        }
+        let endpoint = match &seal.endpoint {
+            Some(endpoint) => Some(allow_aws(endpoint, &region, &self.settings.endpoints)?),
+            None => self
+                .settings
+                .environment
+                .kms_endpoint
+                .clone()
+                .map(|url| AllowedEndpoint { url, trusted: true }),
+        };
+        let base = self
+            .base
+            .get_or_init(|| operator_identity::base_config(self.http.open.clone()))
+            .await;
+        let (source_key, source) = self.identity(seal, &region, tenant, base).await?;
+        let key = ConnectionKey {
+            source: source_key,
+            region: region.clone(),
+            endpoint: endpoint.as_ref().map(|endpoint| endpoint.url.clone()),
+            key: seal.key.to_string(),
+        };
+        let connection = self.connections.get_or(&key, || {
+            let client = self.kms_client(base, &region, endpoint.as_ref(), &source);
+            Arc::new(Connection::new(
+                client,
+                source,
+                Arc::clone(&self.settings.clock),
+                Arc::clone(&self.observer),
+            ))
+        });
+        let identity = self.describe_identity(seal, tenant, &key.source);
+        Ok(Kms::new(connection, seal.clone(), region, identity))
+    }
+
+    async fn identity(
+        &self,
+        seal: &AwsSeal,
+        region: &Region,
+        tenant: Tenant<'_>,
+        config: &SdkConfig,
+    ) -> Result<(SourceKey, Arc<Source>), Fault> {
+        let word = seal.credentials.source();
+        let (base, loader): (BaseKey, Box<dyn FnOnce() -> Loader + Send + '_>) =
+            match &seal.credentials {
+                Credentials::DefaultChain
+                | Credentials::PodIdentity
+                | Credentials::InstanceMetadata => {
+                    let chain = Chain::of(&seal.credentials).unwrap_or(Chain::Default);
+                    let own = self.own_region().await;
+                    let loader = move || {
+                        Loader::Operator(OperatorIdentity::new(
+                            chain,
+                            self.settings.environment.clone(),
+                            self.http.open.clone(),
+                            own,
+                        ))
+                    };
+                    (BaseKey::Operator(chain), Box::new(loader))
+                }
+                Credentials::ServiceAccount { name, role_arn } => {
+                    let cluster = self.cluster()?;
+                    let annotations = cluster.service_account(tenant.namespace, name).await?;
+                    let annotations =
+                        annotations.ok_or_else(|| tenant_identity::no_service_account(name))?;
+                    let irsa = tenant_identity::irsa(name, &annotations, role_arn.as_deref())?;
+                    let base = BaseKey::WebIdentity {
+                        namespace: tenant.namespace.to_owned(),
+                        service_account: name.clone(),
+                        irsa: irsa.clone(),
+                    };
+                    let loader = move || {
+                        Loader::WebIdentity(tenant_identity::WebIdentity {
+                            cluster,
+                            namespace: tenant.namespace.to_owned(),
+                            service_account: name.clone(),
+                            irsa,
+                            session: tenant_identity::session_name(tenant),
+                            region: region.clone(),
+                            sts: self.sts_client(config, region, None),
+                        })
+                    };
+                    (base, Box::new(loader))
+                }
+                Credentials::Secret {
+                    name,
+                    access_key_id,
+                    secret_access_key,
+                    session_token,
+                } => {
+                    let entries = tenant_identity::Entries {
+                        secret: name,
+                        access_key_id,
+                        secret_access_key,
+                        session_token,
+                    };
+                    let secret = self.cluster()?.secret(tenant.namespace, name).await?;
+                    let key = tenant_identity::access_key(entries, secret.as_ref())?;
+                    let base = BaseKey::Secret {
+                        namespace: tenant.namespace.to_owned(),
+                        name: name.clone(),
+                        digest: key.digest,
+                    };
+                    (base, Box::new(move || Loader::Static(key.credentials)))
+                }
+            };
+        let base_key = SourceKey {
+            region: matches!(base, BaseKey::WebIdentity { .. }).then(|| region.clone()),
+            base,
+            assumed: None,
+        };
+        let under = self
+            .sources
+            .get_or(&base_key, || self.source(word, loader()));
+        let Some(role) = &seal.assume_role else {
+            return Ok((base_key, under));
+        };
+        let assumed = self.assumed(role, &seal.credentials, tenant)?;
+        let key = SourceKey {
+            assumed: Some(assumed.clone()),
+            region: Some(region.clone()),
+            ..base_key
+        };
+        let source = self.sources.get_or(&key, || {
+            let role = tenant_identity::AssumedRole {
+                role: assumed.role,
+                external_id: assumed.external_id,
+                session: assumed
+                    .session
+                    .unwrap_or_else(|| tenant_identity::session_name(tenant)),
+                tag: assumed.tag,
+                region: region.clone(),
+                sts: self.sts_client(config, region, Some(under)),
+            };
+            self.source(word, Loader::AssumedRole(role))
+        });
+        Ok((key, source))
+    }
+
+    /// What AssumeRole is sent. From the operator's identity the namespace is told, and nobody can tell another
+    /// (security rule S3: the role's owner can then trust the external id).
+    fn assumed(
+        &self,
+        role: &AssumeRole,
+        credentials: &Credentials,
+        tenant: Tenant<'_>,
+    ) -> Result<AssumedKey, Fault> {
+        let operators = credentials.is_operators();
+        if operators && role.external_id.is_some() {
+            return Err(Fault::denied(
+                Reason::OperatorIdentityNotAllowed,
+                format!(
+                    "assumeRole.externalID cannot be chosen with the operator's own identity, which always sends \
+                     {}/{}; take externalID out, or set `credentials`",
+                    self.settings.binding_domain, tenant.namespace
+                ),
+            ));
+        }
+        Ok(AssumedKey {
+            role: role.role_arn.clone(),
+            external_id: if operators {
+                Some(format!(
+                    "{}/{}",
+                    self.settings.binding_domain, tenant.namespace
+                ))
+            } else {
+                role.external_id.clone()
+            },
+            session: role.session_name.clone(),
+            tag: operators.then(|| tenant.namespace.to_owned()),
+        })
+    }
+
+    fn cluster(&self) -> Result<Arc<dyn Cluster>, Fault> {
+        self.cluster.clone().ok_or_else(|| {
+            Fault::denied(
+                Reason::CredentialsMissing,
+                "credentials of Secrets and ServiceAccounts need a cluster; outside of it your own AWS identity is used",
+            )
+        })
+    }
+
+    fn source(&self, word: &'static str, loader: Loader) -> Arc<Source> {
+        Arc::new(Source::new(
+            word,
+            loader,
+            Arc::clone(&self.settings.clock),
+            Arc::clone(&self.observer),
+            self.settings.timeouts.operation,
+        ))
+    }
+
+    fn describe_identity(
+        &self,
+        seal: &AwsSeal,
+        tenant: Tenant<'_>,
+        key: &SourceKey,
+    ) -> Option<String> {
+        if let Some(role) = &seal.assume_role {
+            return Some(role.role_arn.clone());
+        }
+        match &key.base {
+            BaseKey::Operator(_) => None,
+            BaseKey::WebIdentity {
+                service_account,
+                irsa,
+                ..
+            } => Some(format!(
+                "ServiceAccount {}/{service_account} as {}",
+                tenant.namespace, irsa.role
+            )),
+            BaseKey::Secret { name, .. } => {
+                Some(format!("access key of Secret {}/{name}", tenant.namespace))
+            }
+        }
+    }
+
+    fn timeouts(&self) -> TimeoutConfig {
+        TimeoutConfig::builder()
+            .connect_timeout(self.settings.timeouts.connect)
+            .operation_attempt_timeout(self.settings.timeouts.attempt)
+            .operation_timeout(self.settings.timeouts.operation)
+            .build()
+    }
+
+    fn kms_client(
+        &self,
+        config: &SdkConfig,
+        region: &Region,
+        endpoint: Option<&AllowedEndpoint>,
+        source: &Arc<Source>,
+    ) -> aws_sdk_kms::Client {
+        let trusted = endpoint.is_some_and(|endpoint| endpoint.trusted);
+        let mut builder = aws_sdk_kms::config::Builder::from(config)
+            .behavior_version(operator_identity::behavior())
+            .region(SdkRegion::new(region.to_string()))
+            .credentials_provider(Bridge(Arc::clone(source)))
+            // The source is the cache, and it says why it failed.
+            .identity_cache(IdentityCache::no_cache())
+            .retry_config(RetryConfig::disabled())
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+            .timeout_config(self.timeouts())
+            .http_client(self.client(trusted));
+        if let Some(endpoint) = endpoint {
+            builder = builder.endpoint_url(&endpoint.url);
+        }
+        aws_sdk_kms::Client::from_conf(builder.build())
+    }
+
+    fn sts_client(
+        &self,
+        config: &SdkConfig,
+        region: &Region,
+        source: Option<Arc<Source>>,
+    ) -> aws_sdk_sts::Client {
+        let endpoint = self.settings.environment.sts_endpoint.as_deref();
+        let mut builder = aws_sdk_sts::config::Builder::from(config)
+            .behavior_version(operator_identity::behavior())
+            .region(SdkRegion::new(region.to_string()))
+            .identity_cache(IdentityCache::no_cache())
+            .retry_config(RetryConfig::disabled())
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+            .timeout_config(self.timeouts())
+            .http_client(self.client(endpoint.is_some()));
+        if let Some(source) = source {
+            builder = builder.credentials_provider(Bridge(source));
+        }
+        if let Some(endpoint) = endpoint {
+            builder = builder.endpoint_url(endpoint);
+        }
+        aws_sdk_sts::Client::from_conf(builder.build())
+    }
+
+    fn client(&self, trusted: bool) -> aws_smithy_runtime_api::client::http::SharedHttpClient {
+        if trusted {
+            self.http.open.clone()
+        } else {
+            self.http.guarded.clone()
+        }
+    }
+}
+
+/// A number in 0.0..1.0 that spreads what would else happen at once; no secret depends on it.
+fn jitter() -> f64 {
+    let mut bytes = [0; 4];
+    // Without randomness everything happens in the middle of its span.
+    match aws_lc_rs::rand::fill(&mut bytes) {
+        Ok(()) => f64::from(u32::from_be_bytes(bytes)) / (f64::from(u32::MAX) + 1.0),
+        Err(_) => 0.5,
+    }
+}

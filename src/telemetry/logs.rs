@@ -1,0 +1,32 @@
+//! Log lines and what a panic may say (security rule S13).
+
+use tracing_subscriber::{EnvFilter, fmt};
+
+use crate::settings::{LogFormat, LogLevel};
+
+/// Starts logging. Our own lines from `level` on; libraries never below `warn`, for at lower levels some of them
+/// print requests.
+pub fn start(format: LogFormat, level: LogLevel) {
+    let own = match level {
+        LogLevel::Error => "error",
+        LogLevel::Warn => "warn",
+        LogLevel::Info => "info",
+        LogLevel::Debug => "debug",
+        LogLevel::Trace => "trace",
+    };
+    let libraries = if level == LogLevel::Error { "error" } else { "warn" };
+    let filter = EnvFilter::new(format!("{libraries},autounseal={own}"));
+    let lines = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).init(),
+        LogFormat::Text => lines.with_ansi(false).init(),
+    }
+}
+
+/// A panic tells where it was, never what it said: its text may hold anything.
+pub fn quiet_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map_or_else(String::new, ToString::to_string);
+        tracing::error!(place, "the program has a fault at this place; please report it");
+    }));
+}

@@ -1,0 +1,218 @@
+//! The metrics of `api.md`.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
+    registry::Registry,
+};
+
+use crate::provider::Observer;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReconcileLabels {
+    kind: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KmsLabels {
+    provider: &'static str,
+    operation: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KmsDurationLabels {
+    provider: &'static str,
+    operation: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ObjectLabels {
+    kind: &'static str,
+    namespace: String,
+    name: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NotReadyLabels {
+    kind: &'static str,
+    reason: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NameLabels {
+    namespace: String,
+    name: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CredentialLabels {
+    provider: &'static str,
+    source: &'static str,
+}
+
+/// Everything that is counted.
+pub struct Metrics {
+    registry: Registry,
+    reconciles: Family<ReconcileLabels, Counter>,
+    reconcile_seconds: Histogram,
+    kms_requests: Family<KmsLabels, Counter>,
+    kms_seconds: Family<KmsDurationLabels, Histogram>,
+    ready: Family<ObjectLabels, Gauge>,
+    not_ready: Family<NotReadyLabels, Gauge>,
+    seals_unhealthy: Family<NameLabels, Gauge>,
+    credential_expiry: Family<CredentialLabels, Gauge>,
+    /// The reason of each object that is not ready, to count them.
+    reasons: Mutex<HashMap<(String, String), String>>,
+}
+
+fn seconds() -> Histogram {
+    Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0])
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Registers everything.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("autounseal");
+        let metrics = Self {
+            reconciles: Family::default(),
+            reconcile_seconds: seconds(),
+            kms_requests: Family::default(),
+            kms_seconds: Family::new_with_constructor(seconds),
+            ready: Family::default(),
+            not_ready: Family::default(),
+            seals_unhealthy: Family::default(),
+            credential_expiry: Family::default(),
+            reasons: Mutex::default(),
+            registry: Registry::default(),
+        };
+        // The text format adds `_total` to counters by itself.
+        registry.register("reconcile", "Reconciles, by outcome", metrics.reconciles.clone());
+        registry.register("reconcile_duration_seconds", "Time of a reconcile", metrics.reconcile_seconds.clone());
+        registry.register("kms_requests", "Requests to a KMS; outcome is ok or a reason", metrics.kms_requests.clone());
+        registry.register("kms_request_duration_seconds", "Time of a request to a KMS", metrics.kms_seconds.clone());
+        registry.register("ready", "1 when the object is Ready", metrics.ready.clone());
+        registry.register("not_ready", "Objects that are not Ready, by reason", metrics.not_ready.clone());
+        registry.register("seals_unhealthy", "Seals that do not work, by object", metrics.seals_unhealthy.clone());
+        registry.register(
+            "credential_expiry_timestamp_seconds",
+            "When the credentials loaded last expire",
+            metrics.credential_expiry.clone(),
+        );
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "What this is", build);
+        Self { registry, ..metrics }
+    }
+
+    /// One reconcile is done.
+    pub fn reconciled(&self, kind: &'static str, ok: bool, took: Duration) {
+        let outcome = if ok { "ok" } else { "error" };
+        self.reconciles.get_or_create(&ReconcileLabels { kind, outcome }).inc();
+        self.reconcile_seconds.observe(took.as_secs_f64());
+    }
+
+    /// How an object stands.
+    pub fn object(&self, namespace: &str, name: &str, ready: bool, reason: &str, unhealthy_seals: usize) {
+        let kind = "SealConfig";
+        let names = NameLabels { namespace: namespace.to_owned(), name: name.to_owned() };
+        let labels = ObjectLabels { kind, namespace: namespace.to_owned(), name: name.to_owned() };
+        self.ready.get_or_create(&labels).set(i64::from(ready));
+        self.seals_unhealthy.get_or_create(&names).set(i64::try_from(unhealthy_seals).unwrap_or(i64::MAX));
+        self.count_reason(namespace, name, (!ready).then_some(reason));
+    }
+
+    /// An object is gone.
+    pub fn forget(&self, namespace: &str, name: &str) {
+        let kind = "SealConfig";
+        self.ready.remove(&ObjectLabels { kind, namespace: namespace.to_owned(), name: name.to_owned() });
+        self.seals_unhealthy.remove(&NameLabels { namespace: namespace.to_owned(), name: name.to_owned() });
+        self.count_reason(namespace, name, None);
+    }
+
+    fn count_reason(&self, namespace: &str, name: &str, reason: Option<&str>) {
+        let gauge = |reason: &str| {
+            let labels = NotReadyLabels { kind: "SealConfig", reason: reason.to_owned() };
+            self.not_ready.get_or_create_owned(&labels)
+        };
+        let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (namespace.to_owned(), name.to_owned());
+        let before = match reason {
+            Some(reason) => reasons.insert(key, reason.to_owned()),
+            None => reasons.remove(&key),
+        };
+        if before.as_deref() == reason {
+            return;
+        }
+        if let Some(before) = before {
+            gauge(&before).dec();
+        }
+        if let Some(reason) = reason {
+            gauge(reason).inc();
+        }
+    }
+
+    /// The text that Prometheus reads.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
+
+impl Observer for Metrics {
+    fn kms_request(&self, provider: &'static str, operation: &'static str, outcome: &'static str, seconds: f64) {
+        self.kms_requests.get_or_create(&KmsLabels { provider, operation, outcome }).inc();
+        self.kms_seconds.get_or_create(&KmsDurationLabels { provider, operation }).observe(seconds);
+    }
+
+    fn credential_expiry(&self, provider: &'static str, source: &'static str, unix_seconds: i64) {
+        self.credential_expiry.get_or_create(&CredentialLabels { provider, source }).set(unix_seconds);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_metrics_of_the_contract_are_there_under_their_names() {
+        let metrics = Metrics::new();
+        metrics.reconciled("SealConfig", true, Duration::from_millis(3));
+        metrics.object("n", "a", false, "AccessDenied", 1);
+        metrics.object("n", "b", false, "AccessDenied", 0);
+        metrics.object("n", "b", true, "Ready", 0);
+        metrics.kms_request("awskms", "Decrypt", "ok", 0.01);
+        metrics.credential_expiry("awskms", "irsa", 42);
+        let text = metrics.text();
+        for line in [
+            r#"autounseal_reconcile_total{kind="SealConfig",outcome="ok"} 1"#,
+            r#"autounseal_ready{kind="SealConfig",namespace="n",name="a"} 0"#,
+            r#"autounseal_not_ready{kind="SealConfig",reason="AccessDenied"} 1"#,
+            r#"autounseal_seals_unhealthy{namespace="n",name="a"} 1"#,
+            r#"autounseal_kms_requests_total{provider="awskms",operation="Decrypt",outcome="ok"} 1"#,
+            r#"autounseal_credential_expiry_timestamp_seconds{provider="awskms",source="irsa"} 42"#,
+            "autounseal_build_info{",
+            "autounseal_reconcile_duration_seconds_count 1",
+            "autounseal_kms_request_duration_seconds_bucket{",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+        metrics.forget("n", "a");
+        assert!(!metrics.text().contains(r#"name="a""#));
+        assert!(metrics.text().contains(r#"autounseal_not_ready{kind="SealConfig",reason="AccessDenied"} 0"#));
+    }
+}

@@ -1,0 +1,5 @@
+//! Logs, metrics, and the server that shows them. No module of the domain is used here.
+
+pub mod logs;
+pub mod metrics;
+pub mod server;
