@@ -9,6 +9,7 @@ use crate::support::{
     blob::{blob_info, envelope},
     kms::{Act, Context, Kms},
     moto::Moto,
+    plane::eventually,
     scene::Scene,
     stage::{condition, random},
     sts::Sts,
@@ -237,7 +238,11 @@ async fn missing_sources_wrong_templates_and_refused_places_are_told() {
     let stage = &scene.stage;
     stage.secret_of("there", &[("k", b"x".as_slice())]).await;
     let template = |text: &str| json!({"targets": [{"secret": {"data": [{"name": "t", "template": text}]}}]});
-    let aws = |change: &Value| json!({"seals": [{"awskms": change}]});
+    // A new ciphertext comes with the new identity: what was opened before would need no identity at all.
+    let aws = |change: &Value| {
+        json!({"seals": [{"awskms": change}],
+            "keys": [{"wrapped": [{"inline": BASE64.encode(&scene.wrap(b"never delivered"))}]}]})
+    };
     let case = |name, reasons, break_it| Case {
         name,
         reasons,
@@ -379,7 +384,8 @@ async fn the_state_of_a_key_is_the_reason() {
     let _operator = scene.start();
     for (state, reason) in [
         ("Disabled", "KeyDisabled"),
-        ("PendingDeletion", "KeyPendingDeletion"),
+        // Decrypt tells only that the state is wrong; DescribeKey, which tells more, is asked once an hour.
+        ("PendingDeletion", "KeyUnusable"),
         ("Gone", "KeyNotFound"),
         ("PendingImport", "KeyUnusable"),
     ] {
@@ -399,6 +405,84 @@ async fn the_state_of_a_key_is_the_reason() {
         let (_, message) = scene.not_ready(&name, &[reason]).await;
         assert!(message.contains("aws"), "the seal is named: {message}");
         scene.stage.delivered(&name, &[("root", &bytes)]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_state_that_describe_key_tells_is_the_reason_of_a_new_seal() {
+    let scene = Scene::new("described").await;
+    let _operator = scene.start();
+    for (state, reason) in [
+        ("Disabled", "KeyDisabled"),
+        ("PendingDeletion", "KeyPendingDeletion"),
+        ("PendingImport", "KeyUnusable"),
+    ] {
+        let key = scene.kms.key();
+        let name = reason.to_lowercase();
+        let mut spec = scene.spec(&name, b"x");
+        spec["seals"][0]["awskms"]["kmsKeyID"] = json!(key.arn);
+        spec["keys"][0]["wrapped"][0]["inline"] =
+            json!(BASE64.encode(&scene.kms.encrypt(&key, b"x", &Context::new())));
+        scene.kms.set_state(&key, state);
+        scene.stage.apply(&name, &spec).await;
+        eventually(&format!("{reason} of the seal"), async || {
+            let config = scene.stage.config(&name).await;
+            let healthy = condition(&config, "SealsHealthy");
+            if healthy["reason"] == reason {
+                Ok(())
+            } else {
+                Err(format!("{:#}", config["status"]))
+            }
+        })
+        .await;
+        scene.not_ready(&name, &[reason, "KeyUnusable"]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_identity_that_is_changed_for_a_wrong_one_is_told_although_nothing_is_to_be_opened() {
+    let scene = Scene::new("identity").await;
+    let _operator = scene.start();
+    for (name, credentials, reason) in [
+        ("operators", Value::Null, "OperatorIdentityNotAllowed"),
+        (
+            "missing",
+            json!({"secretRef": {"name": "not-there"}}),
+            "CredentialsMissing",
+        ),
+        (
+            "account",
+            json!({"serviceAccountRef": {"name": "not-there"}}),
+            "ServiceAccountMissing",
+        ),
+    ] {
+        let bytes = random(32);
+        let mut spec = scene.deliver(name, &bytes).await;
+        if credentials.is_null() {
+            spec["seals"][0]["awskms"]
+                .as_object_mut()
+                .unwrap()
+                .remove("credentials");
+        } else {
+            spec["seals"][0]["awskms"]["credentials"] = credentials;
+        }
+        scene.stage.apply(name, &spec).await;
+        eventually(&format!("{reason} of the seal"), async || {
+            let config = scene.stage.config(name).await;
+            let healthy = condition(&config, "SealsHealthy");
+            if healthy["reason"] == reason {
+                Ok(())
+            } else {
+                Err(format!("{:#}", config["status"]))
+            }
+        })
+        .await;
+        scene.stage.delivered(name, &[("root", &bytes)]).await;
+        let seal = &scene.stage.config(name).await["status"]["seals"][0];
+        assert!(
+            !seal["identity"].as_str().unwrap_or_default().contains("/aws"),
+            "the former identity is told: {seal}"
+        );
     }
 }
 

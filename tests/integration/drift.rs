@@ -117,7 +117,7 @@ async fn somebody_who_keeps_fighting_is_told_and_not_fought() {
             tokio::time::sleep(Duration::from_millis(40)).await;
         }
     };
-    let told = within(Duration::from_secs(60), "SecretContested", async || {
+    let told = within(Duration::from_mins(1), "SecretContested", async || {
         let config = stage.config("one").await;
         let delivered = condition(&config, "SecretsDelivered");
         if delivered["reason"] == "SecretContested" {
@@ -141,18 +141,14 @@ async fn somebody_who_keeps_fighting_is_told_and_not_fought() {
         scene.kms.count("Decrypt")
     );
     // Peace: repaired after the backoff of a minute.
-    within(
-        Duration::from_secs(120),
-        "the repair after the fight",
-        async || {
-            let data = stage.secret("one").await.unwrap_or_default();
-            if data.get("root").is_some_and(|b| *b == bytes) {
-                Ok(())
-            } else {
-                Err("still wrong".into())
-            }
-        },
-    )
+    within(Duration::from_mins(2), "the repair after the fight", async || {
+        let data = stage.secret("one").await.unwrap_or_default();
+        if data.get("root").is_some_and(|b| *b == bytes) {
+            Ok(())
+        } else {
+            Err("still wrong".into())
+        }
+    })
     .await;
     stage.ready("one").await;
 }

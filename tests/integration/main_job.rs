@@ -54,6 +54,12 @@ async fn example_01_brings_a_key_wrapped_with_the_aws_command_line_to_the_applic
         .pod("billing-0", "billing", Some("billing-master-key"), None)
         .await;
 
+    // Left over when the tests run twice on one control plane.
+    stage.plane.delete("SealConfig", "billing", "billing").await;
+    stage
+        .plane
+        .delete("Secret", "billing", "billing-master-key")
+        .await;
     let operator = stage.operator().start();
     let mut manifest = example("01-app-root-key-aws.yaml").remove(0);
     // The one thing that the example asks the reader to replace.
@@ -180,8 +186,8 @@ async fn a_service_accounts_token_is_exchanged_for_its_own_role_and_cached() {
     assert_eq!(call.field("RoleArn"), Some("arn:aws:iam::123456789012:role/app"));
     let session = call.field("RoleSessionName").unwrap();
     assert!(
-        (2..=64).contains(&session.len()) && session.contains("app"),
-        "{session}"
+        (2..=64).contains(&session.len()) && session.contains(&stage.namespace),
+        "CloudTrail tells the tenant: {session}"
     );
     let claims = call.claims();
     assert_eq!(
@@ -698,7 +704,10 @@ async fn every_encoding_is_written_to_the_byte_and_into_the_type_labels_and_anno
         .as_array_mut()
         .unwrap()
         .truncate(2);
-    spec["targets"][0]["secret"]["labels"] = json!({});
+    spec["targets"][0]["secret"]
+        .as_object_mut()
+        .unwrap()
+        .remove("labels");
     stage.apply("one", &spec).await;
     stage
         .delivered("out", &[("username", b"admin"), ("raw", secret)])

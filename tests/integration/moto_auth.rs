@@ -1,6 +1,6 @@
 //! moto with its IAM checks on: signatures are right, and a missing permission is told as such.
 
-use data_encoding::BASE64;
+use data_encoding::{BASE64, HEXUPPER};
 use serde_json::json;
 
 use crate::support::{
@@ -25,7 +25,13 @@ struct Cloud {
 fn iam(url: &str, fields: &[(&str, &str)]) -> String {
     use std::io::{Read, Write};
     let address = url.trim_start_matches("http://");
-    let escape = |text: &str| -> String { text.bytes().map(|b| format!("%{b:02X}")).collect() };
+    let escape = |text: &str| -> String {
+        let hex = HEXUPPER.encode(text.as_bytes());
+        hex.as_bytes()
+            .chunks(2)
+            .flat_map(|pair| ['%', char::from(pair[0]), char::from(pair[1])])
+            .collect()
+    };
     let body: Vec<_> = fields
         .iter()
         .map(|(name, value)| format!("{name}={}", escape(value)))

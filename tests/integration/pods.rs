@@ -23,6 +23,11 @@ async fn counts(scene: &Scene, config: &str, expected: [u64; 3]) -> Value {
     .await
 }
 
+/// Kubernetes tells times in whole seconds: what happens within one cannot be told apart.
+async fn a_second_later() {
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+}
+
 /// A workload whose template mounts the Secret, with a finished rollout, as its controller would report it.
 async fn workload(scene: &Scene, kind: &str, name: &str, secret: &str, allowed: bool) -> Value {
     let mut object = scene.stage.object("apps/v1", kind, name);
@@ -172,10 +177,43 @@ async fn selected_using_and_current_pods_are_counted_and_strangers_named() {
     stage.ready("one").await;
 
     // New bytes: whoever started before is behind.
+    a_second_later().await;
     stage.apply("one", &rewrapped(&scene, &spec, &random(32))).await;
     let config = counts(&scene, "one", [4, 4, 0]).await;
     assert_eq!(config["status"]["summary"]["pods"], "0/4");
     assert_eq!(condition(&config, "PodsCurrent")["reason"], "PodsOutdated");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_started_in_the_second_of_the_change_is_not_taken_for_current() {
+    let scene = Scene::new("same-second").await;
+    let _operator = scene.start();
+    let stage = &scene.stage;
+    let first = random(32);
+    let spec = restarting(&scene, "app", &first);
+    stage.apply("one", &spec).await;
+    stage.delivered("app", &[("root", &first)]).await;
+    stage.pod("early", "app", Some("app"), None).await;
+    counts(&scene, "one", [1, 1, 1]).await;
+    // At the head of a second, so that start and delivery most likely share it.
+    let into = jiff::Timestamp::now().subsec_millisecond();
+    tokio::time::sleep(std::time::Duration::from_millis(
+        1000 - u64::from(into.unsigned_abs()),
+    ))
+    .await;
+    stage.plane.delete("Pod", &stage.namespace, "early").await;
+    stage.pod("late", "app", Some("app"), None).await;
+    stage.apply("one", &rewrapped(&scene, &spec, &random(32))).await;
+    eventually("the second delivery", async || {
+        let data = stage.secret("app").await.unwrap_or_default();
+        if data.get("root").is_some_and(|bytes| *bytes != first) {
+            Ok(())
+        } else {
+            Err("not yet".into())
+        }
+    })
+    .await;
+    counts(&scene, "one", [1, 1, 0]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -213,6 +251,7 @@ async fn a_deployment_that_agreed_is_rolled_once_when_key_bytes_change() {
     assert_eq!(annotation_of(&scene, "Deployment", "app").await, None);
 
     // New bytes: one rollout, by a counter.
+    a_second_later().await;
     let next = random(32);
     let spec = rewrapped(&scene, &spec, &next);
     stage.apply("one", &spec).await;
@@ -305,6 +344,7 @@ async fn workloads_without_consent_or_without_the_secret_in_their_template_are_l
     stage
         .pod("elsewhere-a", "elsewhere", Some("elsewhere"), Some(&elsewhere))
         .await;
+    a_second_later().await;
     for name in ["silent", "elsewhere"] {
         counts(&scene, name, [1, 1, 1]).await;
         stage.apply(name, &restarting(&scene, name, &second)).await;
@@ -336,6 +376,7 @@ async fn a_restart_waits_for_the_rollout_before_it_and_stops_when_that_failed() 
     stage.delivered("app", &[("root", &first)]).await;
     stage.pod("app-1-a", "app", Some("app"), Some(&set)).await;
     counts(&scene, "one", [1, 1, 1]).await;
+    a_second_later().await;
 
     let generation = stage
         .plane
@@ -415,6 +456,7 @@ async fn under_on_delete_pods_are_evicted_one_at_a_time_standbys_first_honouring
         )
         .await;
     counts(&scene, "one", [3, 3, 3]).await;
+    a_second_later().await;
     // A budget that allows nothing: nobody goes.
     let mut budget = stage.object("policy/v1", "PodDisruptionBudget", "vault");
     budget["spec"] = json!({"maxUnavailable": 1, "selector": {"matchLabels": {"app": "vault"}}});
@@ -447,7 +489,7 @@ async fn under_on_delete_pods_are_evicted_one_at_a_time_standbys_first_honouring
     for _ in 0..3 {
         allow(1).await;
         let gone =
-            crate::support::plane::within(std::time::Duration::from_secs(120), "an eviction", async || {
+            crate::support::plane::within(std::time::Duration::from_mins(2), "an eviction", async || {
                 let pods = stage.plane.list("Pod", &stage.namespace).await;
                 let there = |name: &String| {
                     pods.iter().any(|p| {

@@ -39,8 +39,8 @@ fn full() -> Value {
 
 fn set(spec: &Value, pointer: &str, value: Value) -> Value {
     let mut spec = spec.clone();
-    let (parent, last) = pointer.rsplit_once('/').unwrap();
-    let parent = spec.pointer_mut(parent).unwrap_or_else(|| panic!("{pointer}"));
+    let (place, last) = pointer.rsplit_once('/').unwrap();
+    let parent = spec.pointer_mut(place).unwrap_or_else(|| panic!("{pointer}"));
     match parent {
         Value::Array(list) if last == "-" => list.push(value),
         Value::Array(list) => list[last.parse::<usize>().unwrap()] = value,

@@ -122,7 +122,7 @@ impl Operator {
                 panic!("the operator ended with {status}:\n{}", running.output());
             }
             assert!(
-                started.elapsed() < Duration::from_secs(60),
+                started.elapsed() < Duration::from_mins(1),
                 "the operator is not ready:\n{}",
                 running.output()
             );
