@@ -440,6 +440,33 @@ async fn the_state_that_describe_key_tells_is_the_reason_of_a_new_seal() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_identity_in_status_is_the_one_that_the_spec_names_now() {
+    let scene = Scene::new("identity-now").await;
+    let _operator = scene.start();
+    let mut spec = scene.deliver("one", &random(32)).await;
+    spec["seals"][0]["awskms"]
+        .as_object_mut()
+        .unwrap()
+        .remove("credentials");
+    scene.stage.apply("one", &spec).await;
+    eventually("the operator's identity is refused", async || {
+        let config = scene.stage.config("one").await;
+        let healthy = condition(&config, "SealsHealthy");
+        if healthy["reason"] == "OperatorIdentityNotAllowed" {
+            Ok(())
+        } else {
+            Err(healthy.to_string())
+        }
+    })
+    .await;
+    let seal = &scene.stage.config("one").await["status"]["seals"][0];
+    assert!(
+        !seal["identity"].as_str().unwrap_or_default().contains("/aws"),
+        "the former identity is told: {seal}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_identity_that_is_changed_for_a_wrong_one_is_told_although_nothing_is_to_be_opened() {
     let scene = Scene::new("identity").await;
     let _operator = scene.start();
@@ -478,11 +505,6 @@ async fn an_identity_that_is_changed_for_a_wrong_one_is_told_although_nothing_is
         })
         .await;
         scene.stage.delivered(name, &[("root", &bytes)]).await;
-        let seal = &scene.stage.config(name).await["status"]["seals"][0];
-        assert!(
-            !seal["identity"].as_str().unwrap_or_default().contains("/aws"),
-            "the former identity is told: {seal}"
-        );
     }
 }
 

@@ -102,6 +102,11 @@ impl Sts {
         self.state().refuse = with;
     }
 
+    /// Seconds that credentials are good for from now on.
+    pub fn lifetime(&self, seconds: u64) {
+        self.state().lifetime = seconds;
+    }
+
     /// Whether errors repeat the whole request.
     pub fn echo(&self, on: bool) {
         self.state().echo = on;
