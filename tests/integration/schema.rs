@@ -39,13 +39,13 @@ fn full() -> Value {
 
 fn set(spec: &Value, pointer: &str, value: Value) -> Value {
     let mut spec = spec.clone();
-    let (place, last) = pointer.rsplit_once('/').unwrap();
+    let (place, field) = pointer.rsplit_once('/').unwrap();
     let parent = spec.pointer_mut(place).unwrap_or_else(|| panic!("{pointer}"));
     match parent {
-        Value::Array(list) if last == "-" => list.push(value),
-        Value::Array(list) => list[last.parse::<usize>().unwrap()] = value,
+        Value::Array(entries) if field == "-" => entries.push(value),
+        Value::Array(entries) => entries[field.parse::<usize>().unwrap()] = value,
         Value::Object(map) => {
-            map.insert(last.to_owned(), value);
+            map.insert(field.to_owned(), value);
         }
         _ => panic!("{pointer}"),
     }

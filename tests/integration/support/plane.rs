@@ -163,8 +163,8 @@ impl Plane {
 
     /// JSON merge patch.
     pub async fn try_patch(&self, kind: &str, namespace: &str, name: &str, patch: &Value) -> Answer {
-        let path = format!("{}/{name}", collection(kind, namespace));
-        self.send("PATCH", &path, "application/merge-patch+json", Some(patch))
+        let url = format!("{}/{name}", collection(kind, namespace));
+        self.send("PATCH", &url, "application/merge-patch+json", Some(patch))
             .await
     }
 
