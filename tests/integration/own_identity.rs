@@ -250,7 +250,7 @@ async fn credentials_of_a_service_account_are_renewed_before_and_after_they_expi
         .stage
         .apply("three", &spec(&scene, &by_account, "three", b"three"))
         .await;
-    within(Duration::from_secs(60), "the key after a renewal", async || {
+    within(Duration::from_mins(1), "the key after a renewal", async || {
         let data = scene.stage.secret("three").await.unwrap_or_default();
         if data.get("root").is_some_and(|bytes| bytes == b"three") {
             Ok(())
