@@ -1,0 +1,516 @@
+//! The schema as the apiserver enforces it: what it must refuse, and what it must take.
+
+use serde_json::{Value, json};
+
+use crate::support::stage::{Stage, repository};
+
+/// A spec that uses every field once.
+fn full() -> Value {
+    json!({
+        "controllerClass": "none", "suspend": true,
+        "seals": [
+            {"name": "a", "priority": 10, "awskms": {
+                "kmsKeyID": "alias/a", "formerKeyIDs": ["1234abcd-12ab-34cd-56ef-1234567890ab"], "accountID": "123456789012",
+                "region": "eu-west-1", "endpoint": "https://kms.eu-west-1.amazonaws.com",
+                "assumeRole": {"roleARN": "arn:aws:iam::123456789012:role/x", "externalID": "4711", "sessionName": "me"},
+                "credentials": {"serviceAccountRef": {"name": "app", "roleARN": "arn:aws:iam::123456789012:role/path/x"}}}},
+            {"name": "b", "awskms": {"kmsKeyID": "arn:aws-us-gov:kms:us-gov-west-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab",
+                "credentials": {"secretRef": {"name": "aws"}}}},
+            {"name": "c", "awskms": {"kmsKeyID": "arn:aws-cn:kms:cn-north-1:123456789012:alias/x", "credentials": {"podIdentity": {}}}},
+            {"name": "d", "awskms": {"kmsKeyID": "mrk-1234abcd12ab34cd56ef1234567890ab", "credentials": {"instanceMetadata": {}}}},
+        ],
+        "keys": [
+            {"name": "root", "purpose": "root", "consumerKeyID": "global_root", "wrapped": [
+                {"seal": "a", "format": "kms", "context": {"Tool": "bank-vaults", "autounseal.dev/bound-namespace": "x"}, "inline": "AAAA"},
+                {"seal": "b", "format": "blobinfo", "secretKeyRef": {"name": "s", "key": "k", "armor": "None"}},
+                {"seal": "c", "configMapKeyRef": {"name": "m", "key": "k"}}]},
+            {"name": "static", "purpose": "static", "checkValue": "0".repeat(64), "wrapped": [{"seal": "d", "inline": "AAAA"}]},
+        ],
+        "targets": [
+            {"name": "one", "podSelector": {"matchLabels": {"app": "x"}}, "onChange": "Restart", "secret": {
+                "name": "one", "type": "Opaque", "labels": {"team": "x"}, "annotations": {"example.com/a": "b"}, "adopt": true,
+                "data": [{"name": "root.key", "key": {"name": "root", "encoding": "base64url", "version": "current"}},
+                    {"name": "t", "template": "{{ keys[\"root\"].hex }}"}]}},
+            {"name": "two", "podSelector": {"matchExpressions": [{"key": "tier", "operator": "In", "values": ["b"]}]},
+                "secret": {"name": "two", "deletionPolicy": "Delete"}},
+        ],
+    })
+}
+
+fn set(spec: &Value, pointer: &str, value: Value) -> Value {
+    let mut spec = spec.clone();
+    let (place, field) = pointer.rsplit_once('/').unwrap();
+    let parent = spec.pointer_mut(place).unwrap_or_else(|| panic!("{pointer}"));
+    match parent {
+        Value::Array(entries) if field == "-" => entries.push(value),
+        Value::Array(entries) => entries[field.parse::<usize>().unwrap()] = value,
+        Value::Object(map) => {
+            map.insert(field.to_owned(), value);
+        }
+        _ => panic!("{pointer}"),
+    }
+    spec
+}
+
+fn without(spec: &Value, pointer: &str) -> Value {
+    let mut spec = spec.clone();
+    let (parent, last) = pointer.rsplit_once('/').unwrap();
+    spec.pointer_mut(parent)
+        .unwrap()
+        .as_object_mut()
+        .unwrap()
+        .remove(last);
+    spec
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_contradicts_itself_is_refused_by_the_apiserver() {
+    let stage = Stage::bare("schema", &json!({})).await;
+    let full = full();
+    stage.apply("full", &full).await;
+    let s = |pointer: &str, value: Value| set(&full, pointer, value);
+    let secret_ref = json!({"name": "s", "key": "k"});
+    let refused: Vec<(&str, Value)> = vec![
+        ("no seals", s("/seals", json!([]))),
+        ("seals left out", without(&full, "/seals")),
+        (
+            "six seals",
+            s(
+                "/seals",
+                (0..6)
+                    .map(|i| json!({"name": format!("s{i}"), "awskms": {"kmsKeyID": "alias/a"}}))
+                    .collect(),
+            ),
+        ),
+        ("two seals of one name", s("/seals/1/name", json!("a"))),
+        ("a seal without a cloud", without(&full, "/seals/3/awskms")),
+        ("a seal whose cloud is null", s("/seals/3/awskms", Value::Null)),
+        ("a priority above 100", s("/seals/0/priority", json!(101))),
+        ("a priority below 0", s("/seals/0/priority", json!(-1))),
+        ("a seal's name in upper case", s("/seals/3/name", json!("D"))),
+        ("no key id", without(&full, "/seals/0/awskms/kmsKeyID")),
+        ("an empty key id", s("/seals/0/awskms/kmsKeyID", json!(""))),
+        (
+            "a key id with a blank",
+            s("/seals/0/awskms/kmsKeyID", json!("alias/a b")),
+        ),
+        (
+            "an ARN of another service",
+            s(
+                "/seals/0/awskms/kmsKeyID",
+                json!("arn:aws:s3:eu-west-1:123456789012:key/x"),
+            ),
+        ),
+        (
+            "eleven former keys",
+            s(
+                "/seals/0/awskms/formerKeyIDs",
+                (0..11).map(|i| json!(format!("k{i}"))).collect(),
+            ),
+        ),
+        (
+            "a former key twice",
+            s("/seals/0/awskms/formerKeyIDs", json!(["k", "k"])),
+        ),
+        (
+            "a short account",
+            s("/seals/0/awskms/accountID", json!("12345678901")),
+        ),
+        (
+            "an account as a number",
+            s("/seals/0/awskms/accountID", json!(123_456_789_012_u64)),
+        ),
+        (
+            "a dotted region",
+            s("/seals/0/awskms/region", json!("eu-west-1.evil")),
+        ),
+        (
+            "a region in upper case",
+            s("/seals/0/awskms/region", json!("EU-WEST-1")),
+        ),
+        (
+            "an endpoint of another scheme",
+            s("/seals/0/awskms/endpoint", json!("file:///etc/passwd")),
+        ),
+        ("no role ARN", s("/seals/0/awskms/assumeRole", json!({}))),
+        (
+            "a role that is a user",
+            s(
+                "/seals/0/awskms/assumeRole/roleARN",
+                json!("arn:aws:iam::123456789012:user/x"),
+            ),
+        ),
+        (
+            "an external id with a blank",
+            s("/seals/0/awskms/assumeRole/externalID", json!("a b")),
+        ),
+        (
+            "a session name of one character",
+            s("/seals/0/awskms/assumeRole/sessionName", json!("x")),
+        ),
+        (
+            "two credentials",
+            s("/seals/0/awskms/credentials/podIdentity", json!({})),
+        ),
+        (
+            "a ServiceAccount without a name",
+            s("/seals/0/awskms/credentials", json!({"serviceAccountRef": {}})),
+        ),
+        (
+            "a secretRef without a name",
+            s("/seals/0/awskms/credentials", json!({"secretRef": {}})),
+        ),
+        (
+            "a secretRef of another namespace",
+            s(
+                "/seals/1/awskms/credentials/secretRef/namespace",
+                json!("kube-system"),
+            ),
+        ),
+        (
+            "an account of another namespace",
+            s(
+                "/seals/0/awskms/credentials/serviceAccountRef/namespace",
+                json!("kube-system"),
+            ),
+        ),
+        (
+            "33 keys",
+            s(
+                "/keys",
+                (0..33)
+                    .map(|i| json!({"name": format!("k{i}"), "wrapped": [{"seal": "a", "inline": "AAAA"}]}))
+                    .collect(),
+            ),
+        ),
+        ("two keys of one name", s("/keys/1/name", json!("root"))),
+        ("a key without copies", s("/keys/0/wrapped", json!([]))),
+        ("a key without wrapped", without(&full, "/keys/1/wrapped")),
+        ("an unknown purpose", s("/keys/0/purpose", json!("unknown"))),
+        ("a short check value", s("/keys/1/checkValue", json!("00"))),
+        ("two copies of one seal", s("/keys/0/wrapped/1/seal", json!("a"))),
+        ("a copy of no seal", s("/keys/0/wrapped/0/seal", json!("nobody"))),
+        ("a copy from nowhere", without(&full, "/keys/0/wrapped/0/inline")),
+        (
+            "a copy from two places",
+            s("/keys/0/wrapped/0/secretKeyRef", secret_ref.clone()),
+        ),
+        (
+            "a copy from two objects",
+            s("/keys/0/wrapped/1/configMapKeyRef", secret_ref),
+        ),
+        (
+            "a copy whose place is null",
+            s("/keys/0/wrapped/0", json!({"seal": "a", "inline": null})),
+        ),
+        (
+            "a copy that is no base64",
+            s("/keys/1/wrapped/0/inline", json!("<xml/>")),
+        ),
+        (
+            "an unknown format",
+            s("/keys/0/wrapped/0/format", json!("pkcs12")),
+        ),
+        (
+            "an unknown armor",
+            s("/keys/0/wrapped/1/secretKeyRef/armor", json!("Hex")),
+        ),
+        (
+            "a source of another namespace",
+            s("/keys/0/wrapped/1/secretKeyRef/namespace", json!("kube-system")),
+        ),
+        (
+            "context with blobinfo",
+            s("/keys/0/wrapped/1/context", json!({"a": "b"})),
+        ),
+        (
+            "context with the default format",
+            s("/keys/0/wrapped/2/context", json!({"a": "b"})),
+        ),
+        (
+            "a context key of ours",
+            s("/keys/0/wrapped/0/context", json!({"autounseal.dev/x": "y"})),
+        ),
+        (
+            "nine context pairs",
+            s(
+                "/keys/0/wrapped/0/context",
+                (0..9).map(|i| (format!("k{i}"), json!("v"))).collect(),
+            ),
+        ),
+        (
+            "a context value that is a number",
+            s("/keys/0/wrapped/0/context", json!({"a": 1})),
+        ),
+        (
+            "nine targets",
+            s(
+                "/targets",
+                (0..9)
+                    .map(|i| json!({"name": format!("t{i}"), "secret": {"name": format!("t{i}")}}))
+                    .collect(),
+            ),
+        ),
+        ("two targets of one name", s("/targets/1/name", json!("one"))),
+        (
+            "two targets of one Secret",
+            s("/targets/1/secret/name", json!("one")),
+        ),
+        ("a target without a Secret", without(&full, "/targets/1/secret")),
+        ("an empty selector", s("/targets/1/podSelector", json!({}))),
+        (
+            "an empty matchLabels",
+            s("/targets/1/podSelector", json!({"matchLabels": {}})),
+        ),
+        (
+            "Restart without a selector",
+            without(&full, "/targets/0/podSelector"),
+        ),
+        ("an unknown onChange", s("/targets/0/onChange", json!("Reboot"))),
+        (
+            "the name of a store",
+            s("/targets/1/secret/name", json!("a.sealconfig.wrapped")),
+        ),
+        (
+            "a Secret name in upper case",
+            s("/targets/1/secret/name", json!("Two")),
+        ),
+        (
+            "an unknown type",
+            s(
+                "/targets/1/secret/type",
+                json!("kubernetes.io/service-account-token"),
+            ),
+        ),
+        (
+            "adopt and Delete",
+            s("/targets/0/secret/deletionPolicy", json!("Delete")),
+        ),
+        (
+            "a label of Kubernetes",
+            s("/targets/0/secret/labels", json!({"app.kubernetes.io/name": "x"})),
+        ),
+        (
+            "a label of ours",
+            s("/targets/0/secret/labels", json!({"autounseal.dev/x": "y"})),
+        ),
+        (
+            "an annotation of Kubernetes",
+            s(
+                "/targets/0/secret/annotations",
+                json!({"kubernetes.io/service-account.name": "x"}),
+            ),
+        ),
+        (
+            "an annotation of ours",
+            s(
+                "/targets/0/secret/annotations",
+                json!({"sub.autounseal.dev/x": "y"}),
+            ),
+        ),
+        (
+            "33 entries",
+            s(
+                "/targets/0/secret/data",
+                (0..33)
+                    .map(|i| json!({"name": format!("e{i}"), "template": "x"}))
+                    .collect(),
+            ),
+        ),
+        (
+            "two entries of one name",
+            s("/targets/0/secret/data/1/name", json!("root.key")),
+        ),
+        (
+            "an entry of nothing",
+            s("/targets/0/secret/data/1", json!({"name": "t"})),
+        ),
+        (
+            "an entry of two things",
+            s("/targets/0/secret/data/0/template", json!("x")),
+        ),
+        (
+            "an entry whose key is null",
+            s("/targets/0/secret/data/0", json!({"name": "t", "key": null})),
+        ),
+        (
+            "an entry of no key",
+            s("/targets/0/secret/data/0/key/name", json!("nobody")),
+        ),
+        (
+            "an entry's name with a slash",
+            s("/targets/0/secret/data/0/name", json!("a/b")),
+        ),
+        (
+            "an unknown encoding",
+            s("/targets/0/secret/data/0/key/encoding", json!("rot13")),
+        ),
+        (
+            "an unknown version",
+            s("/targets/0/secret/data/0/key/version", json!("oldest")),
+        ),
+        (
+            "a template of 65 KiB",
+            s(
+                "/targets/0/secret/data/1/template",
+                json!("x".repeat(65 * 1024 + 1)),
+            ),
+        ),
+        ("an unknown field of the spec", s("/sealss", json!([]))),
+        ("an unknown field of a seal", s("/seals/0/prio", json!(1))),
+        (
+            "an unknown field of awskms",
+            s("/seals/0/awskms/keyID", json!("x")),
+        ),
+        (
+            "an unknown field of an entry",
+            s("/targets/0/secret/data/0/key/enc", json!("hex")),
+        ),
+        ("a class in upper case", s("/controllerClass", json!("None"))),
+        ("a later field", s("/unseal", json!({"product": "vault"}))),
+    ];
+    let mut taken = Vec::new();
+    for (index, (what, spec)) in refused.iter().enumerate() {
+        match stage
+            .plane
+            .try_create(&stage.seal_config(&format!("c{index}"), spec))
+            .await
+        {
+            Ok(_) => taken.push(*what),
+            Err(refusal) => assert!(matches!(refusal.code, 400 | 422), "{what}: {refusal:?}"),
+        }
+    }
+    assert!(taken.is_empty(), "these were taken: {taken:#?}");
+    let long = stage.seal_config(&"x".repeat(64), &full);
+    assert_eq!(stage.plane.try_create(&long).await.unwrap_err().code, 422);
+    stage
+        .plane
+        .create(&stage.seal_config(&"x".repeat(63), &full))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_immutable_stays_and_everything_else_may_change() {
+    let stage = Stage::bare("immutable", &json!({})).await;
+    let full = full();
+    stage.apply("full", &full).await;
+    for (what, spec) in [
+        ("class", set(&full, "/controllerClass", json!("other"))),
+        ("class to the default", set(&full, "/controllerClass", json!(""))),
+        (
+            "type",
+            set(&full, "/targets/1/secret/type", json!("kubernetes.io/tls")),
+        ),
+    ] {
+        let refusal = stage
+            .plane
+            .try_apply(&stage.seal_config("full", &spec))
+            .await
+            .expect_err(what);
+        assert_eq!(refusal.code, 422, "{what}");
+        assert!(
+            refusal.message.contains("immutable"),
+            "{what}: {}",
+            refusal.message
+        );
+    }
+    for spec in [
+        set(&full, "/suspend", json!(false)),
+        set(&full, "/seals/0/awskms/kmsKeyID", json!("alias/b")),
+        set(&full, "/seals/0/priority", json!(0)),
+        set(&full, "/targets/0/secret/name", json!("renamed")),
+        set(
+            &full,
+            "/targets/-",
+            json!({"name": "three", "secret": {"name": "three"}}),
+        ),
+    ] {
+        stage.apply("full", &spec).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn defaults_are_those_of_the_contract_and_unions_have_none() {
+    let stage = Stage::bare("defaults", &json!({})).await;
+    let least = json!({
+        "seals": [{"name": "a", "awskms": {"kmsKeyID": "alias/a", "credentials": {"secretRef": {"name": "aws"}}}}],
+        "keys": [{"name": "k", "wrapped": [{"seal": "a", "secretKeyRef": {"name": "s", "key": "k"}}]}],
+        "targets": [{"name": "t", "secret": {"name": "t", "data": [{"name": "k", "key": {"name": "k"}}]}}],
+    });
+    let made = stage.plane.create(&stage.seal_config("least", &least)).await;
+    assert_eq!(
+        made["spec"],
+        json!({
+            "controllerClass": "", "suspend": false,
+            "seals": [{"name": "a", "priority": 50, "awskms": {"kmsKeyID": "alias/a", "credentials": {"secretRef": {
+                "name": "aws", "accessKeyIDKey": "access_key", "secretAccessKeyKey": "secret_key", "sessionTokenKey": "session_token"}}}}],
+            "keys": [{"name": "k", "purpose": "other", "wrapped": [{"seal": "a", "format": "blobinfo",
+                "secretKeyRef": {"name": "s", "key": "k", "armor": "Auto"}}]}],
+            "targets": [{"name": "t", "onChange": "None", "secret": {"name": "t", "type": "Opaque", "adopt": false, "deletionPolicy": "Retain",
+                "data": [{"name": "k", "key": {"name": "k", "encoding": "raw", "version": "current"}}]}}],
+        })
+    );
+    let ready = crate::support::stage::condition(&stage.config("least").await, "Ready");
+    assert_eq!(
+        (ready["status"].as_str(), ready["reason"].as_str()),
+        (Some("Unknown"), Some("Pending"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_is_null_is_as_good_as_absent() {
+    let stage = Stage::bare("nulls", &json!({})).await;
+    let mut spec = full();
+    spec["seals"][1]["awskms"]["credentials"]["podIdentity"] = Value::Null;
+    spec["keys"][1]["wrapped"][0]["secretKeyRef"] = Value::Null;
+    let made = stage.plane.create(&stage.seal_config("nulls", &spec)).await;
+    assert!(
+        made.pointer("/spec/seals/1/awskms/credentials/podIdentity")
+            .is_none()
+    );
+    assert!(made.pointer("/spec/keys/1/wrapped/0/secretKeyRef").is_none());
+}
+
+/// Fields and kinds that later work adds; their examples are not for this schema yet.
+const LATER: [&str; 9] = [
+    "kind: ManagedKey",
+    "ocikms:",
+    "generate:",
+    "import:",
+    "unseal:",
+    "stanza:",
+    "env:",
+    "use:",
+    "disabled:",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_example_applies_unchanged() {
+    let stage = Stage::bare("examples", &json!({})).await;
+    let mut applied = 0;
+    let mut files: Vec<_> = std::fs::read_dir(repository("examples"))
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .collect();
+    files.sort();
+    for file in files
+        .iter()
+        .filter(|file| file.extension().is_some_and(|e| e == "yaml"))
+    {
+        let text = std::fs::read_to_string(file).unwrap();
+        if LATER.iter().any(|field| text.contains(field)) {
+            continue;
+        }
+        for document in serde_yaml::Deserializer::from_str(&text) {
+            let mut object: Value = serde::Deserialize::deserialize(document).unwrap();
+            if object["kind"] != "SealConfig" {
+                continue;
+            }
+            // Into a namespace of this test's own, or the other tests would meet it.
+            object["metadata"]["namespace"] = json!(stage.namespace);
+            stage.plane.apply(&object).await;
+            applied += 1;
+        }
+    }
+    assert!(applied > 0, "no example was applied");
+}

@@ -1,0 +1,19 @@
+//! What all flows stand on.
+
+#![allow(dead_code, reason = "every helper serves some flow, none serves all")]
+
+pub mod blob;
+pub mod http;
+pub mod kms;
+pub mod moto;
+pub mod needle;
+pub mod operator;
+pub mod plane;
+pub mod scene;
+pub mod stage;
+pub mod sts;
+
+/// The operator's binary: what `cargo xtask cluster` built, else what cargo built for this test.
+pub fn binary() -> String {
+    std::env::var("AUTOUNSEAL_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_autounseal").to_owned())
+}
