@@ -78,8 +78,14 @@ pub enum LogLevel {
 
 fn binding_domain(text: &str) -> Result<String, String> {
     let fits = (1..=63).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-    if fits { Ok(text.to_owned()) } else { Err("1 to 63 letters, digits, '.', '_' or '-'".to_owned()) }
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+    if fits {
+        Ok(text.to_owned())
+    } else {
+        Err("1 to 63 letters, digits, '.', '_' or '-'".to_owned())
+    }
 }
 
 /// What the controller works by.
@@ -116,7 +122,9 @@ pub struct IdentityPolicy {
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// The grants file is not what it should be.
-    #[error("--operator-identity-grants: the file cannot be read, or is not YAML of the form `namespace: [ARN, …]`")]
+    #[error(
+        "--operator-identity-grants: the file cannot be read, or is not YAML of the form `namespace: [ARN, …]`"
+    )]
     Grants,
     /// An endpoint pattern is not one.
     #[error("--allowed-endpoints: {0:?} is not scheme://host[:port], where * stands for one DNS label")]
@@ -128,12 +136,22 @@ impl Settings {
     ///
     /// # Errors
     /// A sentence that names the flag.
-    pub fn from_args(args: &ControllerArgs, environment_endpoints: Vec<String>) -> Result<Self, SettingsError> {
+    pub fn from_args(
+        args: &ControllerArgs,
+        environment_endpoints: Vec<String>,
+    ) -> Result<Self, SettingsError> {
         let list = |items: &[String]| {
-            items.iter().map(|item| item.trim().to_owned()).filter(|item| !item.is_empty()).collect::<Vec<_>>()
+            items
+                .iter()
+                .map(|item| item.trim().to_owned())
+                .filter(|item| !item.is_empty())
+                .collect::<Vec<_>>()
         };
         let patterns = list(&args.allowed_endpoints);
-        if let Some(wrong) = patterns.iter().find(|pattern| !crate::seal::endpoint::is_pattern(pattern)) {
+        if let Some(wrong) = patterns
+            .iter()
+            .find(|pattern| !crate::seal::endpoint::is_pattern(pattern))
+        {
             return Err(SettingsError::Endpoint(wrong.clone()));
         }
         let grants = match &args.operator_identity_grants {
@@ -158,7 +176,10 @@ impl Settings {
                 labels: args.operator_identity_label && args.watch_namespaces.is_empty(),
             },
             binding_domain: args.binding_domain.clone(),
-            endpoints: EndpointPolicy { environment: environment_endpoints, patterns },
+            endpoints: EndpointPolicy {
+                environment: environment_endpoints,
+                patterns,
+            },
             concurrency: args.concurrency,
             metrics_addr: args.metrics_addr,
         })

@@ -17,11 +17,7 @@ pub struct AwsKms {
     )]
     pub kms_key_id: String,
     /// Other keys (id, key ARN) that may have wrapped what is brought, for example the former targets of an alias.
-    #[serde(
-        rename = "formerKeyIDs",
-        default,
-        skip_serializing_if = "Vec::is_empty"
-    )]
+    #[serde(rename = "formerKeyIDs", default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10), inner(length(min = 1, max = 512)), extend("x-kubernetes-list-type" = "set"))]
     pub former_key_ids: Vec<String>,
     /// Pins the AWS account that the key must belong to.
@@ -29,10 +25,7 @@ pub struct AwsKms {
     #[schemars(regex(pattern = r"^[0-9]{12}$"), length(max = 12))]
     pub account_id: Option<String>,
     /// Region of the key. Default: the ARN's, then the operator's own.
-    #[schemars(
-        regex(pattern = r"^[a-z]{2,8}(-[a-z]+)+-[0-9]{1,2}$"),
-        length(max = 32)
-    )]
+    #[schemars(regex(pattern = r"^[a-z]{2,8}(-[a-z]+)+-[0-9]{1,2}$"), length(max = 32))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
     /// A VPC, FIPS or private endpoint of KMS in that region, `https://host`.

@@ -8,13 +8,12 @@ mod status;
 pub use aws::{AssumeRole, AwsCredentials, AwsKms, Empty, SecretCredentialsRef, ServiceAccountRef};
 pub use reason::Reason;
 pub use seal_config::{
-    Armor, BoundedText, ChangePolicy, DataEntry, DeletionPolicy, Encoding, EntryRef, KeyEntry,
-    KeyVersion, Purpose, RootKey, SealConfig, SealConfigSpec, SealSpec, SecretType, Target,
-    TargetSecret, WrappedCopy, WrappedFormat, crd,
+    Armor, BoundedText, ChangePolicy, DataEntry, DeletionPolicy, Encoding, EntryRef, KeyEntry, KeyVersion,
+    Purpose, RootKey, SealConfig, SealConfigSpec, SealSpec, SecretType, Target, TargetSecret, WrappedCopy,
+    WrappedFormat, crd,
 };
 pub use status::{
-    KeyStatus, PodCounts, SealConfigStatus, SealHealth, SealStatus, Summary, TargetStatus,
-    condition_types,
+    KeyStatus, PodCounts, SealConfigStatus, SealHealth, SealStatus, Summary, TargetStatus, condition_types,
 };
 
 /// The API group of every kind, and the prefix of every label and annotation.

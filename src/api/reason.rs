@@ -144,10 +144,16 @@ mod tests {
         for reason in Reason::ALL {
             let entry = entries.iter().find(|(word, _)| *word == reason.as_str());
             let (_, text) = entry.unwrap_or_else(|| panic!("docs/reasons.md has no entry for {reason}"));
-            assert!(text.contains("\nSee: ") && text.contains("\nFix"), "{reason}: how to see it and the fix are missing");
+            assert!(
+                text.contains("\nSee: ") && text.contains("\nFix"),
+                "{reason}: how to see it and the fix are missing"
+            );
         }
         for (word, _) in &entries {
-            assert!(Reason::ALL.iter().any(|reason| reason.as_str() == *word), "{word} is no reason");
+            assert!(
+                Reason::ALL.iter().any(|reason| reason.as_str() == *word),
+                "{word} is no reason"
+            );
         }
     }
 }

@@ -418,9 +418,7 @@ pub fn crd() -> serde_json::Value {
     let definition: CustomResourceDefinition = SealConfig::crd();
     let mut value = serde_json::to_value(definition).unwrap_or_default();
     strip(&mut value);
-    if let Some(status) =
-        value.pointer_mut("/spec/versions/0/schema/openAPIV3Schema/properties/status")
-    {
+    if let Some(status) = value.pointer_mut("/spec/versions/0/schema/openAPIV3Schema/properties/status") {
         status["default"] = serde_json::json!({"conditions": [{
             "type": "Ready", "status": "Unknown", "reason": "Pending",
             "message": "waiting for the operator", "lastTransitionTime": "1970-01-01T00:00:00Z",

@@ -74,6 +74,9 @@ pub struct SealStatus {
     /// The `kmsKeyID` that `keyID` was resolved from: the pin is renewed when it changes.
     #[serde(rename = "configuredKeyID", skip_serializing_if = "Option::is_none")]
     pub configured_key_id: Option<String>,
+    /// Digest of key, endpoint and credentials that this entry speaks of; another one is asked anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inputs_digest: Option<String>,
     /// Role or principal, as far as it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub identity: Option<String>,

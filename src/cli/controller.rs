@@ -17,7 +17,10 @@ pub async fn run(args: &ControllerArgs) -> Done {
     let misuse = |error: &dyn std::error::Error| Failure::Misuse(error.to_string());
     let settings =
         Settings::from_args(args, aws::Aws::environment_endpoints()).map_err(|error| misuse(&error))?;
-    let aws = aws::Settings::from_environment(settings.binding_domain.clone(), settings.endpoints.patterns.clone());
+    let aws = aws::Settings::from_environment(
+        settings.binding_domain.clone(),
+        settings.endpoints.patterns.clone(),
+    );
     let mut terminate = signal(SignalKind::terminate()).map_err(|error| misuse(&error))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| misuse(&error))?;
     let (told, stop) = tokio::sync::oneshot::channel::<()>();
@@ -32,5 +35,7 @@ pub async fn run(args: &ControllerArgs) -> Done {
     let stop = async move {
         let _ = stop.await;
     };
-    controller::run(settings, aws, stop).await.map_err(|error| Failure::No(error.to_string()))
+    controller::run(settings, aws, stop)
+        .await
+        .map_err(|error| Failure::No(error.to_string()))
 }

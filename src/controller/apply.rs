@@ -14,6 +14,7 @@ use crate::{
         check_value::{Binding, check_value},
         checks::{Findings, key_granted},
         consumer_id::ConsumerName,
+        digest::seal_inputs,
         model::{Cloud, Copy, Key, Model, Seal, Source},
         observed::{Failure, Observed, SourceFacts},
         outcome::{Described, KeyOutcome, Outcomes, TargetOutcome},
@@ -43,7 +44,9 @@ pub async fn apply(
     probe(context, model, observed, plan, &mut outcomes).await;
     let keys = open_all(context, model, observed, findings, plan, &mut outcomes).await;
     for delivery in &plan.deliveries {
-        let Some(target) = model.targets.iter().find(|target| target.name == delivery.target) else { continue };
+        let Some(target) = model.targets.iter().find(|target| target.name == delivery.target) else {
+            continue;
+        };
         // A key that did not open leaves the Secret as it is; the key's own condition says why.
         if !delivery.keys.iter().all(|key| keys.contains_key(key)) {
             continue;
@@ -62,7 +65,14 @@ pub async fn apply(
             }
             Err(fault) => {
                 let memory = &mut observed.memory.targets;
-                fail(memory, target.name.clone(), &delivery.inputs, &fault, observed.now, observed.jitter);
+                fail(
+                    memory,
+                    target.name.clone(),
+                    &delivery.inputs,
+                    &fault,
+                    observed.now,
+                    observed.jitter,
+                );
                 TargetOutcome::Failed(fault)
             }
         };
@@ -81,20 +91,42 @@ fn fail<K: Ord>(
     now: jiff::Timestamp,
     jitter: f64,
 ) {
-    let times = memory.get(&what).filter(|failure| failure.inputs == inputs).map_or(0, |failure| failure.times) + 1;
-    let wait = SignedDuration::try_from(backoff(fault, times, jitter)).unwrap_or(SignedDuration::from_secs(60));
+    let times = memory
+        .get(&what)
+        .filter(|failure| failure.inputs == inputs)
+        .map_or(0, |failure| failure.times)
+        + 1;
+    let wait =
+        SignedDuration::try_from(backoff(fault, times, jitter)).unwrap_or(SignedDuration::from_secs(60));
     let retry_at = now.saturating_add(wait).unwrap_or(now);
-    memory.insert(what, Failure { inputs: inputs.to_owned(), fault: fault.clone(), times, retry_at });
+    memory.insert(
+        what,
+        Failure {
+            inputs: inputs.to_owned(),
+            fault: fault.clone(),
+            times,
+            retry_at,
+        },
+    );
 }
 
 async fn connect(context: &Context, model: &Model, seal: &Seal) -> Result<Kms, Fault> {
-    let tenant = Tenant { namespace: &model.id.namespace, name: &model.id.name };
+    let tenant = Tenant {
+        namespace: &model.id.namespace,
+        name: &model.id.name,
+    };
     match &seal.cloud {
         Cloud::Aws(aws) => context.aws.connect(aws, tenant).await,
     }
 }
 
-async fn probe(context: &Context, model: &Model, observed: &mut Observed, plan: &Plan, outcomes: &mut Outcomes) {
+async fn probe(
+    context: &Context,
+    model: &Model,
+    observed: &mut Observed,
+    plan: &Plan,
+    outcomes: &mut Outcomes,
+) {
     let seals = model.seals.iter().filter(|seal| plan.probes.contains(&seal.name));
     let asked = seals.map(|seal| async move {
         let (identity, described) = match connect(context, model, seal).await {
@@ -110,15 +142,24 @@ async fn probe(context: &Context, model: &Model, observed: &mut Observed, plan: 
                 at: description.at,
                 fault: description.fault(),
             },
-            Err(fault) if fault.reason == Reason::AccessDenied => Described::NotPermitted { at: observed.now },
+            Err(fault) if fault.reason == Reason::AccessDenied => {
+                Described::NotPermitted { at: observed.now }
+            }
             Err(fault) => Described::Failed(fault),
         };
         let described = pinned(observed, seal, described);
         let memory = &mut observed.memory.probes;
         match &described {
             Described::Failed(fault) => {
-                let inputs = seal.cloud.configured_key();
-                fail(memory, seal.name.clone(), &inputs, fault, observed.now, observed.jitter);
+                let inputs = seal_inputs(seal);
+                fail(
+                    memory,
+                    seal.name.clone(),
+                    &inputs,
+                    fault,
+                    observed.now,
+                    observed.jitter,
+                );
             }
             Described::Key { .. } | Described::NotPermitted { .. } => {
                 memory.remove(&seal.name);
@@ -132,7 +173,9 @@ async fn probe(context: &Context, model: &Model, observed: &mut Observed, plan: 
 
 /// Account and region are pinned at first use and renewed only by a changed `kmsKeyID` (security rule S4).
 fn pinned(observed: &Observed, seal: &Seal, described: Described) -> Described {
-    let Described::Key { arn, .. } = &described else { return described };
+    let Described::Key { arn, .. } = &described else {
+        return described;
+    };
     let configured = seal.cloud.configured_key();
     let recorded = observed
         .status
@@ -181,22 +224,46 @@ async fn open_all(
                 }
                 Err(fault) => {
                     let inputs = findings.copy_inputs.get(&id).cloned().unwrap_or_default();
-                    fail(&mut observed.memory.copies, id, &inputs, &fault, observed.now, observed.jitter);
+                    fail(
+                        &mut observed.memory.copies,
+                        id,
+                        &inputs,
+                        &fault,
+                        observed.now,
+                        observed.jitter,
+                    );
                 }
             }
         }
-        let Some((first_seal, _)) = opened.first() else { continue };
+        let Some((first_seal, _)) = opened.first() else {
+            continue;
+        };
         let first_seal = first_seal.clone();
         let inputs = findings.key_inputs.get(&key.name).cloned().unwrap_or_default();
-        let known = observed.memory.marks.get(&key.name).filter(|(of, _)| *of == inputs).map(|(_, mark)| mark.clone());
+        let known = observed
+            .memory
+            .marks
+            .get(&key.name)
+            .filter(|(of, _)| *of == inputs)
+            .map(|(_, mark)| mark.clone());
         match agree(model, key, &opened, known.as_deref(), &inputs) {
             Err(fault) => {
-                fail(&mut observed.memory.keys, key.name.clone(), &inputs, &fault, observed.now, observed.jitter);
+                fail(
+                    &mut observed.memory.keys,
+                    key.name.clone(),
+                    &inputs,
+                    &fault,
+                    observed.now,
+                    observed.jitter,
+                );
             }
             Ok(mark) => {
                 observed.memory.keys.remove(&key.name);
                 if !is_of_inputs(&mark) {
-                    observed.memory.marks.insert(key.name.clone(), (inputs, mark.clone()));
+                    observed
+                        .memory
+                        .marks
+                        .insert(key.name.clone(), (inputs, mark.clone()));
                 }
                 let agreed: BTreeSet<String> = opened.iter().map(|(seal, _)| seal.clone()).collect();
                 let bytes = opened.swap_remove(0).1;
@@ -216,7 +283,14 @@ async fn open_all(
                         consumer_key_id: Some(consumer_key_id.clone()),
                     },
                 );
-                ready.insert(key.name.clone(), Ready { bytes, consumer_key_id, mark });
+                ready.insert(
+                    key.name.clone(),
+                    Ready {
+                        bytes,
+                        consumer_key_id,
+                        mark,
+                    },
+                );
             }
         }
     }
@@ -225,8 +299,17 @@ async fn open_all(
 
 type Attempt = (String, Option<String>, Result<KeyBytes, Fault>);
 
-async fn open_one(context: &Context, model: &Model, observed: &Observed, key: &Key, open: &Open) -> Vec<Attempt> {
-    let copies = open.seals.iter().filter_map(|seal| key.copies.iter().find(|copy| copy.seal == *seal));
+async fn open_one(
+    context: &Context,
+    model: &Model,
+    observed: &Observed,
+    key: &Key,
+    open: &Open,
+) -> Vec<Attempt> {
+    let copies = open
+        .seals
+        .iter()
+        .filter_map(|seal| key.copies.iter().find(|copy| copy.seal == *seal));
     if open.all {
         return join_all(copies.map(|copy| open_copy(context, model, observed, copy))).await;
     }
@@ -244,21 +327,39 @@ async fn open_one(context: &Context, model: &Model, observed: &Observed, key: &K
 
 async fn open_copy(context: &Context, model: &Model, observed: &Observed, copy: &Copy) -> Attempt {
     let Some(seal) = model.seal(&copy.seal) else {
-        let fault = Fault::invalid(Reason::InvalidSpec, "the copy names a seal that is not in spec.seals");
+        let fault = Fault::invalid(
+            Reason::InvalidSpec,
+            "the copy names a seal that is not in spec.seals",
+        );
         return (copy.seal.clone(), None, Err(fault));
     };
     match connect(context, model, seal).await {
         Err(fault) => (seal.name.clone(), None, Err(fault)),
-        Ok(kms) => (seal.name.clone(), kms.identity(), unwrap(model, observed, seal, copy, &kms).await),
+        Ok(kms) => (
+            seal.name.clone(),
+            kms.identity(),
+            unwrap(model, observed, seal, copy, &kms).await,
+        ),
     }
 }
 
-async fn unwrap(model: &Model, observed: &Observed, seal: &Seal, copy: &Copy, kms: &Kms) -> Result<KeyBytes, Fault> {
+async fn unwrap(
+    model: &Model,
+    observed: &Observed,
+    seal: &Seal,
+    copy: &Copy,
+    kms: &Kms,
+) -> Result<KeyBytes, Fault> {
     let ciphertext = match &copy.source {
         Source::Inline(ciphertext) => ciphertext,
         Source::Entry(entry) => match observed.sources.get(entry) {
             Some(SourceFacts::Found(ciphertext)) => ciphertext,
-            _ => return Err(Fault::invalid(Reason::SourceMissing, "the source of the copy is not there")),
+            _ => {
+                return Err(Fault::invalid(
+                    Reason::SourceMissing,
+                    "the source of the copy is not there",
+                ));
+            }
         },
     };
     let Cloud::Aws(aws) = &seal.cloud;
@@ -271,7 +372,11 @@ async fn unwrap(model: &Model, observed: &Observed, seal: &Seal, copy: &Copy, km
         if let Described::Failed(fault) = pinned(
             observed,
             seal,
-            Described::Key { arn: description.arn.to_string(), at: description.at, fault: None },
+            Described::Key {
+                arn: description.arn.to_string(),
+                at: description.at,
+                fault: None,
+            },
         ) {
             return Err(fault);
         }
@@ -299,7 +404,12 @@ fn agree(
     let Some((first_seal, first)) = opened.first() else {
         return Err(Fault::transient(Reason::Pending, "no copy was opened"));
     };
-    let place = Binding { kind: "SealConfig", namespace: &model.id.namespace, name: &model.id.name, key: &key.name };
+    let place = Binding {
+        kind: "SealConfig",
+        namespace: &model.id.namespace,
+        name: &model.id.name,
+        key: &key.name,
+    };
     if let Some((other, _)) = opened.iter().find(|(_, bytes)| !bytes.same_as(first)) {
         return Err(Fault::invalid(
             Reason::CopiesDiffer,

@@ -54,7 +54,15 @@ pub struct Remembered {
 impl Context {
     /// Joins the parts.
     pub fn new(client: Client, settings: Settings, aws: Aws, metrics: Arc<Metrics>, events: Events) -> Self {
-        Self { client, settings, aws, index: Index::default(), metrics, events, objects: Mutex::default() }
+        Self {
+            client,
+            settings,
+            aws,
+            index: Index::default(),
+            metrics,
+            events,
+            objects: Mutex::default(),
+        }
     }
 
     /// Takes what is remembered of an object; nothing if it is another of the same name. kube never reconciles one
@@ -65,7 +73,10 @@ impl Context {
         objects
             .remove(&key)
             .filter(|remembered| remembered.uid == uid)
-            .unwrap_or_else(|| Remembered { uid: uid.to_owned(), ..Remembered::default() })
+            .unwrap_or_else(|| Remembered {
+                uid: uid.to_owned(),
+                ..Remembered::default()
+            })
     }
 
     /// Puts back what is remembered.

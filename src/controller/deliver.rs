@@ -12,7 +12,9 @@ use crate::{
     api::Reason,
     delivery::{Content, content::DeliveredKey, manifest, render},
     kube_ext::{
-        FIELD_MANAGER, cluster::{entries, read_fault}, facts, names,
+        FIELD_MANAGER,
+        cluster::{entries, read_fault},
+        facts, names,
         write::{self, WriteError, Written},
     },
     provider::SecretEntries,
@@ -42,26 +44,48 @@ pub async fn deliver(
         .iter()
         .filter_map(|name| Some((name, keys.get(name)?)))
         .map(|(name, key)| {
-            let delivered = DeliveredKey { current: &key.bytes, consumer_key_id: key.consumer_key_id.clone() };
+            let delivered = DeliveredKey {
+                current: &key.bytes,
+                consumer_key_id: key.consumer_key_id.clone(),
+            };
             (name.clone(), delivered)
         })
         .collect();
     let content = render(&target.entries, &handed)?;
-    let marks: BTreeMap<String, String> =
-        delivery.keys.iter().filter_map(|name| Some((name.clone(), keys.get(name)?.mark.clone()))).collect();
+    let marks: BTreeMap<String, String> = delivery
+        .keys
+        .iter()
+        .filter_map(|name| Some((name.clone(), keys.get(name)?.mark.clone())))
+        .collect();
 
     let before = observed.secrets.get(&target.secret).cloned();
     let changed = content_changed(context, model, target, delivery, &content).await?;
-    let recorded = observed.status.targets.iter().find(|status| status.name == target.name);
-    let previous = before.as_ref().filter(|_| !matches!(delivery.write, Write::Adopt { .. })).map(|s| s.delivered.clone());
+    let recorded = observed
+        .status
+        .targets
+        .iter()
+        .find(|status| status.name == target.name);
+    let previous = before
+        .as_ref()
+        .filter(|_| !matches!(delivery.write, Write::Adopt { .. }))
+        .map(|s| s.delivered.clone());
     let previous = previous.or_else(|| {
         // The Secret is gone: the status still knows when and how often it was delivered.
         let status = recorded.filter(|_| delivery.repair)?;
         let at = status.delivered_time.as_ref().map(|time| time.0);
-        Some(Delivered { count: status.deliveries, keys_changed: at, content_changed: at, marks: marks.clone() })
+        Some(Delivered {
+            count: status.deliveries,
+            keys_changed: at,
+            content_changed: at,
+            marks: marks.clone(),
+        })
     });
     let delivered = next_delivered(previous, marks, changed, observed.now);
-    let body = manifest(&metadata(model, target, delivery, &delivered), target.type_, &content);
+    let body = manifest(
+        &metadata(model, target, delivery, &delivered),
+        target.type_,
+        &content,
+    );
     drop(content);
 
     let namespace = &model.id.namespace;
@@ -118,7 +142,8 @@ async fn content_changed(
     let namespace = &model.id.namespace;
     let api: Api<Secret> = Api::namespaced(context.client.clone(), namespace);
     let found = api.get_opt(&target.secret).await;
-    let found = found.map_err(|error| read_fault(&error, "get secrets", namespace, Reason::DeliveryFailed))?;
+    let found =
+        found.map_err(|error| read_fault(&error, "get secrets", namespace, Reason::DeliveryFailed))?;
     let Some(secret) = found else { return Ok(true) };
     let type_fits = secret.type_.as_deref() == Some(target.type_.as_str());
     let live = entries(secret);
@@ -137,7 +162,9 @@ async fn content_changed(
 
 fn holds(live: &SecretEntries, content: &Content) -> bool {
     live.len() == content.len()
-        && content.iter().all(|(name, bytes)| live.get(name).is_some_and(|found| found.as_slice() == bytes))
+        && content
+            .iter()
+            .all(|(name, bytes)| live.get(name).is_some_and(|found| found.as_slice() == bytes))
 }
 
 /// The record beside the content: times and counter move only with what they speak of.
@@ -148,13 +175,30 @@ fn next_delivered(
     now: jiff::Timestamp,
 ) -> Delivered {
     match previous {
-        None => Delivered { count: 1, keys_changed: Some(now), content_changed: Some(now), marks },
+        None => Delivered {
+            count: 1,
+            keys_changed: Some(now),
+            content_changed: Some(now),
+            marks,
+        },
         Some(before) => {
             let keys_changed = before.marks != marks;
             Delivered {
-                count: if keys_changed { before.count + 1 } else { before.count.max(1) },
-                keys_changed: if keys_changed { Some(now) } else { before.keys_changed.or(Some(now)) },
-                content_changed: if changed || keys_changed { Some(now) } else { before.content_changed.or(Some(now)) },
+                count: if keys_changed {
+                    before.count + 1
+                } else {
+                    before.count.max(1)
+                },
+                keys_changed: if keys_changed {
+                    Some(now)
+                } else {
+                    before.keys_changed.or(Some(now))
+                },
+                content_changed: if changed || keys_changed {
+                    Some(now)
+                } else {
+                    before.content_changed.or(Some(now))
+                },
                 marks,
             }
         }
@@ -177,7 +221,10 @@ fn metadata(model: &Model, target: &Target, delivery: &Delivery, delivered: &Del
     match &delivery.write {
         Write::Create => {}
         Write::Update { uid } => metadata["uid"] = json!(uid),
-        Write::Adopt { uid, resource_version } => {
+        Write::Adopt {
+            uid,
+            resource_version,
+        } => {
             metadata["uid"] = json!(uid);
             metadata["resourceVersion"] = json!(resource_version);
         }
@@ -198,7 +245,10 @@ fn metadata(model: &Model, target: &Target, delivery: &Delivery, delivered: &Del
 fn not_ours(target: &Target) -> Fault {
     Fault::denied(
         Reason::SecretNotOwned,
-        format!("Secret {} was made by somebody else in the same moment; choose another name", target.secret),
+        format!(
+            "Secret {} was made by somebody else in the same moment; choose another name",
+            target.secret
+        ),
     )
 }
 
@@ -206,9 +256,16 @@ fn not_ours(target: &Target) -> Fault {
 /// fields gives up everything that this manager alone owns.
 async fn let_go(context: &Context, model: &Model, target: &Target, written: &Written) {
     let metadata = json!({"name": target.secret, "namespace": model.id.namespace, "uid": written.uid});
-    let body = json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata}).to_string().into_bytes();
-    let given_up =
-        write::apply_secret(&context.client, &model.id.namespace, &target.secret, zeroize::Zeroizing::new(body), false);
+    let body = json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata})
+        .to_string()
+        .into_bytes();
+    let given_up = write::apply_secret(
+        &context.client,
+        &model.id.namespace,
+        &target.secret,
+        zeroize::Zeroizing::new(body),
+        false,
+    );
     if given_up.await.is_err() {
         tracing::warn!(
             namespace = model.id.namespace.as_str(),
@@ -223,7 +280,9 @@ fn write_fault(error: &WriteError, target: &Target) -> Fault {
     match error {
         _ if error.is(StatusCode::CONFLICT) => Fault::transient(
             Reason::DeliveryFailed,
-            format!("Secret {secret} was changed, replaced or made by somebody else in the same moment; it is looked at again"),
+            format!(
+                "Secret {secret} was changed, replaced or made by somebody else in the same moment; it is looked at again"
+            ),
         ),
         _ if error.is(StatusCode::FORBIDDEN) => Fault::denied(
             Reason::DeliveryFailed,
@@ -241,7 +300,9 @@ fn write_fault(error: &WriteError, target: &Target) -> Fault {
         ),
         WriteError::Refused { status, reason } => Fault::transient(
             Reason::DeliveryFailed,
-            format!("the apiserver answered {status} {reason} to the write of Secret {secret}; it is tried again"),
+            format!(
+                "the apiserver answered {status} {reason} to the write of Secret {secret}; it is tried again"
+            ),
         ),
         WriteError::Unreachable => Fault::transient(
             Reason::DeliveryFailed,
@@ -265,12 +326,21 @@ mod tests {
     #[test]
     fn counter_and_times_move_only_with_what_they_speak_of() {
         let first = next_delivered(None, marks("a"), true, at(1));
-        assert_eq!((first.count, first.keys_changed, first.content_changed), (1, Some(at(1)), Some(at(1))));
+        assert_eq!(
+            (first.count, first.keys_changed, first.content_changed),
+            (1, Some(at(1)), Some(at(1)))
+        );
         let text = next_delivered(Some(first.clone()), marks("a"), true, at(2));
-        assert_eq!((text.count, text.keys_changed, text.content_changed), (1, Some(at(1)), Some(at(2))));
+        assert_eq!(
+            (text.count, text.keys_changed, text.content_changed),
+            (1, Some(at(1)), Some(at(2)))
+        );
         let same = next_delivered(Some(first.clone()), marks("a"), false, at(3));
         assert_eq!(same, first);
         let keys = next_delivered(Some(first), marks("b"), true, at(4));
-        assert_eq!((keys.count, keys.keys_changed, keys.content_changed), (2, Some(at(4)), Some(at(4))));
+        assert_eq!(
+            (keys.count, keys.keys_changed, keys.content_changed),
+            (2, Some(at(4)), Some(at(4)))
+        );
     }
 }

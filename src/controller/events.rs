@@ -27,8 +27,14 @@ pub struct Events {
 impl Events {
     /// Publishes through the operator's client.
     pub fn new(client: Client) -> Self {
-        let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: None };
-        Self { recorder: Recorder::new(client, reporter), bucket: Mutex::new((BURST, Timestamp::now())) }
+        let reporter = Reporter {
+            controller: FIELD_MANAGER.to_owned(),
+            instance: None,
+        };
+        Self {
+            recorder: Recorder::new(client, reporter),
+            bucket: Mutex::new((BURST, Timestamp::now())),
+        }
     }
 
     /// The object's `Ready` condition has changed.
@@ -36,8 +42,19 @@ impl Events {
         if ready && !self.may_speak() {
             return;
         }
-        let type_ = if ready { EventType::Normal } else { EventType::Warning };
-        self.publish(config.object_ref(&()), type_, reason, message.to_owned(), "Reconcile").await;
+        let type_ = if ready {
+            EventType::Normal
+        } else {
+            EventType::Warning
+        };
+        self.publish(
+            config.object_ref(&()),
+            type_,
+            reason,
+            message.to_owned(),
+            "Reconcile",
+        )
+        .await;
     }
 
     /// A workload was restarted.
@@ -51,7 +68,8 @@ impl Events {
             ..k8s_openapi::api::core::v1::ObjectReference::default()
         };
         let note = format!("{workload} is restarted, because the keys that its pods read have changed");
-        self.publish(reference, EventType::Normal, Reason::Restarted, note, "Restart").await;
+        self.publish(reference, EventType::Normal, Reason::Restarted, note, "Restart")
+            .await;
     }
 
     async fn publish(
@@ -72,12 +90,18 @@ impl Events {
             secondary: None,
         };
         if self.recorder.publish(&event, &reference).await.is_err() {
-            tracing::debug!(reason = reason.as_str(), "an event was not taken by the apiserver");
+            tracing::debug!(
+                reason = reason.as_str(),
+                "an event was not taken by the apiserver"
+            );
         }
     }
 
     fn may_speak(&self) -> bool {
-        let mut bucket = self.bucket.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut bucket = self
+            .bucket
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let now = Timestamp::now();
         let refilled = bucket.0 + now.duration_since(bucket.1).as_secs_f64().max(0.0);
         *bucket = (refilled.min(BURST), now);

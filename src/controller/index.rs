@@ -96,27 +96,42 @@ impl Index {
     /// Names of the Secrets known in a scope, to find those that a new list does not hold.
     pub fn secret_names(&self, namespace: Option<&str>) -> HashSet<Name> {
         let inner = self.lock();
-        inner.secrets.keys().filter(|(ns, _)| namespace.is_none_or(|wanted| wanted == ns)).cloned().collect()
+        inner
+            .secrets
+            .keys()
+            .filter(|(ns, _)| namespace.is_none_or(|wanted| wanted == ns))
+            .cloned()
+            .collect()
     }
 
     /// A Secret's facts.
     pub fn secret(&self, namespace: &str, name: &str) -> Option<SecretFacts> {
-        self.lock().secrets.get(&(namespace.to_owned(), name.to_owned())).cloned()
+        self.lock()
+            .secrets
+            .get(&(namespace.to_owned(), name.to_owned()))
+            .cloned()
     }
 
     /// A ConfigMap was seen.
     pub fn saw_config_map(&self, namespace: &str, name: &str, resource_version: String) {
-        self.lock().config_maps.insert((namespace.to_owned(), name.to_owned()), resource_version);
+        self.lock()
+            .config_maps
+            .insert((namespace.to_owned(), name.to_owned()), resource_version);
     }
 
     /// A ConfigMap is gone.
     pub fn lost_config_map(&self, namespace: &str, name: &str) {
-        self.lock().config_maps.remove(&(namespace.to_owned(), name.to_owned()));
+        self.lock()
+            .config_maps
+            .remove(&(namespace.to_owned(), name.to_owned()));
     }
 
     /// A ConfigMap's resourceVersion.
     pub fn config_map(&self, namespace: &str, name: &str) -> Option<String> {
-        self.lock().config_maps.get(&(namespace.to_owned(), name.to_owned())).cloned()
+        self.lock()
+            .config_maps
+            .get(&(namespace.to_owned(), name.to_owned()))
+            .cloned()
     }
 
     /// A namespace was seen. Returns whether what matters to us has changed.
@@ -158,12 +173,18 @@ impl Index {
 
     /// The pods of a namespace.
     pub fn pods(&self, namespace: &str) -> Vec<Arc<PodFacts>> {
-        self.lock().pods.get(namespace).map(|pods| pods.values().cloned().collect()).unwrap_or_default()
+        self.lock()
+            .pods
+            .get(namespace)
+            .map(|pods| pods.values().cloned().collect())
+            .unwrap_or_default()
     }
 
     /// A SealConfig exists.
     pub fn saw_config(&self, namespace: &str, name: &str, uid: String) {
-        self.lock().living.insert((namespace.to_owned(), name.to_owned()), uid);
+        self.lock()
+            .living
+            .insert((namespace.to_owned(), name.to_owned()), uid);
     }
 
     /// A SealConfig is gone, and with it its references.
@@ -177,18 +198,31 @@ impl Index {
 
     /// UIDs of the SealConfigs of a namespace.
     pub fn living(&self, namespace: &str) -> BTreeSet<String> {
-        self.lock().living.iter().filter(|((ns, _), _)| ns == namespace).map(|(_, uid)| uid.clone()).collect()
+        self.lock()
+            .living
+            .iter()
+            .filter(|((ns, _), _)| ns == namespace)
+            .map(|(_, uid)| uid.clone())
+            .collect()
     }
 
     /// Names of the SealConfigs of a namespace.
     pub fn configs(&self, namespace: &str) -> Vec<String> {
-        self.lock().living.keys().filter(|(ns, _)| ns == namespace).map(|(_, name)| name.clone()).collect()
+        self.lock()
+            .living
+            .keys()
+            .filter(|(ns, _)| ns == namespace)
+            .map(|(_, name)| name.clone())
+            .collect()
     }
 
     /// Names of the SealConfigs of a namespace that select pods.
     pub fn configs_with_pods(&self, namespace: &str) -> Vec<String> {
         let inner = self.lock();
-        let selecting = inner.referring.iter().filter(|((ns, _), refers)| ns == namespace && refers.selects_pods);
+        let selecting = inner
+            .referring
+            .iter()
+            .filter(|((ns, _), refers)| ns == namespace && refers.selects_pods);
         selecting.map(|((_, name), _)| name.clone()).collect()
     }
 
@@ -200,7 +234,10 @@ impl Index {
         if inner.referring.get(&key) == Some(&references) {
             return;
         }
-        let before = inner.referring.insert(key, references.clone()).unwrap_or_default();
+        let before = inner
+            .referring
+            .insert(key, references.clone())
+            .unwrap_or_default();
         for (kind, object) in before.objects {
             let place = (kind, (namespace.to_owned(), object));
             if let Some(names) = inner.references.get_mut(&place) {
@@ -211,21 +248,31 @@ impl Index {
             }
         }
         for (kind, object) in references.objects {
-            inner.references.entry((kind, (namespace.to_owned(), object))).or_default().insert(name.to_owned());
+            inner
+                .references
+                .entry((kind, (namespace.to_owned(), object)))
+                .or_default()
+                .insert(name.to_owned());
         }
     }
 
     /// Names of the SealConfigs that refer to an object.
     pub fn referring(&self, kind: Kind, namespace: &str, name: &str) -> Vec<String> {
         let place = (kind, (namespace.to_owned(), name.to_owned()));
-        self.lock().references.get(&place).map(|names| names.iter().cloned().collect()).unwrap_or_default()
+        self.lock()
+            .references
+            .get(&place)
+            .map(|names| names.iter().cloned().collect())
+            .unwrap_or_default()
     }
 
     /// Secrets that any SealConfig of a namespace reads.
     pub fn read_secrets(&self, namespace: &str) -> BTreeSet<String> {
         let inner = self.lock();
         let of_namespace = inner.referring.iter().filter(|((ns, _), _)| ns == namespace);
-        of_namespace.flat_map(|(_, refers)| refers.read_secrets.iter().cloned()).collect()
+        of_namespace
+            .flat_map(|(_, refers)| refers.read_secrets.iter().cloned())
+            .collect()
     }
 }
 
@@ -243,7 +290,10 @@ mod tests {
     use super::*;
 
     fn facts(version: &str) -> SecretFacts {
-        SecretFacts { resource_version: version.into(), ..SecretFacts::default() }
+        SecretFacts {
+            resource_version: version.into(),
+            ..SecretFacts::default()
+        }
     }
 
     #[test]
@@ -262,7 +312,10 @@ mod tests {
     fn references_follow_the_spec() {
         let index = Index::default();
         let references = |names: &[&str]| References {
-            objects: names.iter().map(|name| (Kind::Secret, (*name).to_owned())).collect(),
+            objects: names
+                .iter()
+                .map(|name| (Kind::Secret, (*name).to_owned()))
+                .collect(),
             ..References::default()
         };
         index.refer("n", "a", references(&["x", "y"]));

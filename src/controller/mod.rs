@@ -21,9 +21,7 @@ use kube::{
     Client, ResourceExt,
     core::DeserializeGuard,
     runtime::{
-        Controller, WatchStreamExt,
-        controller,
-        predicates, reflector,
+        Controller, WatchStreamExt, controller, predicates, reflector,
         utils::Predicate,
         watcher::{self, Event, watcher},
     },
@@ -79,8 +77,11 @@ pub async fn run(
         let _ = stopping.send(true);
     });
     let namespaces = &context.settings.watch_namespaces;
-    let scopes: Vec<Option<String>> =
-        if namespaces.is_empty() { vec![None] } else { namespaces.iter().cloned().map(Some).collect() };
+    let scopes: Vec<Option<String>> = if namespaces.is_empty() {
+        vec![None]
+    } else {
+        namespaces.iter().cloned().map(Some).collect()
+    };
     let running = scopes.into_iter().map(|namespace| {
         let mut stopped = stopped.clone();
         let stop = async move {
@@ -101,14 +102,25 @@ async fn run_scope(
     stop: impl Future<Output = ()> + Send + Sync + 'static,
 ) {
     let (trigger, triggered) = mpsc::unbounded();
-    let scope = Scope { namespace: namespace.clone(), trigger };
+    let scope = Scope {
+        namespace: namespace.clone(),
+        trigger,
+    };
     let watches_namespaces = namespace.is_none() && context.settings.identity.labels;
     let (sender, mut receiver) = tokio::sync::watch::channel(4 + usize::from(watches_namespaces));
     let pending: Pending = Arc::new(sender);
     let mut watches = tokio::task::JoinSet::new();
     watches.spawn(watch::secrets(context.clone(), scope.clone(), pending.clone()));
-    watches.spawn(watch::config_maps(context.clone(), scope.clone(), pending.clone()));
-    watches.spawn(watch::service_accounts(context.clone(), scope.clone(), pending.clone()));
+    watches.spawn(watch::config_maps(
+        context.clone(),
+        scope.clone(),
+        pending.clone(),
+    ));
+    watches.spawn(watch::service_accounts(
+        context.clone(),
+        scope.clone(),
+        pending.clone(),
+    ));
     watches.spawn(watch::pods(context.clone(), scope.clone(), pending.clone()));
     if watches_namespaces {
         watches.spawn(watch::namespaces(context.clone(), scope.clone(), pending.clone()));
@@ -122,7 +134,9 @@ async fn run_scope(
     let (reader, writer) = reflector::store::<DeserializeGuard<SealConfig>>();
     let api = scope.api::<DeserializeGuard<SealConfig>>(context.client.clone());
     let known = context.clone();
-    let changed = predicates::generation.combine(predicates::annotations).combine(predicates::labels);
+    let changed = predicates::generation
+        .combine(predicates::annotations)
+        .combine(predicates::labels);
     let configs = watcher(api, watcher::Config::default())
         .default_backoff()
         .modify(|config| config.managed_fields_mut().clear())
@@ -156,7 +170,9 @@ fn remember(context: &Context, event: &Event<DeserializeGuard<SealConfig>>) {
     match event {
         Event::Apply(config) | Event::InitApply(config) => {
             let (namespace, name) = (config.namespace().unwrap_or_default(), config.name_any());
-            context.index.saw_config(&namespace, &name, config.uid().unwrap_or_default());
+            context
+                .index
+                .saw_config(&namespace, &name, config.uid().unwrap_or_default());
         }
         Event::Delete(config) => context.forget(&config.namespace().unwrap_or_default(), &config.name_any()),
         Event::Init | Event::InitDone => {}

@@ -11,8 +11,8 @@ use super::{
     index::{Kind, References},
 };
 use crate::{
-    kube_ext::cluster::{entries, read_fault},
     api::{Reason, SealConfigStatus},
+    kube_ext::cluster::{entries, read_fault},
     seal::{
         Fault,
         model::{Model, SourceKind, SourceRef, unarmor},
@@ -30,11 +30,26 @@ pub fn references(model: &Model) -> References {
         };
         objects.insert((kind, source.name.clone()));
     }
-    let read_secrets: std::collections::BTreeSet<String> = model.read_secrets().into_iter().map(Into::into).collect();
+    let read_secrets: std::collections::BTreeSet<String> =
+        model.read_secrets().into_iter().map(Into::into).collect();
     objects.extend(read_secrets.iter().map(|name| (Kind::Secret, name.clone())));
-    objects.extend(model.targets.iter().map(|target| (Kind::Secret, target.secret.clone())));
-    objects.extend(model.service_accounts().into_iter().map(|name| (Kind::ServiceAccount, name.to_owned())));
-    References { objects, read_secrets, selects_pods: model.targets.iter().any(|target| target.selector.is_some()) }
+    objects.extend(
+        model
+            .targets
+            .iter()
+            .map(|target| (Kind::Secret, target.secret.clone())),
+    );
+    objects.extend(
+        model
+            .service_accounts()
+            .into_iter()
+            .map(|name| (Kind::ServiceAccount, name.to_owned())),
+    );
+    References {
+        objects,
+        read_secrets,
+        selects_pods: model.targets.iter().any(|target| target.selector.is_some()),
+    }
 }
 
 /// Looks at everything that the decisions need.
@@ -50,14 +65,23 @@ pub async fn observe(
     let namespace = &model.id.namespace;
     let index = &context.index;
     let sources = sources(context, model, remembered).await?;
-    let secrets = model.targets.iter().filter_map(|target| {
-        Some((target.secret.clone(), index.secret(namespace, &target.secret)?))
-    });
+    let secrets = model
+        .targets
+        .iter()
+        .filter_map(|target| Some((target.secret.clone(), index.secret(namespace, &target.secret)?)));
     let pods = if model.targets.iter().any(|target| target.selector.is_some()) {
         let selected = |pod: &crate::seal::observed::PodFacts| {
-            model.targets.iter().any(|target| target.selector.as_ref().is_some_and(|s| s.matches(&pod.labels)))
+            model
+                .targets
+                .iter()
+                .any(|target| target.selector.as_ref().is_some_and(|s| s.matches(&pod.labels)))
         };
-        index.pods(namespace).iter().filter(|pod| selected(pod)).map(|pod| (**pod).clone()).collect()
+        index
+            .pods(namespace)
+            .iter()
+            .filter(|pod| selected(pod))
+            .map(|pod| (**pod).clone())
+            .collect()
     } else {
         Vec::new()
     };
@@ -92,7 +116,10 @@ fn namespace_facts(context: &Context, namespace: &str) -> NamespaceFacts {
         operator_identity |= meta.identity_allowed;
         grants.extend(meta.grants);
     }
-    NamespaceFacts { operator_identity, grants }
+    NamespaceFacts {
+        operator_identity,
+        grants,
+    }
 }
 
 /// Reads the copies that lie in other objects, each once for each of its resourceVersions.
@@ -105,42 +132,69 @@ async fn sources(
     let mut known = BTreeMap::new();
     for source in model.sources() {
         let version = match source.kind {
-            SourceKind::Secret => context.index.secret(namespace, &source.name).map(|facts| facts.resource_version),
+            SourceKind::Secret => context
+                .index
+                .secret(namespace, &source.name)
+                .map(|facts| facts.resource_version),
             SourceKind::ConfigMap => context.index.config_map(namespace, &source.name),
         };
-        let before = remembered.sources.remove(source).filter(|(seen, _)| version.as_ref() == Some(seen));
+        let before = remembered
+            .sources
+            .remove(source)
+            .filter(|(seen, _)| version.as_ref() == Some(seen));
         let read = match before {
             Some(before) => before,
             None => read(context, namespace, source).await?,
         };
         known.insert(source.clone(), read);
     }
-    let facts = known.iter().map(|(source, (_, facts))| (source.clone(), facts.clone())).collect();
+    let facts = known
+        .iter()
+        .map(|(source, (_, facts))| (source.clone(), facts.clone()))
+        .collect();
     remembered.sources = known;
     Ok(facts)
 }
 
-async fn read(context: &Context, namespace: &str, source: &SourceRef) -> Result<(String, SourceFacts), Fault> {
+async fn read(
+    context: &Context,
+    namespace: &str,
+    source: &SourceRef,
+) -> Result<(String, SourceFacts), Fault> {
     let missing = (String::new(), SourceFacts::ObjectMissing);
     let (version, bytes) = match source.kind {
         SourceKind::Secret => {
-            let api: Api<k8s_openapi::api::core::v1::Secret> = Api::namespaced(context.client.clone(), namespace);
+            let api: Api<k8s_openapi::api::core::v1::Secret> =
+                Api::namespaced(context.client.clone(), namespace);
             let found = api.get_opt(&source.name).await;
-            let Some(secret) = found.map_err(|e| read_fault(&e, "get secrets", namespace, Reason::SourceMissing))? else {
+            let Some(secret) =
+                found.map_err(|e| read_fault(&e, "get secrets", namespace, Reason::SourceMissing))?
+            else {
                 return Ok(missing);
             };
             let version = secret.metadata.resource_version.clone().unwrap_or_default();
-            (version, entries(secret).remove(&source.key).map(|bytes| bytes.to_vec()))
+            (
+                version,
+                entries(secret).remove(&source.key).map(|bytes| bytes.to_vec()),
+            )
         }
         SourceKind::ConfigMap => {
             let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), namespace);
             let found = api.get_opt(&source.name).await;
-            let Some(map) = found.map_err(|e| read_fault(&e, "get configmaps", namespace, Reason::SourceMissing))? else {
+            let Some(map) =
+                found.map_err(|e| read_fault(&e, "get configmaps", namespace, Reason::SourceMissing))?
+            else {
                 return Ok(missing);
             };
             let version = map.metadata.resource_version.clone().unwrap_or_default();
-            let binary = map.binary_data.and_then(|mut data| data.remove(&source.key)).map(|bytes| bytes.0);
-            let text = map.data.and_then(|mut data| data.remove(&source.key)).map(String::into_bytes);
+            let binary = map
+                .binary_data
+                .and_then(|mut data| data.remove(&source.key))
+                .map(|bytes| bytes.0);
+            let text = map
+                .data
+                .and_then(|mut data| data.remove(&source.key))
+                .map(String::into_bytes);
             (version, binary.or(text))
         }
     };

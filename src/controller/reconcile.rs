@@ -22,37 +22,57 @@ pub async fn reconcile(
     let started = Instant::now();
     let Ok(config) = &object.0 else {
         // The apiserver lets nothing in that this version cannot read, but an older one may have. Its text is not logged.
-        tracing::warn!(namespace = object.namespace(), name = object.name_any(), "a SealConfig cannot be read");
+        tracing::warn!(
+            namespace = object.namespace(),
+            name = object.name_any(),
+            "a SealConfig cannot be read"
+        );
         return Ok(Action::await_change());
     };
-    if config.spec.controller_class != context.settings.controller_class || config.metadata.deletion_timestamp.is_some()
+    if config.spec.controller_class != context.settings.controller_class
+        || config.metadata.deletion_timestamp.is_some()
     {
         return Ok(Action::await_change());
     }
     let (namespace, name) = (config.namespace().unwrap_or_default(), config.name_any());
     let mut remembered = context.recall(&namespace, &name, &config.uid().unwrap_or_default());
-    let previous = remembered.status.take().or_else(|| config.status.clone()).unwrap_or_default();
+    let previous = remembered
+        .status
+        .take()
+        .or_else(|| config.status.clone())
+        .unwrap_or_default();
     let saved = remembered.saved.take().unwrap_or_else(|| previous.clone());
     let generation = config.metadata.generation.unwrap_or_default();
 
     let (next, wait) = match model::parse(config) {
-        Err(fault) => (status::failed(&previous, generation, &fault, Timestamp::now()), None),
+        Err(fault) => (
+            status::failed(&previous, generation, &fault, Timestamp::now()),
+            None,
+        ),
         Ok(model) => {
-            context.index.refer(&namespace, &name, observe::references(&model));
+            context
+                .index
+                .refer(&namespace, &name, observe::references(&model));
             if model.suspend {
                 (status::suspended(&previous, generation, Timestamp::now()), None)
             } else {
                 match observe::observe(&context, &model, &previous, &mut remembered).await {
                     Err(fault) => {
                         let wait = backoff(&fault, 3, 0.5);
-                        (status::failed(&previous, generation, &fault, Timestamp::now()), Some(wait))
+                        (
+                            status::failed(&previous, generation, &fault, Timestamp::now()),
+                            Some(wait),
+                        )
                     }
                     Ok(mut observed) => {
                         let findings = checks::check(&model, &observed);
                         let plan = plan::plan(&model, &observed, &findings);
                         let outcomes = apply::apply(&context, &model, &mut observed, &findings, &plan).await;
                         let next = status::status(&model, &observed, &findings, &outcomes);
-                        let after = crate::seal::observed::Observed { status: next.clone(), ..observed };
+                        let after = crate::seal::observed::Observed {
+                            status: next.clone(),
+                            ..observed
+                        };
                         let wait = status::next_look(&model, &after, &outcomes);
                         remembered.memory = after.memory;
                         (next, wait)
@@ -65,7 +85,9 @@ pub async fn reconcile(
     remembered.saved = outcome.is_err().then_some(saved);
     remembered.status = Some(next);
     context.remember(&namespace, &name, remembered);
-    context.metrics.reconciled("SealConfig", outcome.is_ok(), started.elapsed());
+    context
+        .metrics
+        .reconciled("SealConfig", outcome.is_ok(), started.elapsed());
     Ok(match outcome.err().or(wait) {
         Some(wait) => Action::requeue(wait),
         None => Action::await_change(),

@@ -30,12 +30,24 @@ pub async fn report(
             .conditions
             .iter()
             .find(|condition| condition.type_ == condition_types::READY)
-            .map(|condition| (condition.status.clone(), condition.reason.clone(), condition.message.clone()))
+            .map(|condition| {
+                (
+                    condition.status.clone(),
+                    condition.reason.clone(),
+                    condition.message.clone(),
+                )
+            })
     };
     let (before, after) = (ready(saved), ready(next));
-    let unhealthy = next.seals.iter().filter(|seal| seal.state == SealHealth::Unhealthy).count();
+    let unhealthy = next
+        .seals
+        .iter()
+        .filter(|seal| seal.state == SealHealth::Unhealthy)
+        .count();
     if let Some((status, reason, _)) = &after {
-        context.metrics.object(&namespace, &name, status == "True", reason, unhealthy);
+        context
+            .metrics
+            .object(&namespace, &name, status == "True", reason, unhealthy);
     }
     let to_value = |status: &SealConfigStatus| serde_json::to_value(status).unwrap_or_default();
     if let Some(patch) = merge_patch(&to_value(saved), &to_value(next)) {
@@ -51,9 +63,15 @@ pub async fn report(
         }
     }
     if let Some((status, reason, message)) = after
-        && before.as_ref().is_none_or(|(was, why, _)| *was != status || *why != reason)
+        && before
+            .as_ref()
+            .is_none_or(|(was, why, _)| *was != status || *why != reason)
     {
-        let word = Reason::ALL.iter().copied().find(|known| known.as_str() == reason).unwrap_or(Reason::Pending);
+        let word = Reason::ALL
+            .iter()
+            .copied()
+            .find(|known| known.as_str() == reason)
+            .unwrap_or(Reason::Pending);
         let is_ready = status == "True";
         if is_ready {
             tracing::info!(namespace, name, reason, "{message}");

@@ -35,7 +35,9 @@ pub async fn restart(context: &Context, model: &Model, observed: &Observed, outc
         if matches!(outcomes.targets.get(&target.name), Some(TargetOutcome::Failed(_))) {
             continue;
         }
-        let Some(secret) = observed.secrets.get(&target.secret) else { continue };
+        let Some(secret) = observed.secrets.get(&target.secret) else {
+            continue;
+        };
         if secret.owner_uid.as_ref() != Some(&model.id.uid) {
             continue;
         }
@@ -58,11 +60,17 @@ async fn restart_target(
         .filter(|pod| !pod.leaving && pod.uses.iter().any(|used| used.secret == target.secret))
         .filter(|pod| {
             use kube::core::SelectorExt;
-            target.selector.as_ref().is_some_and(|selector| selector.matches(&pod.labels))
+            target
+                .selector
+                .as_ref()
+                .is_some_and(|selector| selector.matches(&pod.labels))
         })
         .collect();
     // Nothing is asked of the apiserver while every pod is current: this runs at every reconcile.
-    if using.iter().all(|pod| is_current(pod, &target.secret, delivered, delivered.keys_changed)) {
+    if using
+        .iter()
+        .all(|pod| is_current(pod, &target.secret, delivered, delivered.keys_changed))
+    {
         return Ok(());
     }
     let mut workloads: BTreeMap<(String, String), Vec<&PodFacts>> = BTreeMap::new();
@@ -73,19 +81,31 @@ async fn restart_target(
     }
     let mut merged: BTreeMap<(String, String), (Workload, Vec<&PodFacts>)> = BTreeMap::new();
     for ((kind, name), pods) in workloads {
-        let Some(workload) = Workload::find(&context.client, &model.id.namespace, &kind, &name, &target.secret).await?
+        let Some(workload) =
+            Workload::find(&context.client, &model.id.namespace, &kind, &name, &target.secret).await?
         else {
             continue;
         };
         let key = (workload.kind.to_owned(), workload.name.clone());
-        merged.entry(key).or_insert_with(|| (workload, Vec::new())).1.extend(pods);
+        merged
+            .entry(key)
+            .or_insert_with(|| (workload, Vec::new()))
+            .1
+            .extend(pods);
     }
     let mut blocked = None;
     for (workload, pods) in merged.into_values() {
         match decide(&workload.facts, &pods, &target.secret, delivered, observed.now) {
             Restart::Nothing | Restart::NotAsked => {}
             Restart::Annotate => {
-                workload.annotate(&context.client, &model.id.namespace, delivered.count, observed.now).await?;
+                workload
+                    .annotate(
+                        &context.client,
+                        &model.id.namespace,
+                        delivered.count,
+                        observed.now,
+                    )
+                    .await?;
                 context.events.restarted(model, &workload.facts.name).await;
             }
             Restart::Evict(pod) => evict(&context.client, &model.id.namespace, &pod).await?,
@@ -99,7 +119,11 @@ async fn evict(client: &Client, namespace: &str, pod: &str) -> Result<(), Fault>
     let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
     match api.evict(pod, &EvictParams::default()).await {
         Ok(_) => {
-            tracing::info!(namespace, pod, "evicted, so that it starts with the keys delivered now");
+            tracing::info!(
+                namespace,
+                pod,
+                "evicted, so that it starts with the keys delivered now"
+            );
             Ok(())
         }
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
@@ -107,7 +131,12 @@ async fn evict(client: &Client, namespace: &str, pod: &str) -> Result<(), Fault>
             Reason::RestartBlocked,
             format!("a PodDisruptionBudget does not let pod {pod} go yet; it is asked again"),
         )),
-        Err(error) => Err(read_fault(&error, "create pods/eviction", namespace, Reason::RestartBlocked)),
+        Err(error) => Err(read_fault(
+            &error,
+            "create pods/eviction",
+            namespace,
+            Reason::RestartBlocked,
+        )),
     }
 }
 
@@ -131,8 +160,14 @@ impl Workload {
                 let Some(set) = get::<ReplicaSet>(client, namespace, name, "get replicasets").await? else {
                     return Ok(None);
                 };
-                let owner = set.owner_references().iter().find(|owner| owner.controller == Some(true));
-                match owner.filter(|owner| owner.kind == "Deployment").map(|owner| owner.name.clone()) {
+                let owner = set
+                    .owner_references()
+                    .iter()
+                    .find(|owner| owner.controller == Some(true));
+                match owner
+                    .filter(|owner| owner.kind == "Deployment")
+                    .map(|owner| owner.name.clone())
+                {
                     Some(name) => Ok(get::<Deployment>(client, namespace, &name, "get deployments")
                         .await?
                         .map(|deployment| Self::deployment(&deployment, secret))),
@@ -156,15 +191,30 @@ impl Workload {
         secret: &str,
         rollout: Rollout,
         on_delete: bool,
+        replicas: i32,
     ) -> Self {
         let name = object.name_any();
-        let restarts = object.annotations().get(names::RESTARTS).map(String::as_str).unwrap_or_default();
+        let restarts = object
+            .annotations()
+            .get(names::RESTARTS)
+            .map(String::as_str)
+            .unwrap_or_default();
         let counter = template
-            .and_then(|template| template.metadata.as_ref()?.annotations.as_ref()?.get(names::DELIVERED))
+            .and_then(|template| {
+                template
+                    .metadata
+                    .as_ref()?
+                    .annotations
+                    .as_ref()?
+                    .get(names::DELIVERED)
+            })
             .and_then(|text| text.parse().ok());
         let facts = WorkloadFacts {
             name: format!("{kind} {name}"),
-            allowed: object.annotations().get(names::RESTART).is_some_and(|value| value == names::ALLOWED),
+            allowed: object
+                .annotations()
+                .get(names::RESTART)
+                .is_some_and(|value| value == names::ALLOWED),
             uses_secret: template
                 .and_then(|template| template.spec.as_ref())
                 .is_some_and(|spec| facts::template_uses(spec, secret)),
@@ -172,6 +222,7 @@ impl Workload {
             restarts: restarts.split(',').filter_map(|text| text.parse().ok()).collect(),
             rollout,
             on_delete,
+            replicas: usize::try_from(replicas).unwrap_or_default(),
         };
         Self { kind, name, facts }
     }
@@ -184,9 +235,14 @@ impl Workload {
         let updated = status.and_then(|status| status.updated_replicas).unwrap_or(0);
         let available = status.and_then(|status| status.available_replicas).unwrap_or(0);
         let all = status.and_then(|status| status.replicas).unwrap_or(0);
-        let gave_up = status.and_then(|status| status.conditions.as_ref()).is_some_and(|conditions| {
-            conditions.iter().any(|condition| condition.type_.as_deref() == Some("Progressing") && condition.status.as_deref() == Some("False"))
-        });
+        let gave_up = status
+            .and_then(|status| status.conditions.as_ref())
+            .is_some_and(|conditions| {
+                conditions.iter().any(|condition| {
+                    condition.type_.as_deref() == Some("Progressing")
+                        && condition.status.as_deref() == Some("False")
+                })
+            });
         let rollout = if seen && gave_up {
             Rollout::Failed
         } else if seen && updated == wanted && available >= wanted && all == updated {
@@ -194,7 +250,15 @@ impl Workload {
         } else {
             Rollout::Running
         };
-        Self::new("Deployment", object, Some(&spec.template), secret, rollout, false)
+        Self::new(
+            "Deployment",
+            object,
+            Some(&spec.template),
+            secret,
+            rollout,
+            false,
+            wanted,
+        )
     }
 
     fn stateful_set(object: &StatefulSet, secret: &str) -> Self {
@@ -204,10 +268,25 @@ impl Workload {
         let seen = status.and_then(|status| status.observed_generation) >= object.metadata.generation;
         let ready = status.and_then(|status| status.ready_replicas).unwrap_or(0);
         let same = status.is_none_or(|status| status.current_revision == status.update_revision);
-        let rollout = if seen && same && ready >= wanted { Rollout::Complete } else { Rollout::Running };
-        let strategy = spec.update_strategy.as_ref().and_then(|strategy| strategy.type_.as_deref());
+        let rollout = if seen && same && ready >= wanted {
+            Rollout::Complete
+        } else {
+            Rollout::Running
+        };
+        let strategy = spec
+            .update_strategy
+            .as_ref()
+            .and_then(|strategy| strategy.type_.as_deref());
         let on_delete = strategy == Some("OnDelete");
-        Self::new("StatefulSet", object, Some(&spec.template), secret, rollout, on_delete)
+        Self::new(
+            "StatefulSet",
+            object,
+            Some(&spec.template),
+            secret,
+            rollout,
+            on_delete,
+            wanted,
+        )
     }
 
     fn daemon_set(object: &DaemonSet, secret: &str) -> Self {
@@ -216,45 +295,88 @@ impl Workload {
         let seen = status.and_then(|status| status.observed_generation) >= object.metadata.generation;
         let wanted = status.map_or(0, |status| status.desired_number_scheduled);
         let ready = status.map_or(0, |status| status.number_ready);
-        let updated = status.and_then(|status| status.updated_number_scheduled).unwrap_or(0);
+        let updated = status
+            .and_then(|status| status.updated_number_scheduled)
+            .unwrap_or(0);
         let complete = seen && ready >= wanted && updated >= wanted;
-        let strategy = spec.update_strategy.as_ref().and_then(|strategy| strategy.type_.as_deref());
+        let strategy = spec
+            .update_strategy
+            .as_ref()
+            .and_then(|strategy| strategy.type_.as_deref());
         let on_delete = strategy == Some("OnDelete");
-        let rollout = if complete { Rollout::Complete } else { Rollout::Running };
-        Self::new("DaemonSet", object, Some(&spec.template), secret, rollout, on_delete)
+        let rollout = if complete {
+            Rollout::Complete
+        } else {
+            Rollout::Running
+        };
+        Self::new(
+            "DaemonSet",
+            object,
+            Some(&spec.template),
+            secret,
+            rollout,
+            on_delete,
+            wanted,
+        )
     }
 
-    async fn annotate(&self, client: &Client, namespace: &str, counter: u64, now: Timestamp) -> Result<(), Fault> {
+    async fn annotate(
+        &self,
+        client: &Client,
+        namespace: &str,
+        counter: u64,
+        now: Timestamp,
+    ) -> Result<(), Fault> {
         let mut restarts = self.facts.restarts.clone();
         restarts.push(now);
-        let keep = restarts.len().saturating_sub(crate::seal::rollout::RESTARTS_A_DAY);
+        let keep = restarts
+            .len()
+            .saturating_sub(crate::seal::rollout::RESTARTS_A_DAY);
         let restarts: Vec<String> = restarts[keep..].iter().map(ToString::to_string).collect();
         let patch = json!({
             "metadata": {"annotations": {names::RESTARTS: restarts.join(",")}},
             "spec": {"template": {"metadata": {"annotations": {names::DELIVERED: counter.to_string()}}}},
         });
-        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        let params = PatchParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
         let patch = Patch::Merge(&patch);
         let done = match self.kind {
-            "Deployment" => {
-                Api::<Deployment>::namespaced(client.clone(), namespace).patch(&self.name, &params, &patch).await.map(drop)
-            }
-            "StatefulSet" => {
-                Api::<StatefulSet>::namespaced(client.clone(), namespace).patch(&self.name, &params, &patch).await.map(drop)
-            }
-            _ => Api::<DaemonSet>::namespaced(client.clone(), namespace).patch(&self.name, &params, &patch).await.map(drop),
+            "Deployment" => Api::<Deployment>::namespaced(client.clone(), namespace)
+                .patch(&self.name, &params, &patch)
+                .await
+                .map(drop),
+            "StatefulSet" => Api::<StatefulSet>::namespaced(client.clone(), namespace)
+                .patch(&self.name, &params, &patch)
+                .await
+                .map(drop),
+            _ => Api::<DaemonSet>::namespaced(client.clone(), namespace)
+                .patch(&self.name, &params, &patch)
+                .await
+                .map(drop),
         };
         let right = format!("patch {}s", self.kind.to_lowercase());
         done.map_err(|error| read_fault(&error, &right, namespace, Reason::RestartBlocked))?;
-        tracing::info!(namespace, workload = self.facts.name.as_str(), counter, "restarted, because keys changed");
+        tracing::info!(
+            namespace,
+            workload = self.facts.name.as_str(),
+            counter,
+            "restarted, because keys changed"
+        );
         Ok(())
     }
 }
 
 async fn get<K>(client: &Client, namespace: &str, name: &str, right: &str) -> Result<Option<K>, Fault>
 where
-    K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
+    K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + DeserializeOwned
+        + std::fmt::Debug,
 {
-    let found = Api::<K>::namespaced(client.clone(), namespace).get_opt(name).await;
+    let found = Api::<K>::namespaced(client.clone(), namespace)
+        .get_opt(name)
+        .await;
     found.map_err(|error| read_fault(&error, right, namespace, Reason::RestartBlocked))
 }

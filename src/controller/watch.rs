@@ -72,7 +72,10 @@ where
                 Ok(event) => Some(event),
                 Err(_) => {
                     // Its text is the server's; the right that is missing is what people need to know.
-                    tracing::warn!(kind, "a watch failed and is started again; may the operator list and watch them?");
+                    tracing::warn!(
+                        kind,
+                        "a watch failed and is started again; may the operator list and watch them?"
+                    );
                     None
                 }
             })
@@ -103,20 +106,35 @@ pub async fn secrets(context: Arc<Context>, scope: Scope, pending: Pending) {
             Event::InitApply(secret) | Event::Apply(secret) => {
                 let (namespace, name) = name_of(&secret);
                 gone.remove(&(namespace.clone(), name.clone()));
-                if context.index.saw_secret(&namespace, &name, facts::secret(&secret.metadata)) {
-                    scope.look_at(&namespace, context.index.referring(Kind::Secret, &namespace, &name));
+                if context
+                    .index
+                    .saw_secret(&namespace, &name, facts::secret(&secret.metadata))
+                {
+                    scope.look_at(
+                        &namespace,
+                        context.index.referring(Kind::Secret, &namespace, &name),
+                    );
                 }
             }
             Event::Delete(secret) => {
                 let (namespace, name) = name_of(&secret);
-                if context.index.lost_secret(&namespace, &name, secret.metadata.resource_version.as_deref()) {
-                    scope.look_at(&namespace, context.index.referring(Kind::Secret, &namespace, &name));
+                if context
+                    .index
+                    .lost_secret(&namespace, &name, secret.metadata.resource_version.as_deref())
+                {
+                    scope.look_at(
+                        &namespace,
+                        context.index.referring(Kind::Secret, &namespace, &name),
+                    );
                 }
             }
             Event::InitDone => {
                 for (namespace, name) in gone.drain() {
                     context.index.lost_secret(&namespace, &name, None);
-                    scope.look_at(&namespace, context.index.referring(Kind::Secret, &namespace, &name));
+                    scope.look_at(
+                        &namespace,
+                        context.index.referring(Kind::Secret, &namespace, &name),
+                    );
                 }
                 listed(&pending, &mut first);
             }
@@ -137,7 +155,9 @@ pub async fn config_maps(context: Arc<Context>, scope: Scope, pending: Pending) 
             }
             Event::InitApply(map) | Event::Apply(map) => {
                 let (namespace, name) = name_of(&map);
-                context.index.saw_config_map(&namespace, &name, map.resource_version().unwrap_or_default());
+                context
+                    .index
+                    .saw_config_map(&namespace, &name, map.resource_version().unwrap_or_default());
                 map
             }
             Event::Delete(map) => {
@@ -147,13 +167,19 @@ pub async fn config_maps(context: Arc<Context>, scope: Scope, pending: Pending) 
             }
         };
         let (namespace, name) = name_of(&map);
-        scope.look_at(&namespace, context.index.referring(Kind::ConfigMap, &namespace, &name));
+        scope.look_at(
+            &namespace,
+            context.index.referring(Kind::ConfigMap, &namespace, &name),
+        );
     }
 }
 
 /// ServiceAccounts: only to look again when one that is waited for appears or changes.
 pub async fn service_accounts(context: Arc<Context>, scope: Scope, pending: Pending) {
-    let mut stream = events(scope.api::<Meta<ServiceAccount>>(context.client.clone()), "serviceaccounts");
+    let mut stream = events(
+        scope.api::<Meta<ServiceAccount>>(context.client.clone()),
+        "serviceaccounts",
+    );
     let mut first = true;
     while let Some(event) = stream.next().await {
         match event {
@@ -161,7 +187,10 @@ pub async fn service_accounts(context: Arc<Context>, scope: Scope, pending: Pend
             Event::InitDone => listed(&pending, &mut first),
             Event::InitApply(account) | Event::Apply(account) | Event::Delete(account) => {
                 let (namespace, name) = name_of(&account);
-                scope.look_at(&namespace, context.index.referring(Kind::ServiceAccount, &namespace, &name));
+                scope.look_at(
+                    &namespace,
+                    context.index.referring(Kind::ServiceAccount, &namespace, &name),
+                );
             }
         }
     }
@@ -205,11 +234,28 @@ pub async fn namespaces(context: Arc<Context>, scope: Scope, pending: Pending) {
             Event::InitDone => listed(&pending, &mut first),
             Event::InitApply(namespace) | Event::Apply(namespace) => {
                 let name = namespace.name_any();
-                let allowed =
-                    namespace.labels().get(names::OPERATOR_IDENTITY).is_some_and(|value| value == names::ALLOWED);
-                let grants = namespace.annotations().get(names::GRANTS).map(String::as_str).unwrap_or_default();
-                let grants = grants.split(',').map(str::trim).filter(|arn| !arn.is_empty()).map(Into::into).collect();
-                if context.index.saw_namespace(&name, NamespaceMeta { identity_allowed: allowed, grants }) {
+                let allowed = namespace
+                    .labels()
+                    .get(names::OPERATOR_IDENTITY)
+                    .is_some_and(|value| value == names::ALLOWED);
+                let grants = namespace
+                    .annotations()
+                    .get(names::GRANTS)
+                    .map(String::as_str)
+                    .unwrap_or_default();
+                let grants = grants
+                    .split(',')
+                    .map(str::trim)
+                    .filter(|arn| !arn.is_empty())
+                    .map(Into::into)
+                    .collect();
+                if context.index.saw_namespace(
+                    &name,
+                    NamespaceMeta {
+                        identity_allowed: allowed,
+                        grants,
+                    },
+                ) {
                     scope.look_at(&name, context.index.configs(&name));
                 }
             }

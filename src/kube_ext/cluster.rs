@@ -40,7 +40,12 @@ impl Cluster for ApiserverCluster {
         async move {
             let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
             let account = api.get_metadata_opt(name).await.map_err(|error| {
-                read_fault(&error, "get serviceaccounts", namespace, Reason::CredentialsMissing)
+                read_fault(
+                    &error,
+                    "get serviceaccounts",
+                    namespace,
+                    Reason::CredentialsMissing,
+                )
             })?;
             Ok(account.map(|account| account.metadata.annotations.unwrap_or_default()))
         }
@@ -63,16 +68,26 @@ impl Cluster for ApiserverCluster {
                 }),
                 ..TokenRequest::default()
             };
-            let answer = api.create_token_request(name, &PostParams::default(), &request).await.map_err(|error| {
-                if code(&error) == Some(404) {
-                    Fault::denied(
-                        Reason::ServiceAccountMissing,
-                        format!("ServiceAccount {name} does not exist in namespace {namespace}; create it"),
-                    )
-                } else {
-                    read_fault(&error, "create serviceaccounts/token", namespace, Reason::TokenRequestDenied)
-                }
-            })?;
+            let answer = api
+                .create_token_request(name, &PostParams::default(), &request)
+                .await
+                .map_err(|error| {
+                    if code(&error) == Some(404) {
+                        Fault::denied(
+                            Reason::ServiceAccountMissing,
+                            format!(
+                                "ServiceAccount {name} does not exist in namespace {namespace}; create it"
+                            ),
+                        )
+                    } else {
+                        read_fault(
+                            &error,
+                            "create serviceaccounts/token",
+                            namespace,
+                            Reason::TokenRequestDenied,
+                        )
+                    }
+                })?;
             let token = answer.status.and_then(|status| status.token).unwrap_or_default();
             Ok(Token::new(token))
         }
@@ -99,7 +114,9 @@ impl Cluster for ApiserverCluster {
 /// The entries of a Secret, each moved into a buffer that is wiped.
 pub fn entries(secret: Secret) -> SecretEntries {
     let data = secret.data.unwrap_or_default();
-    data.into_iter().map(|(name, bytes)| (name, Zeroizing::new(bytes.0))).collect()
+    data.into_iter()
+        .map(|(name, bytes)| (name, Zeroizing::new(bytes.0)))
+        .collect()
 }
 
 fn code(error: &kube::Error) -> Option<u16> {
@@ -114,7 +131,9 @@ pub fn read_fault(error: &kube::Error, right: &str, namespace: &str, denied: Rea
     match code(error) {
         Some(403) => Fault::denied(
             denied,
-            format!("the operator may not {right} in namespace {namespace}; grant it that in a Role of that namespace"),
+            format!(
+                "the operator may not {right} in namespace {namespace}; grant it that in a Role of that namespace"
+            ),
         ),
         Some(code) => Fault::transient(
             Reason::DeliveryFailed,

@@ -26,10 +26,19 @@ pub fn secret(metadata: &ObjectMeta) -> SecretFacts {
 
 /// What the annotations of a delivered Secret say of its content.
 pub fn delivered(annotations: &BTreeMap<String, String>) -> Delivered {
-    let time = |name: &str| annotations.get(name).and_then(|text| text.parse::<Timestamp>().ok());
-    let marks = annotations.get(names::KEYS).and_then(|text| serde_json::from_str::<Map<String, Value>>(text).ok());
+    let time = |name: &str| {
+        annotations
+            .get(name)
+            .and_then(|text| text.parse::<Timestamp>().ok())
+    };
+    let marks = annotations
+        .get(names::KEYS)
+        .and_then(|text| serde_json::from_str::<Map<String, Value>>(text).ok());
     Delivered {
-        count: annotations.get(names::DELIVERED).and_then(|text| text.parse().ok()).unwrap_or_default(),
+        count: annotations
+            .get(names::DELIVERED)
+            .and_then(|text| text.parse().ok())
+            .unwrap_or_default(),
         keys_changed: time(names::KEYS_CHANGED),
         content_changed: time(names::CONTENT_CHANGED),
         marks: marks
@@ -43,14 +52,20 @@ pub fn delivered(annotations: &BTreeMap<String, String>) -> Delivered {
 /// The annotations that [`delivered`] reads again.
 pub fn delivered_annotations(delivered: &Delivered) -> BTreeMap<String, String> {
     let mut annotations = BTreeMap::from([(names::DELIVERED.to_owned(), delivered.count.to_string())]);
-    let times = [(names::KEYS_CHANGED, delivered.keys_changed), (names::CONTENT_CHANGED, delivered.content_changed)];
+    let times = [
+        (names::KEYS_CHANGED, delivered.keys_changed),
+        (names::CONTENT_CHANGED, delivered.content_changed),
+    ];
     for (name, time) in times {
         if let Some(time) = time {
             annotations.insert(name.to_owned(), time.to_string());
         }
     }
-    let marks: Map<String, Value> =
-        delivered.marks.iter().map(|(key, mark)| (key.clone(), json!({"version": 1, "mark": mark}))).collect();
+    let marks: Map<String, Value> = delivered
+        .marks
+        .iter()
+        .map(|(key, mark)| (key.clone(), json!({"version": 1, "mark": mark})))
+        .collect();
     annotations.insert(names::KEYS.to_owned(), Value::Object(marks).to_string());
     annotations
 }
@@ -59,10 +74,19 @@ pub fn delivered_annotations(delivered: &Delivered) -> BTreeMap<String, String> 
 pub fn pod(pod: &Pod) -> PodFacts {
     let status = pod.status.as_ref();
     let phase = status.and_then(|status| status.phase.as_deref());
-    let ready = status.and_then(|status| status.conditions.as_ref()).is_some_and(|conditions| {
-        conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
-    });
-    let controller = pod.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+    let ready = status
+        .and_then(|status| status.conditions.as_ref())
+        .is_some_and(|conditions| {
+            conditions
+                .iter()
+                .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+        });
+    let controller = pod
+        .metadata
+        .owner_references
+        .iter()
+        .flatten()
+        .find(|owner| owner.controller == Some(true));
     PodFacts {
         name: pod.metadata.name.clone().unwrap_or_default(),
         uid: pod.metadata.uid.clone().unwrap_or_default(),
@@ -71,40 +95,65 @@ pub fn pod(pod: &Pod) -> PodFacts {
         controller: controller.map(|owner| (owner.kind.clone(), owner.name.clone())),
         leaving: pod.metadata.deletion_timestamp.is_some() || matches!(phase, Some("Succeeded" | "Failed")),
         ready,
+        delivered: pod
+            .metadata
+            .annotations
+            .as_ref()
+            .and_then(|annotations| annotations.get(names::DELIVERED)?.parse().ok()),
         uses: pod.spec.as_ref().map(|spec| uses(spec, pod)).unwrap_or_default(),
     }
 }
 
 /// Whether a pod template itself uses a Secret.
 pub fn template_uses(spec: &PodSpec, secret: &str) -> bool {
-    uses(spec, &Pod::default()).iter().any(|used| used.secret == secret)
+    uses(spec, &Pod::default())
+        .iter()
+        .any(|used| used.secret == secret)
 }
 
 fn uses(spec: &PodSpec, pod: &Pod) -> Vec<SecretUse> {
-    let mounted: BTreeMap<&str, Vec<&str>> =
-        spec.volumes.iter().flatten().map(|volume| (volume.name.as_str(), volume_secrets(volume))).collect();
+    let mounted: BTreeMap<&str, Vec<&str>> = spec
+        .volumes
+        .iter()
+        .flatten()
+        .map(|volume| (volume.name.as_str(), volume_secrets(volume)))
+        .collect();
     let status = pod.status.as_ref();
     let init = spec.init_containers.iter().flatten();
     let init_status = status.and_then(|status| status.init_container_statuses.as_ref());
     let main_status = status.and_then(|status| status.container_statuses.as_ref());
     let containers = init
         .map(|container| (container, started(&container.name, init_status, true)))
-        .chain(spec.containers.iter().map(|container| (container, started(&container.name, main_status, false))));
+        .chain(
+            spec.containers
+                .iter()
+                .map(|container| (container, started(&container.name, main_status, false))),
+        );
     let mut found = Vec::new();
     let mut seen_volumes = BTreeSet::new();
     for (container, started) in containers {
         for secret in environment_secrets(container) {
-            found.push(SecretUse { secret: secret.to_owned(), volume: false, started });
+            found.push(SecretUse {
+                secret: secret.to_owned(),
+                volume: false,
+                started,
+            });
         }
         for mount in container.volume_mounts.iter().flatten() {
             seen_volumes.insert(mount.name.as_str());
             for secret in mounted.get(mount.name.as_str()).into_iter().flatten() {
-                found.push(SecretUse { secret: (*secret).to_owned(), volume: true, started });
+                found.push(SecretUse {
+                    secret: (*secret).to_owned(),
+                    volume: true,
+                    started,
+                });
             }
         }
     }
     // A volume that no container mounts still belongs to the pod, from its start.
-    let pod_started = status.and_then(|status| status.start_time.as_ref()).map(|time| time.0);
+    let pod_started = status
+        .and_then(|status| status.start_time.as_ref())
+        .map(|time| time.0);
     for (volume, secrets) in &mounted {
         if !seen_volumes.contains(volume) {
             let uses = secrets.iter();
@@ -119,25 +168,57 @@ fn uses(spec: &PodSpec, pod: &Pod) -> Vec<SecretUse> {
 }
 
 fn volume_secrets(volume: &Volume) -> Vec<&str> {
-    let direct = volume.secret.as_ref().and_then(|secret| secret.secret_name.as_deref());
-    let projected = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
-    direct.into_iter().chain(projected.filter_map(|source| Some(source.secret.as_ref()?.name.as_str()))).collect()
+    let direct = volume
+        .secret
+        .as_ref()
+        .and_then(|secret| secret.secret_name.as_deref());
+    let projected = volume
+        .projected
+        .iter()
+        .flat_map(|projected| projected.sources.iter().flatten());
+    direct
+        .into_iter()
+        .chain(projected.filter_map(|source| Some(source.secret.as_ref()?.name.as_str())))
+        .collect()
 }
 
 fn environment_secrets(container: &Container) -> Vec<&str> {
     let single = container.env.iter().flatten().filter_map(|variable| {
-        Some(variable.value_from.as_ref()?.secret_key_ref.as_ref()?.name.as_str())
+        Some(
+            variable
+                .value_from
+                .as_ref()?
+                .secret_key_ref
+                .as_ref()?
+                .name
+                .as_str(),
+        )
     });
-    let whole = container.env_from.iter().flatten().filter_map(|from| Some(from.secret_ref.as_ref()?.name.as_str()));
+    let whole = container
+        .env_from
+        .iter()
+        .flatten()
+        .filter_map(|from| Some(from.secret_ref.as_ref()?.name.as_str()));
     single.chain(whole).collect()
 }
 
 /// When a container last started. One that ended does not read anything any more, but an init container
 /// that ended has read what it was there for.
 fn started(name: &str, statuses: Option<&Vec<ContainerStatus>>, init: bool) -> Option<Timestamp> {
-    let state = statuses?.iter().find(|status| status.name == name)?.state.as_ref()?;
-    let running = state.running.as_ref().and_then(|running| running.started_at.as_ref());
-    let ended = state.terminated.as_ref().filter(|_| init).and_then(|ended| ended.started_at.as_ref());
+    let state = statuses?
+        .iter()
+        .find(|status| status.name == name)?
+        .state
+        .as_ref()?;
+    let running = state
+        .running
+        .as_ref()
+        .and_then(|running| running.started_at.as_ref());
+    let ended = state
+        .terminated
+        .as_ref()
+        .filter(|_| init)
+        .and_then(|ended| ended.started_at.as_ref());
     running.or(ended).map(|time| time.0)
 }
 
@@ -174,8 +255,11 @@ mod tests {
                 "containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 0, "state": {"running": {"startedAt": "2026-01-01T00:00:02Z"}}}],
             },
         }));
-        let seen: Vec<_> =
-            facts.uses.iter().map(|u| (u.secret.as_str(), u.volume, u.started.map(|t| t.to_string()))).collect();
+        let seen: Vec<_> = facts
+            .uses
+            .iter()
+            .map(|u| (u.secret.as_str(), u.volume, u.started.map(|t| t.to_string())))
+            .collect();
         let at = |second: u8| Some(format!("2026-01-01T00:00:0{second}Z"));
         assert_eq!(
             seen,

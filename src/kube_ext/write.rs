@@ -84,7 +84,14 @@ pub async fn patch_status(
         <SealConfig as kube::Resource>::plural(&()),
     );
     let body = serde_json::json!({"metadata": {"uid": uid}, "status": patch});
-    send(client, Method::PATCH, &uri, "application/merge-patch+json", Body::from(body.to_string().into_bytes())).await
+    send(
+        client,
+        Method::PATCH,
+        &uri,
+        "application/merge-patch+json",
+        Body::from(body.to_string().into_bytes()),
+    )
+    .await
 }
 
 async fn send(
@@ -103,14 +110,21 @@ async fn send(
         .map_err(|_| WriteError::Unreachable)?;
     let response = client.send(request).await.map_err(|_| WriteError::Unreachable)?;
     let status = response.status();
-    let bytes = response.into_body().collect_bytes().await.map_err(|_| WriteError::Unreachable)?;
+    let bytes = response
+        .into_body()
+        .collect_bytes()
+        .await
+        .map_err(|_| WriteError::Unreachable)?;
     if !status.is_success() {
         let reason = serde_json::from_slice::<Value>(&bytes)
             .ok()
             .and_then(|answer| Some(answer.get("reason")?.as_str()?.to_owned()))
             .filter(|word| word.len() <= 64 && word.chars().all(|c| c.is_ascii_alphabetic()))
             .unwrap_or_default();
-        return Err(WriteError::Refused { status: status.as_u16(), reason });
+        return Err(WriteError::Refused {
+            status: status.as_u16(),
+            reason,
+        });
     }
     let object: PartialObjectMeta<k8s_openapi::api::core::v1::Secret> =
         serde_json::from_slice(&bytes).map_err(|_| WriteError::Unreachable)?;

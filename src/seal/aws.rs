@@ -41,11 +41,7 @@ impl FromStr for Region {
             && text
                 .bytes()
                 .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-        if fits {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(())
-        }
+        if fits { Ok(Self(text.to_owned())) } else { Err(()) }
     }
 }
 
@@ -202,9 +198,7 @@ impl FromStr for KeyRef {
 
     fn from_str(text: &str) -> Result<Self, ()> {
         let id_fits = |id: &str| {
-            !id.is_empty()
-                && id.len() <= 256
-                && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            !id.is_empty() && id.len() <= 256 && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
         };
         let alias_fits = |alias: &str| {
             alias.len() > 6
@@ -238,10 +232,11 @@ impl FromStr for KeyRef {
             return Err(());
         };
         let region = region.parse()?;
-        if !partition.starts_with("aws")
-            || account.len() != 12
-            || !account.bytes().all(|b| b.is_ascii_digit())
-        {
+        let partition_fits = partition == "aws"
+            || partition.strip_prefix("aws-").is_some_and(|rest| {
+                !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')
+            });
+        if !partition_fits || account.len() != 12 || !account.bytes().all(|b| b.is_ascii_digit()) {
             return Err(());
         }
         let (partition, account) = (partition.to_owned(), account.to_owned());
@@ -252,14 +247,12 @@ impl FromStr for KeyRef {
                 account,
                 id: id.to_owned(),
             })),
-            None if resource.starts_with("alias/") && alias_fits(resource) => {
-                Ok(KeyRef::AliasArn {
-                    partition,
-                    region,
-                    account,
-                    alias: resource.to_owned(),
-                })
-            }
+            None if resource.starts_with("alias/") && alias_fits(resource) => Ok(KeyRef::AliasArn {
+                partition,
+                region,
+                account,
+                alias: resource.to_owned(),
+            }),
             _ => Err(()),
         }
     }
@@ -345,9 +338,7 @@ impl Credentials {
     /// Whether this is the operator's own identity, which needs a grant (security rule S3).
     pub fn is_operators(&self) -> bool {
         match self {
-            Credentials::DefaultChain
-            | Credentials::PodIdentity
-            | Credentials::InstanceMetadata => true,
+            Credentials::DefaultChain | Credentials::PodIdentity | Credentials::InstanceMetadata => true,
             Credentials::ServiceAccount { .. } | Credentials::Secret { .. } => false,
         }
     }
@@ -367,12 +358,7 @@ impl Credentials {
 /// Whether the key that the KMS says it used is one that the seal names (`api.md`, meaning 7).
 ///
 /// `resolved` is what DescribeKey said of the configured name.
-pub fn accepts(
-    seal: &AwsSeal,
-    region: &Region,
-    answered: &KeyArn,
-    resolved: Option<&KeyArn>,
-) -> bool {
+pub fn accepts(seal: &AwsSeal, region: &Region, answered: &KeyArn, resolved: Option<&KeyArn>) -> bool {
     if seal
         .account
         .as_ref()
@@ -382,10 +368,7 @@ pub fn accepts(
     }
     resolved.is_some_and(|arn| arn.same_key(answered))
         || seal.key.names(answered, region)
-        || seal
-            .former
-            .iter()
-            .any(|former| former.names(answered, region))
+        || seal.former.iter().any(|former| former.names(answered, region))
 }
 
 #[cfg(test)]
@@ -442,14 +425,7 @@ mod tests {
 
     #[test]
     fn a_region_never_holds_a_dot_or_upper_case() {
-        for text in [
-            "eu-west-1.evil",
-            "EU-WEST-1",
-            "",
-            "x",
-            "eu-west-1/",
-            "-west-1",
-        ] {
+        for text in ["eu-west-1.evil", "EU-WEST-1", "", "x", "eu-west-1/", "-west-1"] {
             assert!(text.parse::<Region>().is_err(), "{text}");
         }
         assert_eq!(
@@ -470,18 +446,12 @@ mod tests {
     fn an_answer_is_accepted_only_from_a_key_that_the_seal_names() {
         let region: Region = "eu-west-1".parse().unwrap();
         let ours = arn(ARN);
-        let other =
-            arn("arn:aws:kms:eu-west-1:123456789012:key/ffffffff-12ab-34cd-56ef-1234567890ab");
+        let other = arn("arn:aws:kms:eu-west-1:123456789012:key/ffffffff-12ab-34cd-56ef-1234567890ab");
         let foreign_account =
             arn("arn:aws:kms:eu-west-1:999999999999:key/1234abcd-12ab-34cd-56ef-1234567890ab");
         assert!(accepts(&seal(ARN, &[], None), &region, &ours, None));
         assert!(!accepts(&seal(ARN, &[], None), &region, &other, None));
-        assert!(!accepts(
-            &seal(ARN, &[], None),
-            &region,
-            &foreign_account,
-            None
-        ));
+        assert!(!accepts(&seal(ARN, &[], None), &region, &foreign_account, None));
         assert!(accepts(&seal(&ours.id, &[], None), &region, &ours, None));
         assert!(!accepts(
             &seal(&ours.id, &[], Some("999999999999")),
@@ -490,12 +460,7 @@ mod tests {
             None
         ));
         assert!(!accepts(&seal("alias/a", &[], None), &region, &ours, None));
-        assert!(accepts(
-            &seal("alias/a", &[], None),
-            &region,
-            &ours,
-            Some(&ours)
-        ));
+        assert!(accepts(&seal("alias/a", &[], None), &region, &ours, Some(&ours)));
         assert!(!accepts(
             &seal("alias/a", &[], None),
             &region,
@@ -523,11 +488,6 @@ mod tests {
         ));
         assert!(accepts(&seal("mrk-1", &[], None), &region, &there, None));
         let elsewhere = arn("arn:aws:kms:us-east-1:123456789012:key/1234");
-        assert!(!accepts(
-            &seal("1234", &[], None),
-            &region,
-            &elsewhere,
-            None
-        ));
+        assert!(!accepts(&seal("1234", &[], None), &region, &elsewhere, None));
     }
 }

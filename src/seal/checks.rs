@@ -40,12 +40,16 @@ pub fn check(model: &Model, observed: &Observed) -> Findings {
     for key in &model.keys {
         for copy in &key.copies {
             let id = (key.name.clone(), copy.seal.clone());
-            findings.copy_inputs.insert(id.clone(), digest::copy_inputs(model, copy, observed));
+            findings
+                .copy_inputs
+                .insert(id.clone(), digest::copy_inputs(model, copy, observed));
             if let Err(fault) = copy_allowed(model, copy, observed, &findings) {
                 findings.copies.insert(id, fault);
             }
         }
-        findings.key_inputs.insert(key.name.clone(), digest::key_inputs(model, key, observed));
+        findings
+            .key_inputs
+            .insert(key.name.clone(), digest::key_inputs(model, key, observed));
     }
     for target in &model.targets {
         let inputs = digest::target_inputs(model, target, &findings.key_inputs);
@@ -76,7 +80,9 @@ fn seal_allowed(model: &Model, seal: &Seal, observed: &Observed) -> Result<(), F
             ),
         ));
     }
-    let Some(role) = &aws.assume_role else { return Ok(()) };
+    let Some(role) = &aws.assume_role else {
+        return Ok(());
+    };
     if role.external_id.is_some() {
         return Err(Fault::invalid(
             Reason::OperatorIdentityNotAllowed,
@@ -104,7 +110,11 @@ fn ungranted(namespace: &str, what: &str, arn: &str) -> Fault {
 
 /// Whether a copy is tied to its namespace by the KMS itself, so that the operator's identity may open it.
 fn bound(copy: &Copy, namespace: &str) -> bool {
-    copy.format == WrappedFormat::Kms && copy.context.get(BOUND_NAMESPACE).is_some_and(|bound| bound == namespace)
+    copy.format == WrappedFormat::Kms
+        && copy
+            .context
+            .get(BOUND_NAMESPACE)
+            .is_some_and(|bound| bound == namespace)
 }
 
 /// Whether the operator's identity may open `copy` with the key that `key` names (security rule S3).
@@ -114,7 +124,13 @@ fn bound(copy: &Copy, namespace: &str) -> bool {
 ///
 /// # Errors
 /// `OperatorIdentityNotAllowed`, with the command that grants it.
-pub fn key_granted(model: &Model, seal: &AwsSeal, copy: &Copy, key: &KeyArn, facts: &NamespaceFacts) -> Result<(), Fault> {
+pub fn key_granted(
+    model: &Model,
+    seal: &AwsSeal,
+    copy: &Copy,
+    key: &KeyArn,
+    facts: &NamespaceFacts,
+) -> Result<(), Fault> {
     let namespace = &model.id.namespace;
     if !seal.credentials.is_operators() || bound(copy, namespace) || facts.grants.contains(&key.to_string()) {
         Ok(())
@@ -142,9 +158,10 @@ fn copy_allowed(model: &Model, copy: &Copy, observed: &Observed, findings: &Find
 fn source_found(entry: &SourceRef, facts: Option<&SourceFacts>) -> Result<(), Fault> {
     let (reason, message) = match facts {
         Some(SourceFacts::Found(_)) => return Ok(()),
-        Some(SourceFacts::EntryMissing) => {
-            (Reason::SourceMissing, format!("{entry} has no entry {:?}; add it, or correct key", entry.key))
-        }
+        Some(SourceFacts::EntryMissing) => (
+            Reason::SourceMissing,
+            format!("{entry} has no entry {:?}; add it, or correct key", entry.key),
+        ),
         Some(SourceFacts::Unreadable) => (
             Reason::CiphertextInvalid,
             format!(
@@ -153,21 +170,28 @@ fn source_found(entry: &SourceRef, facts: Option<&SourceFacts>) -> Result<(), Fa
                 entry.key
             ),
         ),
-        Some(SourceFacts::ObjectMissing) | None => {
-            (Reason::SourceMissing, format!("{entry} does not exist in this namespace; create it, or correct name"))
-        }
+        Some(SourceFacts::ObjectMissing) | None => (
+            Reason::SourceMissing,
+            format!("{entry} does not exist in this namespace; create it, or correct name"),
+        ),
     };
     Err(Fault::invalid(reason, message))
 }
 
 fn target_allowed(model: &Model, target: &Target, observed: &Observed) -> Result<(), Fault> {
-    let Some(secret) = observed.secrets.get(&target.secret) else { return Ok(()) };
+    let Some(secret) = observed.secrets.get(&target.secret) else {
+        return Ok(());
+    };
     if secret.owner_uid.as_ref() == Some(&model.id.uid) {
         return Ok(());
     }
     let name = &target.secret;
     let refused = |why: String| Err(Fault::denied(Reason::SecretNotOwned, why));
-    if secret.owner_uid.as_ref().is_some_and(|owner| observed.living.contains(owner)) {
+    if secret
+        .owner_uid
+        .as_ref()
+        .is_some_and(|owner| observed.living.contains(owner))
+    {
         return refused(format!(
             "Secret {name} is delivered by another SealConfig of this namespace; choose another name for one of them"
         ));

@@ -5,8 +5,9 @@ use std::{collections::BTreeMap, fmt::Write as _};
 use aws_lc_rs::digest::{Context, SHA256};
 
 use super::{
+    aws::AwsSeal,
     entry::EntryContent,
-    model::{Cloud, Copy, Key, Model, Source, Target},
+    model::{Cloud, Copy, Key, Model, Seal, Source, Target},
     observed::{Observed, SourceFacts},
 };
 
@@ -42,21 +43,36 @@ impl Parts {
     }
 }
 
+/// Everything that decides who asks which key where: another identity is asked for anew.
+pub fn seal_inputs(seal: &Seal) -> String {
+    let mut parts = Parts::new("seal/v1");
+    match &seal.cloud {
+        Cloud::Aws(aws) => {
+            key_place(&mut parts, aws);
+            // Debug of closed enums over text that the spec holds, no secret.
+            parts.text(&format!("{:?} {:?}", aws.credentials, aws.assume_role));
+        }
+    }
+    parts.hex()
+}
+
+fn key_place(parts: &mut Parts, aws: &AwsSeal) {
+    parts.text(&aws.key.to_string());
+    for former in &aws.former {
+        parts.text(&former.to_string());
+    }
+    parts.text(aws.account.as_deref().unwrap_or_default());
+    parts.text(aws.region.as_ref().map_or("", |region| region.as_str()));
+    parts.text(aws.endpoint.as_deref().unwrap_or_default());
+}
+
 /// What a copy is opened from: the seal's key, the format, the context, the bytes.
 pub fn copy_inputs(model: &Model, copy: &Copy, observed: &Observed) -> String {
     let mut parts = Parts::new("copy/v1");
     parts.text(&copy.seal);
     if let Some(seal) = model.seal(&copy.seal) {
         match &seal.cloud {
-            Cloud::Aws(aws) => {
-                parts.text(&aws.key.to_string());
-                for former in &aws.former {
-                    parts.text(&former.to_string());
-                }
-                parts.text(aws.account.as_deref().unwrap_or_default());
-                parts.text(aws.region.as_ref().map_or("", |region| region.as_str()));
-                parts.text(aws.endpoint.as_deref().unwrap_or_default());
-            }
+            Cloud::Aws(aws) => key_place(&mut parts, aws),
         }
     }
     parts.text(match copy.format {
@@ -99,7 +115,11 @@ pub fn target_inputs(model: &Model, target: &Target, keys: &BTreeMap<String, Str
     for entry in &target.entries {
         parts.text(&entry.name);
         match &entry.content {
-            EntryContent::Key { key, encoding, version } => {
+            EntryContent::Key {
+                key,
+                encoding,
+                version,
+            } => {
                 let mut what = String::new();
                 // Debug names of two closed enums: stable, and writing to a String cannot fail.
                 let _ = write!(what, "{key} {encoding:?} {version:?}");

@@ -27,11 +27,7 @@ pub struct AllowedEndpoint {
 ///
 /// # Errors
 /// `EndpointNotAllowed`, with the flag that would allow it.
-pub fn allow_aws(
-    endpoint: &str,
-    region: &Region,
-    policy: &EndpointPolicy,
-) -> Result<AllowedEndpoint, Fault> {
+pub fn allow_aws(endpoint: &str, region: &Region, policy: &EndpointPolicy) -> Result<AllowedEndpoint, Fault> {
     let url = endpoint.strip_suffix('/').unwrap_or(endpoint).to_owned();
     if policy
         .environment
@@ -66,10 +62,7 @@ pub fn allow_aws(
             )
     });
     if fits {
-        Ok(AllowedEndpoint {
-            url,
-            trusted: false,
-        })
+        Ok(AllowedEndpoint { url, trusted: false })
     } else {
         Err(refused(
             endpoint,
@@ -140,11 +133,7 @@ impl<'a> Parsed<'a> {
                         .bytes()
                         .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'))
         };
-        (host.len() <= 253 && host.split('.').all(label_fits)).then_some(Self {
-            scheme,
-            host,
-            port,
-        })
+        (host.len() <= 253 && host.split('.').all(label_fits)).then_some(Self { scheme, host, port })
     }
 
     fn covers(&self, other: &Parsed<'_>) -> bool {
@@ -154,15 +143,13 @@ impl<'a> Parsed<'a> {
     }
 
     fn effective_port(&self) -> u16 {
-        self.port
-            .unwrap_or(if self.scheme == "https" { 443 } else { 80 })
+        self.port.unwrap_or(if self.scheme == "https" { 443 } else { 80 })
     }
 }
 
 /// Label by label, `*` in the pattern standing for exactly one label, which is never itself a `*`.
 fn matches_labels(pattern: &str, host: &str) -> bool {
-    let (pattern, host): (Vec<_>, Vec<_>) =
-        (pattern.split('.').collect(), host.split('.').collect());
+    let (pattern, host): (Vec<_>, Vec<_>) = (pattern.split('.').collect(), host.split('.').collect());
     pattern.len() == host.len()
         && pattern
             .iter()
@@ -175,11 +162,7 @@ mod tests {
     use super::*;
 
     fn allow(endpoint: &str, region: &str) -> Result<AllowedEndpoint, Fault> {
-        allow_aws(
-            endpoint,
-            &region.parse().unwrap(),
-            &EndpointPolicy::default(),
-        )
+        allow_aws(endpoint, &region.parse().unwrap(), &EndpointPolicy::default())
     }
 
     #[test]
@@ -188,10 +171,7 @@ mod tests {
             ("https://kms.eu-west-1.amazonaws.com", "eu-west-1"),
             ("https://kms.eu-west-1.amazonaws.com/", "eu-west-1"),
             ("https://kms.eu-west-1.amazonaws.com:443", "eu-west-1"),
-            (
-                "https://kms-fips.us-gov-west-1.amazonaws.com",
-                "us-gov-west-1",
-            ),
+            ("https://kms-fips.us-gov-west-1.amazonaws.com", "us-gov-west-1"),
             ("https://kms.cn-north-1.amazonaws.com.cn", "cn-north-1"),
             ("https://kms.eu-west-1.api.aws", "eu-west-1"),
             (

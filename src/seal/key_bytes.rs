@@ -45,10 +45,7 @@ mod tests {
 
     #[test]
     fn debug_output_tells_nothing() {
-        assert_eq!(
-            format!("{:?}", KeyBytes::new(b"hunter2".to_vec())),
-            "[redacted]"
-        );
+        assert_eq!(format!("{:?}", KeyBytes::new(b"hunter2".to_vec())), "[redacted]");
     }
 
     #[test]

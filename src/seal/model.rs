@@ -194,7 +194,10 @@ pub struct Target {
 impl Target {
     /// Names of the keys that the entries use.
     pub fn keys(&self) -> BTreeSet<&str> {
-        self.entries.iter().flat_map(|entry| entry.content.keys()).collect()
+        self.entries
+            .iter()
+            .flat_map(|entry| entry.content.keys())
+            .collect()
     }
 }
 
@@ -206,8 +209,14 @@ impl Target {
 pub fn parse(config: &SealConfig) -> Result<Model, Fault> {
     let metadata = &config.metadata;
     let id = ObjectId {
-        namespace: metadata.namespace.clone().ok_or_else(|| invalid("the object has no namespace"))?,
-        name: metadata.name.clone().ok_or_else(|| invalid("the object has no name"))?,
+        namespace: metadata
+            .namespace
+            .clone()
+            .ok_or_else(|| invalid("the object has no namespace"))?,
+        name: metadata
+            .name
+            .clone()
+            .ok_or_else(|| invalid("the object has no name"))?,
         uid: metadata.uid.clone().unwrap_or_default(),
     };
     let spec = &config.spec;
@@ -217,12 +226,22 @@ pub fn parse(config: &SealConfig) -> Result<Model, Fault> {
     if seals.is_empty() {
         return Err(invalid("spec.seals is empty: name at least one KMS key"));
     }
-    let keys =
-        spec.keys.iter().map(|key| parse_key(key, &seals, &id.namespace)).collect::<Result<Vec<_>, _>>()?;
+    let keys = spec
+        .keys
+        .iter()
+        .map(|key| parse_key(key, &seals, &id.namespace))
+        .collect::<Result<Vec<_>, _>>()?;
     unique("spec.keys", keys.iter().map(|key| key.name.as_str()))?;
-    let targets = spec.targets.iter().map(|target| parse_target(target, &keys)).collect::<Result<Vec<_>, _>>()?;
+    let targets = spec
+        .targets
+        .iter()
+        .map(|target| parse_target(target, &keys))
+        .collect::<Result<Vec<_>, _>>()?;
     unique("spec.targets", targets.iter().map(|target| target.name.as_str()))?;
-    unique("secret names of spec.targets", targets.iter().map(|target| target.secret.as_str()))?;
+    unique(
+        "secret names of spec.targets",
+        targets.iter().map(|target| target.secret.as_str()),
+    )?;
     let model = Model {
         id,
         generation: metadata.generation.unwrap_or_default(),
@@ -231,7 +250,11 @@ pub fn parse(config: &SealConfig) -> Result<Model, Fault> {
         keys,
         targets,
     };
-    if let Some(target) = model.targets.iter().find(|target| model.reads_secret(&target.secret)) {
+    if let Some(target) = model
+        .targets
+        .iter()
+        .find(|target| model.reads_secret(&target.secret))
+    {
         return Err(invalid(format!(
             "target {:?} would overwrite Secret {}, which this SealConfig reads; give the target another name",
             target.name, target.secret
@@ -260,9 +283,16 @@ impl Model {
 
     /// Secrets that hold copies or credentials.
     pub fn read_secrets(&self) -> BTreeSet<&str> {
-        let copies = self.sources().into_iter().filter(|s| s.kind == SourceKind::Secret).map(|s| s.name.as_str());
+        let copies = self
+            .sources()
+            .into_iter()
+            .filter(|s| s.kind == SourceKind::Secret)
+            .map(|s| s.name.as_str());
         let credentials = self.seals.iter().filter_map(|seal| match &seal.cloud {
-            Cloud::Aws(AwsSeal { credentials: Credentials::Secret { name, .. }, .. }) => Some(name.as_str()),
+            Cloud::Aws(AwsSeal {
+                credentials: Credentials::Secret { name, .. },
+                ..
+            }) => Some(name.as_str()),
             Cloud::Aws(_) => None,
         });
         copies.chain(credentials).collect()
@@ -273,9 +303,10 @@ impl Model {
         self.seals
             .iter()
             .filter_map(|seal| match &seal.cloud {
-                Cloud::Aws(AwsSeal { credentials: Credentials::ServiceAccount { name, .. }, .. }) => {
-                    Some(name.as_str())
-                }
+                Cloud::Aws(AwsSeal {
+                    credentials: Credentials::ServiceAccount { name, .. },
+                    ..
+                }) => Some(name.as_str()),
                 Cloud::Aws(_) => None,
             })
             .collect()
@@ -294,7 +325,9 @@ fn unique<'a>(what: &str, names: impl Iterator<Item = &'a str>) -> Result<(), Fa
     let mut seen = BTreeSet::new();
     for name in names {
         if !seen.insert(name) {
-            return Err(invalid(format!("{what}: {name:?} appears twice; names must differ")));
+            return Err(invalid(format!(
+                "{what}: {name:?} appears twice; names must differ"
+            )));
         }
     }
     Ok(())
@@ -306,7 +339,11 @@ fn parse_seal(spec: &api::SealSpec) -> Result<Seal, Fault> {
         Some(aws) => Cloud::Aws(parse_aws(aws).map_err(|fault| fault.of(&part))?),
         None => return Err(invalid("a seal takes exactly one of: awskms").of(&part)),
     };
-    Ok(Seal { name: spec.name.clone(), priority: spec.priority, cloud })
+    Ok(Seal {
+        name: spec.name.clone(),
+        priority: spec.priority,
+        cloud,
+    })
 }
 
 fn parse_aws(spec: &api::AwsKms) -> Result<AwsSeal, Fault> {
@@ -318,13 +355,16 @@ fn parse_aws(spec: &api::AwsKms) -> Result<AwsSeal, Fault> {
         .iter()
         .map(|text| match text.parse::<KeyRef>() {
             Ok(former) if !former.is_alias() => Ok(former),
-            _ => Err(invalid("formerKeyIDs takes key ids and key ARNs only, for an alias may move again")),
+            _ => Err(invalid(
+                "formerKeyIDs takes key ids and key ARNs only, for an alias may move again",
+            )),
         })
         .collect::<Result<_, _>>()?;
     let region = match &spec.region {
-        Some(text) => {
-            Some(text.parse().map_err(|()| invalid("region is not the name of a region, such as eu-west-1"))?)
-        }
+        Some(text) => Some(
+            text.parse()
+                .map_err(|()| invalid("region is not the name of a region, such as eu-west-1"))?,
+        ),
         None => None,
     };
     if let (Some(asked), Some(told)) = (&region, key.region())
@@ -332,13 +372,17 @@ fn parse_aws(spec: &api::AwsKms) -> Result<AwsSeal, Fault> {
     {
         return Err(Fault::invalid(
             Reason::RegionMismatch,
-            format!("region says {asked}, but the ARN in kmsKeyID lies in {told}; remove region or correct one of them"),
+            format!(
+                "region says {asked}, but the ARN in kmsKeyID lies in {told}; remove region or correct one of them"
+            ),
         ));
     }
     if let (Some(pinned), Some(told)) = (&spec.account_id, key.account())
         && pinned != told
     {
-        return Err(invalid(format!("accountID says {pinned}, but the ARN in kmsKeyID belongs to account {told}")));
+        return Err(invalid(format!(
+            "accountID says {pinned}, but the ARN in kmsKeyID belongs to account {told}"
+        )));
     }
     let credentials = parse_credentials(spec.credentials.as_ref())?;
     let assume_role = spec.assume_role.as_ref().map(|role| AssumeRole {
@@ -358,10 +402,15 @@ fn parse_aws(spec: &api::AwsKms) -> Result<AwsSeal, Fault> {
 }
 
 fn parse_credentials(spec: Option<&api::AwsCredentials>) -> Result<Credentials, Fault> {
-    let Some(spec) = spec else { return Ok(Credentials::DefaultChain) };
+    let Some(spec) = spec else {
+        return Ok(Credentials::DefaultChain);
+    };
     let mut found = Vec::new();
     if let Some(account) = &spec.service_account_ref {
-        found.push(Credentials::ServiceAccount { name: account.name.clone(), role_arn: account.role_arn.clone() });
+        found.push(Credentials::ServiceAccount {
+            name: account.name.clone(),
+            role_arn: account.role_arn.clone(),
+        });
     }
     if spec.pod_identity.is_some() {
         found.push(Credentials::PodIdentity);
@@ -393,7 +442,10 @@ fn parse_key(spec: &api::RootKey, seals: &[Seal], namespace: &str) -> Result<Key
         .iter()
         .map(|copy| parse_copy(copy, seals, namespace).map_err(|fault| fault.of(&part)))
         .collect::<Result<Vec<_>, _>>()?;
-    unique(&format!("{part}: seals of wrapped copies"), copies.iter().map(|copy| copy.seal.as_str()))?;
+    unique(
+        &format!("{part}: seals of wrapped copies"),
+        copies.iter().map(|copy| copy.seal.as_str()),
+    )?;
     if copies.is_empty() {
         return Err(invalid("wrapped is empty: bring at least one copy").of(&part));
     }
@@ -409,10 +461,15 @@ fn parse_key(spec: &api::RootKey, seals: &[Seal], namespace: &str) -> Result<Key
 
 fn parse_copy(spec: &api::WrappedCopy, seals: &[Seal], namespace: &str) -> Result<Copy, Fault> {
     if !seals.iter().any(|seal| seal.name == spec.seal) {
-        return Err(invalid(format!("a wrapped copy names seal {:?}, which spec.seals does not hold", spec.seal)));
+        return Err(invalid(format!(
+            "a wrapped copy names seal {:?}, which spec.seals does not hold",
+            spec.seal
+        )));
     }
     if spec.format == WrappedFormat::BlobInfo && !spec.context.is_empty() {
-        return Err(invalid("context goes only with format: kms; go-kms-wrapping's blobs never carry one"));
+        return Err(invalid(
+            "context goes only with format: kms; go-kms-wrapping's blobs never carry one",
+        ));
     }
     for (name, value) in &spec.context {
         if name.starts_with("autounseal.dev/") && (name != BOUND_NAMESPACE || value.0 != namespace) {
@@ -422,27 +479,54 @@ fn parse_copy(spec: &api::WrappedCopy, seals: &[Seal], namespace: &str) -> Resul
         }
     }
     let entry = |kind, entry: &api::EntryRef| {
-        Source::Entry(SourceRef { kind, name: entry.name.clone(), key: entry.key.clone(), armor: entry.armor })
+        Source::Entry(SourceRef {
+            kind,
+            name: entry.name.clone(),
+            key: entry.key.clone(),
+            armor: entry.armor,
+        })
     };
     let source = match (&spec.inline, &spec.secret_key_ref, &spec.config_map_key_ref) {
-        (Some(text), None, None) => Source::Inline(unarmor(text.as_bytes(), Armor::Base64).ok_or_else(|| {
-            Fault::invalid(
-                Reason::CiphertextInvalid,
-                format!("the inline copy for seal {:?} is not standard base64, or is empty or too long", spec.seal),
-            )
-        })?),
+        (Some(text), None, None) => {
+            Source::Inline(unarmor(text.as_bytes(), Armor::Base64).ok_or_else(|| {
+                Fault::invalid(
+                    Reason::CiphertextInvalid,
+                    format!(
+                        "the inline copy for seal {:?} is not standard base64, or is empty or too long",
+                        spec.seal
+                    ),
+                )
+            })?)
+        }
         (None, Some(secret), None) => entry(SourceKind::Secret, secret),
         (None, None, Some(map)) => entry(SourceKind::ConfigMap, map),
-        _ => return Err(invalid("a wrapped copy takes exactly one of inline, secretKeyRef, configMapKeyRef")),
+        _ => {
+            return Err(invalid(
+                "a wrapped copy takes exactly one of inline, secretKeyRef, configMapKeyRef",
+            ));
+        }
     };
-    let context = spec.context.iter().map(|(name, value)| (name.clone(), value.0.clone())).collect();
-    Ok(Copy { seal: spec.seal.clone(), format: spec.format, context, source })
+    let context = spec
+        .context
+        .iter()
+        .map(|(name, value)| (name.clone(), value.0.clone()))
+        .collect();
+    Ok(Copy {
+        seal: spec.seal.clone(),
+        format: spec.format,
+        context,
+        source,
+    })
 }
 
 /// Takes the armor off. `None`: not base64 although it must be, empty, or larger than [`MAX_SOURCE`].
 pub fn unarmor(bytes: &[u8], armor: Armor) -> Option<Ciphertext> {
     let decode = || {
-        let packed: Vec<u8> = bytes.iter().copied().filter(|b| !b.is_ascii_whitespace()).collect();
+        let packed: Vec<u8> = bytes
+            .iter()
+            .copied()
+            .filter(|b| !b.is_ascii_whitespace())
+            .collect();
         BASE64.decode(&packed).ok().filter(|decoded| !decoded.is_empty())
     };
     let plain = match armor {
@@ -464,7 +548,12 @@ fn parse_target(spec: &api::Target, keys: &[Key]) -> Result<Target, Fault> {
     }
     let labels = metadata(&secret.labels, "label").map_err(|fault| fault.of(&part))?;
     let annotations = metadata(&secret.annotations, "annotation").map_err(|fault| fault.of(&part))?;
-    let selector = spec.pod_selector.as_ref().map(parse_selector).transpose().map_err(|fault| fault.of(&part))?;
+    let selector = spec
+        .pod_selector
+        .as_ref()
+        .map(parse_selector)
+        .transpose()
+        .map_err(|fault| fault.of(&part))?;
     let restart = spec.on_change == ChangePolicy::Restart;
     if restart && selector.is_none() {
         return Err(invalid("onChange: Restart needs a podSelector").of(&part));
@@ -489,25 +578,38 @@ fn parse_selector(selector: &LabelSelector) -> Result<Selector, Fault> {
     let empty = selector.match_labels.as_ref().is_none_or(BTreeMap::is_empty)
         && selector.match_expressions.as_ref().is_none_or(Vec::is_empty);
     if empty {
-        return Err(invalid("podSelector must not be empty, or it would select every pod of the namespace"));
+        return Err(invalid(
+            "podSelector must not be empty, or it would select every pod of the namespace",
+        ));
     }
-    Selector::try_from(selector.clone())
-        .map_err(|_| invalid("podSelector holds an operator or a list of values that Kubernetes does not know"))
+    Selector::try_from(selector.clone()).map_err(|_| {
+        invalid("podSelector holds an operator or a list of values that Kubernetes does not know")
+    })
 }
 
 /// Metadata that steers other controllers is refused (security rule S7).
-fn metadata(pairs: &BTreeMap<String, api::BoundedText>, what: &str) -> Result<BTreeMap<String, String>, Fault> {
-    const FOREIGN: &[&str] = &["kubernetes.io", "autounseal.dev", "argocd.argoproj.io", "eks.amazonaws.com"];
+fn metadata(
+    pairs: &BTreeMap<String, api::BoundedText>,
+    what: &str,
+) -> Result<BTreeMap<String, String>, Fault> {
+    const FOREIGN: &[&str] = &[
+        "kubernetes.io",
+        "autounseal.dev",
+        "argocd.argoproj.io",
+        "eks.amazonaws.com",
+    ];
     for name in pairs.keys() {
         let domain = name.split_once('/').map_or("", |(domain, _)| domain);
-        let under = |root: &str| {
-            domain == root || domain.strip_suffix(root).is_some_and(|rest| rest.ends_with('.'))
-        };
+        let under =
+            |root: &str| domain == root || domain.strip_suffix(root).is_some_and(|rest| rest.ends_with('.'));
         if FOREIGN.iter().any(|root| under(root)) {
             return Err(invalid(format!(
                 "{what} {name:?} steers Kubernetes or another controller; the operator does not write it into Secrets"
             )));
         }
     }
-    Ok(pairs.iter().map(|(name, value)| (name.clone(), value.0.clone())).collect())
+    Ok(pairs
+        .iter()
+        .map(|(name, value)| (name.clone(), value.0.clone()))
+        .collect())
 }

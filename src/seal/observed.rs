@@ -103,6 +103,8 @@ pub struct PodFacts {
     pub leaving: bool,
     /// It is ready.
     pub ready: bool,
+    /// The counter of deliveries that its template carried: it was made after that delivery.
+    pub delivered: Option<u64>,
     /// Secrets that its spec uses.
     pub uses: Vec<SecretUse>,
 }

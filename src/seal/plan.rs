@@ -7,7 +7,8 @@ use jiff::{SignedDuration, Timestamp};
 use super::{
     Fault,
     checks::Findings,
-    model::{Key, Model, Target},
+    digest::seal_inputs,
+    model::{Key, Model, Seal, Target},
     observed::Observed,
 };
 use crate::api::Reason;
@@ -87,7 +88,11 @@ impl fmt::Display for Plan {
             writeln!(f, "describe the key of seal {seal:?}")?;
         }
         for open in &self.opens {
-            let how = if open.all { "open every copy of and compare" } else { "open one copy of" };
+            let how = if open.all {
+                "open every copy of and compare"
+            } else {
+                "open one copy of"
+            };
             writeln!(f, "{how} key {:?} with seals {}", open.key, open.seals.join(", "))?;
         }
         for delivery in &self.deliveries {
@@ -97,7 +102,12 @@ impl fmt::Display for Plan {
                 Write::Adopt { .. } => "take over",
             };
             let keys: Vec<_> = delivery.keys.iter().map(String::as_str).collect();
-            writeln!(f, "{how} the Secret of target {:?} with keys {}", delivery.target, keys.join(", "))?;
+            writeln!(
+                f,
+                "{how} the Secret of target {:?} with keys {}",
+                delivery.target,
+                keys.join(", ")
+            )?;
         }
         Ok(())
     }
@@ -116,8 +126,16 @@ pub enum Need {
 
 /// Decides what a target needs.
 pub fn need(model: &Model, target: &Target, observed: &Observed, findings: &Findings) -> Need {
-    let inputs = findings.target_inputs.get(&target.name).cloned().unwrap_or_default();
-    let recorded = observed.status.targets.iter().find(|status| status.name == target.name);
+    let inputs = findings
+        .target_inputs
+        .get(&target.name)
+        .cloned()
+        .unwrap_or_default();
+    let recorded = observed
+        .status
+        .targets
+        .iter()
+        .find(|status| status.name == target.name);
     let same_inputs = recorded.and_then(|status| status.inputs_digest.as_ref()) == Some(&inputs);
     let secret = observed.secrets.get(&target.secret);
     let ours = secret.is_some_and(|secret| secret.owner_uid.as_ref() == Some(&model.id.uid));
@@ -139,14 +157,20 @@ pub fn need(model: &Model, target: &Target, observed: &Observed, findings: &Find
         Some(secret) if secret.deleting => {
             let fault = Fault::transient(
                 Reason::SecretNotOwned,
-                format!("Secret {} is being deleted; it is written again when it is gone", target.secret),
+                format!(
+                    "Secret {} is being deleted; it is written again when it is gone",
+                    target.secret
+                ),
             );
             return Need::Wait(fault, None);
         }
-        Some(secret) if ours => Write::Update { uid: secret.uid.clone() },
-        Some(secret) => {
-            Write::Adopt { uid: secret.uid.clone(), resource_version: secret.resource_version.clone() }
-        }
+        Some(secret) if ours => Write::Update {
+            uid: secret.uid.clone(),
+        },
+        Some(secret) => Write::Adopt {
+            uid: secret.uid.clone(),
+            resource_version: secret.resource_version.clone(),
+        },
         None => Write::Create,
     };
     let repair = same_inputs && recorded.is_some_and(|status| status.resource_version.is_some());
@@ -162,7 +186,13 @@ pub fn need(model: &Model, target: &Target, observed: &Observed, findings: &Find
         return Need::Wait(fault, Some(until));
     }
     let keys = target.keys().into_iter().map(Into::into).collect();
-    Need::Deliver(Delivery { target: target.name.clone(), keys, write, inputs, repair })
+    Need::Deliver(Delivery {
+        target: target.name.clone(),
+        keys,
+        write,
+        inputs,
+        repair,
+    })
 }
 
 fn contested_until(target: &Target, observed: &Observed) -> Option<Timestamp> {
@@ -174,7 +204,13 @@ fn contested_until(target: &Target, observed: &Observed) -> Option<Timestamp> {
         .iter()
         .filter(|at| observed.now.duration_since(**at) < minute)
         .collect();
-    (recent.len() >= REPAIRS_A_MINUTE).then(|| recent[recent.len() - REPAIRS_A_MINUTE].saturating_add(minute).ok()).flatten()
+    (recent.len() >= REPAIRS_A_MINUTE)
+        .then(|| {
+            recent[recent.len() - REPAIRS_A_MINUTE]
+                .saturating_add(minute)
+                .ok()
+        })
+        .flatten()
 }
 
 /// Decides everything.
@@ -190,60 +226,106 @@ pub fn plan(model: &Model, observed: &Observed, findings: &Findings) -> Plan {
             Need::Nothing | Need::Wait(..) => None,
         })
         .collect();
-    let wanted: BTreeSet<String> = deliveries.iter().flat_map(|delivery| delivery.keys.iter().cloned()).collect();
+    let wanted: BTreeSet<String> = deliveries
+        .iter()
+        .flat_map(|delivery| delivery.keys.iter().cloned())
+        .collect();
     let opens: Vec<Open> = model
         .keys
         .iter()
         .filter_map(|key| open(key, wanted.contains(&key.name), observed, findings))
         .collect();
-    deliveries.retain(|delivery| delivery.keys.iter().all(|key| opens.iter().any(|open| open.key == *key)));
+    deliveries.retain(|delivery| {
+        delivery
+            .keys
+            .iter()
+            .all(|key| opens.iter().any(|open| open.key == *key))
+    });
     let probes = model
         .seals
         .iter()
         .filter(|seal| !findings.seals.contains_key(&seal.name))
-        .filter(|seal| probe_due(&seal.name, &seal.cloud.configured_key(), observed) <= observed.now)
+        .filter(|seal| probe_due(seal, observed) <= observed.now)
         .map(|seal| seal.name.clone())
         .collect();
-    Plan { probes, opens, deliveries }
+    Plan {
+        probes,
+        opens,
+        deliveries,
+    }
 }
 
 /// When the key of a seal is to be described next.
-pub fn probe_due(seal: &str, configured_key: &str, observed: &Observed) -> Timestamp {
-    if let Some(failure) = observed.memory.probes.get(seal)
-        && failure.inputs == configured_key
+pub fn probe_due(seal: &Seal, observed: &Observed) -> Timestamp {
+    let inputs = seal_inputs(seal);
+    if let Some(failure) = observed.memory.probes.get(&seal.name)
+        && failure.inputs == inputs
     {
         return failure.retry_at;
     }
-    let recorded = observed.status.seals.iter().find(|status| status.name == seal);
+    let recorded = observed
+        .status
+        .seals
+        .iter()
+        .find(|status| status.name == seal.name);
     let last = recorded
-        .filter(|status| status.configured_key_id.as_deref() == Some(configured_key))
+        .filter(|status| status.inputs_digest.as_ref() == Some(&inputs))
         .and_then(|status| status.last_probe_time.as_ref());
-    last.map_or(Timestamp::MIN, |last| last.0.saturating_add(PROBE_INTERVAL).unwrap_or(Timestamp::MAX))
+    last.map_or(Timestamp::MIN, |last| {
+        last.0.saturating_add(PROBE_INTERVAL).unwrap_or(Timestamp::MAX)
+    })
 }
 
 fn open(key: &Key, wanted: bool, observed: &Observed, findings: &Findings) -> Option<Open> {
     let inputs = findings.key_inputs.get(&key.name)?;
-    if observed.memory.keys.get(&key.name).is_some_and(|failure| failure.holds(inputs, observed.now)) {
+    if observed
+        .memory
+        .keys
+        .get(&key.name)
+        .is_some_and(|failure| failure.holds(inputs, observed.now))
+    {
         return None;
     }
     let recorded = observed.status.keys.iter().find(|status| status.name == key.name);
     let known = recorded.is_some_and(|status| status.inputs_digest.as_ref() == Some(inputs));
-    let verified = |seal: &String| known && recorded.is_some_and(|status| status.wrapped_under.contains(seal));
+    let verified =
+        |seal: &String| known && recorded.is_some_and(|status| status.wrapped_under.contains(seal));
     let can_try = |seal: &String| {
         let id = (key.name.clone(), seal.clone());
         let held = findings.copy_inputs.get(&id).is_some_and(|inputs| {
-            observed.memory.copies.get(&id).is_some_and(|failure| failure.holds(inputs, observed.now))
+            observed
+                .memory
+                .copies
+                .get(&id)
+                .is_some_and(|failure| failure.holds(inputs, observed.now))
         });
         !held && !findings.copies.contains_key(&id)
     };
-    let usable: Vec<String> = key.copies.iter().map(|copy| copy.seal.clone()).filter(can_try).collect();
+    let usable: Vec<String> = key
+        .copies
+        .iter()
+        .map(|copy| copy.seal.clone())
+        .filter(can_try)
+        .collect();
     let new: Vec<String> = usable.iter().filter(|seal| !verified(seal)).cloned().collect();
     let (seals, all) = match (wanted, new.is_empty()) {
         (false, true) => return None,
         (true, true) => (usable, false),
         // Comparing needs the mark of a copy that was opened before; without it, all are opened again.
-        (false, false) if observed.memory.marks.get(&key.name).is_some_and(|(of, _)| of == inputs) => (new, true),
+        (false, false)
+            if observed
+                .memory
+                .marks
+                .get(&key.name)
+                .is_some_and(|(of, _)| of == inputs) =>
+        {
+            (new, true)
+        }
         (_, false) => (usable, true),
     };
-    (!seals.is_empty()).then(|| Open { key: key.name.clone(), seals, all })
+    (!seals.is_empty()).then(|| Open {
+        key: key.name.clone(),
+        seals,
+        all,
+    })
 }

@@ -40,8 +40,13 @@ impl TargetPods<'_> {
 /// Tells a target's pods apart. Pods that leave do not count.
 pub fn pods<'a>(target: &Target, pods: &'a [PodFacts], delivered: &Delivered) -> TargetPods<'a> {
     let mut found = TargetPods::default();
-    let Some(selector) = &target.selector else { return found };
-    for pod in pods.iter().filter(|pod| !pod.leaving && selector.matches(&pod.labels)) {
+    let Some(selector) = &target.selector else {
+        return found;
+    };
+    for pod in pods
+        .iter()
+        .filter(|pod| !pod.leaving && selector.matches(&pod.labels))
+    {
         if !pod.uses.iter().any(|used| used.secret == target.secret) {
             found.not_using.push(pod);
         } else if is_current(pod, &target.secret, delivered, delivered.content_changed) {
@@ -55,21 +60,26 @@ pub fn pods<'a>(target: &Target, pods: &'a [PodFacts], delivered: &Delivered) ->
 
 /// Whether every container that uses the Secret started after `since`, and must have seen the new content.
 ///
-/// On the first delivery there was nothing older to see: a container that runs has it. A container that
-/// does not run yet is not current.
+/// On the first delivery there was nothing older to see: a container that runs has it. Later, a container that
+/// started within the very second of the change may have started before it, for Kubernetes keeps whole seconds; only
+/// a pod whose template carried the counter of this delivery is known to have come after. A container that does not
+/// run yet is not current.
 pub fn is_current(pod: &PodFacts, secret: &str, delivered: &Delivered, since: Option<Timestamp>) -> bool {
     let Some(since) = since else { return false };
-    // Kubernetes keeps whole seconds.
+    let made_after =
+        since == delivered.keys_changed.unwrap_or_default() && pod.delivered >= Some(delivered.count);
+    let nothing_older = delivered.count <= 1 || made_after;
     let since = whole_second(since);
-    let fresh_pod = delivered.count <= 1 || pod.created.is_some_and(|created| created >= since);
+    let fresh_pod = nothing_older || pod.created.is_some_and(|created| created > since);
     pod.uses.iter().filter(|used| used.secret == secret).all(|used| {
         used.started.is_some_and(|started| {
-            let seen_from = if used.volume && !fresh_pod {
-                since.saturating_add(KUBELET_PROPAGATION).unwrap_or(since)
+            if nothing_older {
+                started >= since
+            } else if used.volume && !fresh_pod {
+                started > since.saturating_add(KUBELET_PROPAGATION).unwrap_or(since)
             } else {
-                since
-            };
-            started >= seen_from
+                started > since
+            }
         })
     })
 }
@@ -90,13 +100,21 @@ mod tests {
     fn pod(created: i64, started: Option<i64>, volume: bool) -> PodFacts {
         PodFacts {
             created: Some(at(created)),
-            uses: vec![SecretUse { secret: "s".into(), volume, started: started.map(at) }],
+            uses: vec![SecretUse {
+                secret: "s".into(),
+                volume,
+                started: started.map(at),
+            }],
             ..PodFacts::default()
         }
     }
 
     fn delivered(count: u64) -> Delivered {
-        Delivered { count, content_changed: Some(at(1000)), ..Delivered::default() }
+        Delivered {
+            count,
+            content_changed: Some(at(1000)),
+            ..Delivered::default()
+        }
     }
 
     fn current(pod: &PodFacts, count: u64) -> bool {
@@ -106,7 +124,7 @@ mod tests {
 
     #[test]
     fn containers_started_after_the_delivery_are_current() {
-        assert!(current(&pod(990, Some(1000), false), 2));
+        assert!(current(&pod(990, Some(1001), false), 2));
         assert!(!current(&pod(990, Some(999), false), 2));
         assert!(!current(&pod(990, None, false), 2));
     }
@@ -114,8 +132,27 @@ mod tests {
     #[test]
     fn a_restart_in_an_old_pod_may_still_see_the_old_volume() {
         assert!(!current(&pod(990, Some(1030), true), 2));
-        assert!(current(&pod(990, Some(1090), true), 2));
-        assert!(current(&pod(1000, Some(1001), true), 2));
+        assert!(current(&pod(990, Some(1091), true), 2));
+        assert!(current(&pod(1001, Some(1001), true), 2));
+    }
+
+    #[test]
+    fn within_the_second_of_a_change_only_the_counter_tells() {
+        assert!(!current(&pod(1000, Some(1000), false), 2));
+        let counted = PodFacts {
+            delivered: Some(2),
+            ..pod(1000, Some(1000), true)
+        };
+        let delivered = Delivered {
+            keys_changed: Some(at(1000)),
+            ..delivered(2)
+        };
+        assert!(is_current(&counted, "s", &delivered, delivered.keys_changed));
+        let before = PodFacts {
+            delivered: Some(1),
+            ..counted
+        };
+        assert!(!is_current(&before, "s", &delivered, delivered.keys_changed));
     }
 
     #[test]
@@ -126,6 +163,11 @@ mod tests {
 
     #[test]
     fn nothing_delivered_nothing_current() {
-        assert!(!is_current(&pod(1, Some(2), false), "s", &Delivered::default(), None));
+        assert!(!is_current(
+            &pod(1, Some(2), false),
+            "s",
+            &Delivered::default(),
+            None
+        ));
     }
 }

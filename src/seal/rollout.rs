@@ -32,6 +32,8 @@ pub struct WorkloadFacts {
     pub rollout: Rollout,
     /// Pods are replaced only when they are deleted.
     pub on_delete: bool,
+    /// How many pods it should have.
+    pub replicas: usize,
 }
 
 /// How far a rollout is.
@@ -71,7 +73,11 @@ pub fn decide(
 ) -> Restart {
     let outdated = |pod: &&&PodFacts| !is_current(pod, secret, delivered, delivered.keys_changed);
     // A pod that does not run yet will read what is there: only started pods are behind.
-    let started = |pod: &&&PodFacts| pod.uses.iter().any(|used| used.secret == secret && used.started.is_some());
+    let started = |pod: &&&PodFacts| {
+        pod.uses
+            .iter()
+            .any(|used| used.secret == secret && used.started.is_some())
+    };
     let behind: Vec<&PodFacts> = pods.iter().filter(outdated).filter(started).copied().collect();
     if behind.is_empty() || delivered.count <= 1 {
         return Restart::Nothing;
@@ -82,16 +88,28 @@ pub fn decide(
     if workload.delivered.is_none_or(|count| count < delivered.count) {
         return annotate(workload, now);
     }
-    if workload.on_delete { next_eviction(workload, pods, &behind) } else { Restart::Nothing }
+    if workload.on_delete {
+        next_eviction(workload, pods, &behind)
+    } else {
+        Restart::Nothing
+    }
 }
 
 fn annotate(workload: &WorkloadFacts, now: Timestamp) -> Restart {
     let name = &workload.name;
     let since = |span: SignedDuration| {
-        workload.restarts.iter().filter(move |at| now.duration_since(**at) < span).copied().collect::<Vec<_>>()
+        workload
+            .restarts
+            .iter()
+            .filter(move |at| now.duration_since(**at) < span)
+            .copied()
+            .collect::<Vec<_>>()
     };
     let blocked = |why: String, until| {
-        Restart::Blocked(Fault::denied(Reason::RestartBlocked, format!("{name} is not restarted: {why}")), until)
+        Restart::Blocked(
+            Fault::denied(Reason::RestartBlocked, format!("{name} is not restarted: {why}")),
+            until,
+        )
     };
     let until = |at: Timestamp, span| at.saturating_add(span).ok();
     if let Some(last) = since(RESTART_INTERVAL).last() {
@@ -104,7 +122,9 @@ fn annotate(workload: &WorkloadFacts, now: Timestamp) -> Restart {
     let today = since(day);
     if today.len() >= RESTARTS_A_DAY {
         return blocked(
-            format!("it was restarted {RESTARTS_A_DAY} times within a day; find out why its keys change so often"),
+            format!(
+                "it was restarted {RESTARTS_A_DAY} times within a day; find out why its keys change so often"
+            ),
             until(today[today.len() - RESTARTS_A_DAY], day),
         );
     }
@@ -112,28 +132,47 @@ fn annotate(workload: &WorkloadFacts, now: Timestamp) -> Restart {
         Rollout::Complete => Restart::Annotate,
         // Pods of an OnDelete workload never roll by themselves: its rollout says nothing.
         _ if workload.on_delete => Restart::Annotate,
-        Rollout::Running => blocked("its last rollout is still under way; it follows when that is complete".into(), None),
-        Rollout::Failed => blocked("its last rollout failed; mend it, then the restart follows".into(), None),
+        Rollout::Running => blocked(
+            "its last rollout is still under way; it follows when that is complete".into(),
+            None,
+        ),
+        Rollout::Failed => blocked(
+            "its last rollout failed; mend it, then the restart follows".into(),
+            None,
+        ),
     }
 }
 
 /// One at a time, standbys first, and only while every other pod is ready.
 fn next_eviction(workload: &WorkloadFacts, pods: &[&PodFacts], behind: &[&PodFacts]) -> Restart {
     let active = |pod: &PodFacts| {
-        ["vault-active", "openbao-active"].iter().any(|label| pod.labels.get(*label).is_some_and(|value| value == "true"))
+        ["vault-active", "openbao-active"]
+            .iter()
+            .any(|label| pod.labels.get(*label).is_some_and(|value| value == "true"))
     };
     let mut order: Vec<_> = behind.iter().map(|pod| (active(pod), &pod.name)).collect();
     order.sort();
-    let Some((_, next)) = order.first() else { return Restart::Nothing };
+    let Some((_, next)) = order.first() else {
+        return Restart::Nothing;
+    };
+    let blocked = |why: String| {
+        let message = format!(
+            "{} waits for {why} before the next pod is replaced",
+            workload.name
+        );
+        Restart::Blocked(Fault::transient(Reason::RestartBlocked, message), None)
+    };
+    // Between an eviction and its replacement there is one pod less, and nobody to ask whether it is ready.
+    if pods.len() < workload.replicas {
+        return blocked(format!(
+            "{} of its {} pods to exist again",
+            workload.replicas - pods.len(),
+            workload.replicas
+        ));
+    }
     match pods.iter().find(|pod| !pod.ready && pod.name != **next) {
         None => Restart::Evict((*next).clone()),
-        Some(waiting) => Restart::Blocked(
-            Fault::transient(
-                Reason::RestartBlocked,
-                format!("{} waits for pod {} to be ready before the next is replaced", workload.name, waiting.name),
-            ),
-            None,
-        ),
+        Some(waiting) => blocked(format!("pod {} to be ready", waiting.name)),
     }
 }
 
@@ -166,7 +205,11 @@ mod tests {
             created: Some(at(started)),
             ready,
             labels: [("vault-active".to_owned(), active.to_string())].into(),
-            uses: vec![SecretUse { secret: "s".into(), volume: true, started: Some(at(started)) }],
+            uses: vec![SecretUse {
+                secret: "s".into(),
+                volume: true,
+                started: Some(at(started)),
+            }],
             ..PodFacts::default()
         }
     }
@@ -182,57 +225,139 @@ mod tests {
     }
 
     fn decide_at(workload: &WorkloadFacts, pods: &[PodFacts], now: i64) -> Restart {
-        decide(workload, &pods.iter().collect::<Vec<_>>(), "s", &delivered(), at(now))
+        decide(
+            workload,
+            &pods.iter().collect::<Vec<_>>(),
+            "s",
+            &delivered(),
+            at(now),
+        )
     }
 
     #[test]
     fn pods_behind_the_keys_are_rolled_once() {
         let old = [pod("a", 9_000, true, false)];
         assert_eq!(decide_at(&workload(), &old, 10_001), Restart::Annotate);
-        let done = WorkloadFacts { delivered: Some(2), ..workload() };
+        let done = WorkloadFacts {
+            delivered: Some(2),
+            ..workload()
+        };
         assert_eq!(decide_at(&done, &old, 10_001), Restart::Nothing);
-        assert_eq!(decide_at(&workload(), &[pod("a", 10_000, true, false)], 10_001), Restart::Nothing);
+        assert_eq!(
+            decide_at(&workload(), &[pod("a", 10_001, true, false)], 10_001),
+            Restart::Nothing
+        );
     }
 
     #[test]
     fn the_first_delivery_and_a_change_of_text_only_roll_nothing() {
-        let first = Delivered { count: 1, ..delivered() };
+        let first = Delivered {
+            count: 1,
+            ..delivered()
+        };
         let old = pod("a", 9_000, true, false);
-        assert_eq!(decide(&workload(), &[&old], "s", &first, at(10_001)), Restart::Nothing);
-        let text = Delivered { keys_changed: Some(at(8_000)), ..delivered() };
-        assert_eq!(decide(&workload(), &[&old], "s", &text, at(10_001)), Restart::Nothing);
+        assert_eq!(
+            decide(&workload(), &[&old], "s", &first, at(10_001)),
+            Restart::Nothing
+        );
+        let text = Delivered {
+            keys_changed: Some(at(8_000)),
+            ..delivered()
+        };
+        assert_eq!(
+            decide(&workload(), &[&old], "s", &text, at(10_001)),
+            Restart::Nothing
+        );
     }
 
     #[test]
     fn without_consent_or_use_in_the_template_nothing_is_rolled() {
         let old = [pod("a", 9_000, true, false)];
-        assert_eq!(decide_at(&WorkloadFacts { allowed: false, ..workload() }, &old, 10_001), Restart::NotAsked);
-        assert_eq!(decide_at(&WorkloadFacts { uses_secret: false, ..workload() }, &old, 10_001), Restart::NotAsked);
+        assert_eq!(
+            decide_at(
+                &WorkloadFacts {
+                    allowed: false,
+                    ..workload()
+                },
+                &old,
+                10_001
+            ),
+            Restart::NotAsked
+        );
+        assert_eq!(
+            decide_at(
+                &WorkloadFacts {
+                    uses_secret: false,
+                    ..workload()
+                },
+                &old,
+                10_001
+            ),
+            Restart::NotAsked
+        );
     }
 
     #[test]
     fn restarts_are_rare_and_wait_for_the_one_before() {
         let old = [pod("a", 9_000, true, false)];
-        let recent = WorkloadFacts { restarts: vec![at(9_900)], ..workload() };
-        let Restart::Blocked(fault, until) = decide_at(&recent, &old, 10_001) else { panic!() };
+        let recent = WorkloadFacts {
+            restarts: vec![at(9_900)],
+            ..workload()
+        };
+        let Restart::Blocked(fault, until) = decide_at(&recent, &old, 10_001) else {
+            panic!()
+        };
         assert_eq!((fault.reason, until), (Reason::RestartBlocked, Some(at(10_500))));
-        let many = WorkloadFacts { restarts: (0..6).map(|n| at(n * 1000)).collect(), ..workload() };
-        let Restart::Blocked(_, until) = decide_at(&many, &old, 10_001) else { panic!() };
+        let many = WorkloadFacts {
+            restarts: (0..6).map(|n| at(n * 1000)).collect(),
+            ..workload()
+        };
+        let Restart::Blocked(_, until) = decide_at(&many, &old, 10_001) else {
+            panic!()
+        };
         assert_eq!(until, Some(at(86_400)));
         for rollout in [Rollout::Running, Rollout::Failed] {
-            let busy = WorkloadFacts { rollout, ..workload() };
+            let busy = WorkloadFacts {
+                rollout,
+                ..workload()
+            };
             assert!(matches!(decide_at(&busy, &old, 10_001), Restart::Blocked(..)));
         }
     }
 
     #[test]
     fn under_on_delete_standbys_go_first_one_at_a_time() {
-        let on_delete = WorkloadFacts { on_delete: true, delivered: Some(2), ..workload() };
-        let pods = [pod("a-0", 9_000, true, true), pod("a-1", 9_000, true, false), pod("a-2", 9_000, true, false)];
+        let on_delete = WorkloadFacts {
+            on_delete: true,
+            replicas: 3,
+            delivered: Some(2),
+            ..workload()
+        };
+        let pods = [
+            pod("a-0", 9_000, true, true),
+            pod("a-1", 9_000, true, false),
+            pod("a-2", 9_000, true, false),
+        ];
         assert_eq!(decide_at(&on_delete, &pods, 10_001), Restart::Evict("a-1".into()));
-        let pods = [pod("a-0", 9_000, true, true), pod("a-1", 10_001, false, false), pod("a-2", 9_000, true, false)];
-        assert!(matches!(decide_at(&on_delete, &pods, 10_002), Restart::Blocked(..)));
-        let pods = [pod("a-0", 9_000, true, true), pod("a-1", 10_001, true, false), pod("a-2", 10_002, true, false)];
+        let pods = [
+            pod("a-0", 9_000, true, true),
+            pod("a-1", 10_001, false, false),
+            pod("a-2", 9_000, true, false),
+        ];
+        assert!(matches!(
+            decide_at(&on_delete, &pods, 10_002),
+            Restart::Blocked(..)
+        ));
+        let pods = [pod("a-0", 9_000, true, true), pod("a-2", 9_000, true, false)];
+        assert!(matches!(
+            decide_at(&on_delete, &pods, 10_002),
+            Restart::Blocked(..)
+        ));
+        let pods = [
+            pod("a-0", 9_000, true, true),
+            pod("a-1", 10_001, true, false),
+            pod("a-2", 10_002, true, false),
+        ];
         assert_eq!(decide_at(&on_delete, &pods, 10_003), Restart::Evict("a-0".into()));
     }
 }

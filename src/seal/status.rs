@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use super::{
     Fault, FaultKind,
     checks::Findings,
+    digest::seal_inputs,
     model::{Cloud, Key, Model, Seal, Target},
     observed::{Delivered, Observed},
     outcome::{Described, Outcomes, TargetOutcome},
@@ -16,7 +17,8 @@ use super::{
     rollout::look_again,
 };
 use crate::api::{
-    KeyStatus, Reason, SealConfigStatus, SealHealth, SealStatus, Summary, TargetStatus, condition_types as types,
+    KeyStatus, Reason, SealConfigStatus, SealHealth, SealStatus, Summary, TargetStatus,
+    condition_types as types,
 };
 
 /// What a condition says.
@@ -29,27 +31,58 @@ struct Verdict {
 
 impl Verdict {
     fn yes(message: impl Into<String>) -> Self {
-        Self { status: "True", reason: Reason::Ready, message: message.into() }
+        Self {
+            status: "True",
+            reason: Reason::Ready,
+            message: message.into(),
+        }
     }
 
     fn no(fault: &Fault) -> Self {
-        Self { status: "False", reason: fault.reason, message: fault.message.clone() }
+        Self {
+            status: "False",
+            reason: fault.reason,
+            message: fault.message.clone(),
+        }
     }
 
     fn unknown(message: impl Into<String>) -> Self {
-        Self { status: "Unknown", reason: Reason::Pending, message: message.into() }
+        Self {
+            status: "Unknown",
+            reason: Reason::Pending,
+            message: message.into(),
+        }
     }
 }
 
 /// The status of an object whose spec or sources cannot be read: what was known stays, the conditions tell.
-pub fn failed(previous: &SealConfigStatus, generation: i64, fault: &Fault, now: Timestamp) -> SealConfigStatus {
+pub fn failed(
+    previous: &SealConfigStatus,
+    generation: i64,
+    fault: &Fault,
+    now: Timestamp,
+) -> SealConfigStatus {
     let mut status = previous.clone();
     status.observed_generation = Some(generation);
-    set(&mut status.conditions, types::READY, Verdict::no(fault), generation, now);
+    set(
+        &mut status.conditions,
+        types::READY,
+        Verdict::no(fault),
+        generation,
+        now,
+    );
     if needs_a_human(fault) {
-        set(&mut status.conditions, types::STALLED, stalled(fault), generation, now);
+        set(
+            &mut status.conditions,
+            types::STALLED,
+            stalled(fault),
+            generation,
+            now,
+        );
     } else {
-        status.conditions.retain(|condition| condition.type_ != types::STALLED);
+        status
+            .conditions
+            .retain(|condition| condition.type_ != types::STALLED);
     }
     status
 }
@@ -58,7 +91,11 @@ pub fn failed(previous: &SealConfigStatus, generation: i64, fault: &Fault, now: 
 pub fn suspended(previous: &SealConfigStatus, generation: i64, now: Timestamp) -> SealConfigStatus {
     let mut status = previous.clone();
     status.observed_generation = Some(generation);
-    let kept = status.conditions.iter().find(|c| c.type_ == types::READY).map(|c| c.status.clone());
+    let kept = status
+        .conditions
+        .iter()
+        .find(|c| c.type_ == types::READY)
+        .map(|c| c.status.clone());
     let verdict = Verdict {
         status: match kept.as_deref() {
             Some("True") => "True",
@@ -69,27 +106,53 @@ pub fn suspended(previous: &SealConfigStatus, generation: i64, now: Timestamp) -
         message: "spec.suspend is true: nothing is opened, delivered or restarted until it is false".into(),
     };
     set(&mut status.conditions, types::READY, verdict, generation, now);
-    status.conditions.retain(|condition| condition.type_ != types::STALLED);
+    status
+        .conditions
+        .retain(|condition| condition.type_ != types::STALLED);
     status
 }
 
 /// The status after a plan was carried out. `observed.memory` is the memory after it.
-pub fn status(model: &Model, observed: &Observed, findings: &Findings, outcomes: &Outcomes) -> SealConfigStatus {
-    let seals: Vec<_> = model.seals.iter().map(|seal| seal_status(model, seal, observed, findings, outcomes)).collect();
-    let keys: Vec<_> = model.keys.iter().map(|key| key_status(key, observed, findings, outcomes)).collect();
+pub fn status(
+    model: &Model,
+    observed: &Observed,
+    findings: &Findings,
+    outcomes: &Outcomes,
+) -> SealConfigStatus {
+    let seals: Vec<_> = model
+        .seals
+        .iter()
+        .map(|seal| seal_status(model, seal, observed, findings, outcomes))
+        .collect();
+    let keys: Vec<_> = model
+        .keys
+        .iter()
+        .map(|key| key_status(key, observed, findings, outcomes))
+        .collect();
     let mut told_apart = Vec::new();
     let mut targets = Vec::new();
     for target in &model.targets {
-        let delivered = observed.secrets.get(&target.secret).map(|s| s.delivered.clone()).unwrap_or_default();
+        let delivered = observed
+            .secrets
+            .get(&target.secret)
+            .map(|s| s.delivered.clone())
+            .unwrap_or_default();
         let recorded = target_status(target, observed, outcomes);
         // The status knows of a delivery that the observed Secret does not show yet.
         let delivered = Delivered {
-            content_changed: recorded.delivered_time.as_ref().map(|time| time.0).or(delivered.content_changed),
+            content_changed: recorded
+                .delivered_time
+                .as_ref()
+                .map(|time| time.0)
+                .or(delivered.content_changed),
             count: delivered.count.max(1),
             ..delivered
         };
         let found = pods(target, &observed.pods, &delivered);
-        targets.push(TargetStatus { pods: target.selector.is_some().then(|| found.counts()), ..recorded });
+        targets.push(TargetStatus {
+            pods: target.selector.is_some().then(|| found.counts()),
+            ..recorded
+        });
         told_apart.push((target, found));
     }
 
@@ -99,25 +162,41 @@ pub fn status(model: &Model, observed: &Observed, findings: &Findings, outcomes:
         .zip(&keys)
         .map(|(key, status)| (key.name.as_str(), key_fault(key, status, observed, findings)))
         .collect();
-    let target_faults: Vec<Fault> =
-        model.targets.iter().filter_map(|target| target_fault(model, target, observed, findings, outcomes)).collect();
+    let target_faults: Vec<Fault> = model
+        .targets
+        .iter()
+        .filter_map(|target| target_fault(model, target, observed, findings, outcomes))
+        .collect();
 
     let mut verdicts: BTreeMap<&str, Verdict> = BTreeMap::new();
-    verdicts.insert(types::SEALS_HEALTHY, seals_verdict(model, &seals, observed, findings));
+    verdicts.insert(
+        types::SEALS_HEALTHY,
+        seals_verdict(model, &seals, observed, findings),
+    );
     if !model.keys.is_empty() {
         let fault = key_faults.iter().find_map(|(_, fault)| fault.as_ref());
-        verdicts.insert(types::KEYS_UNWRAPPED, fault.map_or_else(|| Verdict::yes("every key is open"), Verdict::no));
+        verdicts.insert(
+            types::KEYS_UNWRAPPED,
+            fault.map_or_else(|| Verdict::yes("every key is open"), Verdict::no),
+        );
     }
     if !model.targets.is_empty() {
-        let verdict = target_faults.first().map_or_else(|| Verdict::yes("every Secret holds what it should"), Verdict::no);
+        let verdict = target_faults
+            .first()
+            .map_or_else(|| Verdict::yes("every Secret holds what it should"), Verdict::no);
         verdicts.insert(types::SECRETS_DELIVERED, verdict);
     }
     if model.targets.iter().any(|target| target.selector.is_some()) {
         verdicts.insert(types::PODS_CURRENT, pods_verdict(&told_apart, outcomes));
     }
     let ready = ready(model, &verdicts);
-    let blocking = key_faults.iter().filter_map(|(_, fault)| fault.clone()).chain(target_faults);
-    let blocking = blocking.chain(seal_faults(model, observed, findings)).find(|fault| fault.reason == ready.reason);
+    let blocking = key_faults
+        .iter()
+        .filter_map(|(_, fault)| fault.clone())
+        .chain(target_faults);
+    let blocking = blocking
+        .chain(seal_faults(model, observed, findings))
+        .find(|fault| fault.reason == ready.reason);
     if let Some(fault) = blocking.filter(|fault| ready.status == "False" && needs_a_human(fault)) {
         verdicts.insert(types::STALLED, stalled(&fault));
     }
@@ -144,15 +223,28 @@ fn needs_a_human(fault: &Fault) -> bool {
 }
 
 fn stalled(fault: &Fault) -> Verdict {
-    Verdict { status: "True", reason: fault.reason, message: fault.message.clone() }
+    Verdict {
+        status: "True",
+        reason: fault.reason,
+        message: fault.message.clone(),
+    }
 }
 
 fn summary(seals: &[SealStatus], keys: &[(&str, Option<Fault>)], targets: &[TargetStatus]) -> Summary {
-    let healthy = seals.iter().filter(|seal| seal.state == SealHealth::Healthy).count();
+    let healthy = seals
+        .iter()
+        .filter(|seal| seal.state == SealHealth::Healthy)
+        .count();
     let open = keys.iter().filter(|(_, fault)| fault.is_none()).count();
     let counts = targets.iter().filter_map(|target| target.pods);
-    let (using, current) = counts.fold((0, 0), |(using, current), pods| (using + pods.using, current + pods.current));
-    Summary { seals: format!("{healthy}/{}", seals.len()), keys: open.to_string(), pods: format!("{current}/{using}") }
+    let (using, current) = counts.fold((0, 0), |(using, current), pods| {
+        (using + pods.using, current + pods.current)
+    });
+    Summary {
+        seals: format!("{healthy}/{}", seals.len()),
+        keys: open.to_string(),
+        pods: format!("{current}/{using}"),
+    }
 }
 
 fn set(conditions: &mut Vec<Condition>, kind: &str, verdict: Verdict, generation: i64, now: Timestamp) {
@@ -196,12 +288,16 @@ fn seal_fault(model: &Model, seal: &Seal, observed: &Observed, findings: &Findin
     });
     failing_copy.or_else(|| {
         let failure = observed.memory.probes.get(&seal.name)?;
-        (failure.inputs == seal.cloud.configured_key()).then(|| failure.fault.clone())
+        (failure.inputs == seal_inputs(seal)).then(|| failure.fault.clone())
     })
 }
 
 fn seal_faults(model: &Model, observed: &Observed, findings: &Findings) -> Vec<Fault> {
-    model.seals.iter().filter_map(|seal| Some(seal_fault(model, seal, observed, findings)?.of(label(seal)))).collect()
+    model
+        .seals
+        .iter()
+        .filter_map(|seal| Some(seal_fault(model, seal, observed, findings)?.of(label(seal))))
+        .collect()
 }
 
 fn label(seal: &Seal) -> String {
@@ -223,6 +319,16 @@ fn seal_status(
         .find(|status| status.name == seal.name && status.configured_key_id.as_ref() == Some(&configured))
         .cloned()
         .unwrap_or_default();
+    let inputs = seal_inputs(seal);
+    // The pin of account and region outlives a change of credentials; what was seen with them does not.
+    let previous = if previous.inputs_digest.as_ref() == Some(&inputs) {
+        previous
+    } else {
+        SealStatus {
+            key_id: previous.key_id,
+            ..SealStatus::default()
+        }
+    };
     let outcome = outcomes.seals.get(&seal.name);
     let described = outcome.and_then(|outcome| outcome.described.as_ref());
     let (key_id, probed) = match described {
@@ -237,10 +343,17 @@ fn seal_status(
     let asked = described.is_some_and(|described| matches!(described, Described::Key { .. }));
     let opened = outcome.is_some_and(|outcome| outcome.opened);
     let (state, reason, message) = match seal_fault(model, seal, observed, findings).or(fault) {
-        Some(fault) => (SealHealth::Unhealthy, Some(fault.reason.to_string()), Some(fault.message)),
+        Some(fault) => (
+            SealHealth::Unhealthy,
+            Some(fault.reason.to_string()),
+            Some(fault.message),
+        ),
         None if asked || opened => (SealHealth::Healthy, None, None),
         // A bad state of the key that DescribeKey told stays until DescribeKey tells otherwise.
-        None if previous.state == SealHealth::Unhealthy && previous.last_probe_time.is_some() && probed.is_none() => {
+        None if previous.state == SealHealth::Unhealthy
+            && previous.last_probe_time.is_some()
+            && probed.is_none() =>
+        {
             (previous.state, previous.reason.clone(), previous.message.clone())
         }
         None if previous.state == SealHealth::Unhealthy => (SealHealth::Unknown, None, None),
@@ -253,7 +366,10 @@ fn seal_status(
         provider: seal.cloud.provider().to_owned(),
         key_id: key_id.or(previous.key_id),
         configured_key_id: Some(configured),
-        identity: outcome.and_then(|outcome| outcome.identity.clone()).or(previous.identity),
+        inputs_digest: Some(inputs),
+        identity: outcome
+            .and_then(|outcome| outcome.identity.clone())
+            .or(previous.identity),
         credential_source: Some(if aws.assume_role.is_some() {
             format!("{source}+assume-role")
         } else {
@@ -288,21 +404,50 @@ fn seals_verdict(model: &Model, seals: &[SealStatus], observed: &Observed, findi
 }
 
 fn key_status(key: &Key, observed: &Observed, findings: &Findings, outcomes: &Outcomes) -> KeyStatus {
-    let previous = observed.status.keys.iter().find(|status| status.name == key.name).cloned();
-    let Some(outcome) = outcomes.keys.get(&key.name).filter(|outcome| !outcome.agreed.is_empty()) else {
-        return previous
-            .unwrap_or_else(|| KeyStatus { name: key.name.clone(), version: 1, ..KeyStatus::default() });
+    let previous = observed
+        .status
+        .keys
+        .iter()
+        .find(|status| status.name == key.name)
+        .cloned();
+    let Some(outcome) = outcomes
+        .keys
+        .get(&key.name)
+        .filter(|outcome| !outcome.agreed.is_empty())
+    else {
+        return previous.unwrap_or_else(|| KeyStatus {
+            name: key.name.clone(),
+            version: 1,
+            ..KeyStatus::default()
+        });
     };
     let inputs = findings.key_inputs.get(&key.name).cloned();
-    let same = previous.as_ref().is_some_and(|status| status.inputs_digest == inputs);
-    let kept = previous.as_ref().filter(|_| same).map(|status| status.wrapped_under.clone()).unwrap_or_default();
+    let same = previous
+        .as_ref()
+        .is_some_and(|status| status.inputs_digest == inputs);
+    let kept = previous
+        .as_ref()
+        .filter(|_| same)
+        .map(|status| status.wrapped_under.clone())
+        .unwrap_or_default();
     let under = |seal: &String| kept.contains(seal) || outcome.agreed.contains(seal);
     KeyStatus {
         name: key.name.clone(),
         version: 1,
-        consumer_key_id: outcome.consumer_key_id.clone().or_else(|| previous.as_ref()?.consumer_key_id.clone()),
-        wrapped_under: key.copies.iter().map(|copy| copy.seal.clone()).filter(under).collect(),
-        opened_by: outcome.opened_by.clone().or_else(|| previous.as_ref()?.opened_by.clone()),
+        consumer_key_id: outcome
+            .consumer_key_id
+            .clone()
+            .or_else(|| previous.as_ref()?.consumer_key_id.clone()),
+        wrapped_under: key
+            .copies
+            .iter()
+            .map(|copy| copy.seal.clone())
+            .filter(under)
+            .collect(),
+        opened_by: outcome
+            .opened_by
+            .clone()
+            .or_else(|| previous.as_ref()?.opened_by.clone()),
         inputs_digest: inputs,
     }
 }
@@ -311,7 +456,12 @@ fn key_status(key: &Key, observed: &Observed, findings: &Findings, outcomes: &Ou
 fn key_fault(key: &Key, status: &KeyStatus, observed: &Observed, findings: &Findings) -> Option<Fault> {
     let part = format!("key {:?}", key.name);
     let inputs = findings.key_inputs.get(&key.name)?;
-    if let Some(failure) = observed.memory.keys.get(&key.name).filter(|failure| failure.inputs == *inputs) {
+    if let Some(failure) = observed
+        .memory
+        .keys
+        .get(&key.name)
+        .filter(|failure| failure.inputs == *inputs)
+    {
         return Some(failure.fault.clone().of(part));
     }
     let copy_faults: Vec<Fault> = key
@@ -331,9 +481,12 @@ fn key_fault(key: &Key, status: &KeyStatus, observed: &Observed, findings: &Find
     if open {
         return copy_faults.into_iter().find(|fault| fault.reason.is_of_a_copy());
     }
-    Some(copy_faults.into_iter().next().unwrap_or_else(|| {
-        Fault::transient(Reason::Pending, "it has not been opened yet").of(part)
-    }))
+    Some(
+        copy_faults
+            .into_iter()
+            .next()
+            .unwrap_or_else(|| Fault::transient(Reason::Pending, "it has not been opened yet").of(part)),
+    )
 }
 
 fn target_status(target: &Target, observed: &Observed, outcomes: &Outcomes) -> TargetStatus {
@@ -344,9 +497,18 @@ fn target_status(target: &Target, observed: &Observed, outcomes: &Outcomes) -> T
         .find(|status| status.name == target.name && status.secret == target.secret)
         .cloned()
         .unwrap_or_default();
-    let base = TargetStatus { name: target.name.clone(), secret: target.secret.clone(), ..previous };
+    let base = TargetStatus {
+        name: target.name.clone(),
+        secret: target.secret.clone(),
+        ..previous
+    };
     match outcomes.targets.get(&target.name) {
-        Some(TargetOutcome::Delivered { resource_version, inputs, content_changed, deliveries }) => TargetStatus {
+        Some(TargetOutcome::Delivered {
+            resource_version,
+            inputs,
+            content_changed,
+            deliveries,
+        }) => TargetStatus {
             deliveries: *deliveries,
             resource_version: Some(resource_version.clone()),
             inputs_digest: Some(inputs.clone()),
@@ -372,8 +534,11 @@ fn target_fault(
             Need::Nothing => None,
             Need::Wait(fault, _) => Some(fault.of(part)),
             Need::Deliver(_) => Some(
-                Fault::transient(Reason::Pending, "it waits for its keys; what was delivered before is untouched")
-                    .of(part),
+                Fault::transient(
+                    Reason::Pending,
+                    "it waits for its keys; what was delivered before is untouched",
+                )
+                .of(part),
             ),
         },
     }
@@ -422,13 +587,21 @@ fn pods_verdict(targets: &[(&Target, TargetPods<'_>)], outcomes: &Outcomes) -> V
 }
 
 fn ready(model: &Model, verdicts: &BTreeMap<&str, Verdict>) -> Verdict {
-    let said = |kind: &str| verdicts.get(kind).filter(|verdict| verdict.status == "False").cloned();
+    let said = |kind: &str| {
+        verdicts
+            .get(kind)
+            .filter(|verdict| verdict.status == "False")
+            .cloned()
+    };
     // A target that waits for its keys says less than the key that does not open.
     if let Some(verdict) = said(types::KEYS_UNWRAPPED).or_else(|| said(types::SECRETS_DELIVERED)) {
         return verdict;
     }
     if model.keys.is_empty() {
-        return verdicts.get(types::SEALS_HEALTHY).cloned().unwrap_or_else(|| Verdict::yes("nothing to do"));
+        return verdicts
+            .get(types::SEALS_HEALTHY)
+            .cloned()
+            .unwrap_or_else(|| Verdict::yes("nothing to do"));
     }
     Verdict::yes("every key is open and delivered")
 }
@@ -440,24 +613,44 @@ pub fn next_look(model: &Model, observed: &Observed, outcomes: &Outcomes) -> Opt
     if model.suspend {
         return None;
     }
-    times.extend(memory.copies.values().chain(memory.keys.values()).chain(memory.targets.values()).map(|f| f.retry_at));
+    times.extend(
+        memory
+            .copies
+            .values()
+            .chain(memory.keys.values())
+            .chain(memory.targets.values())
+            .map(|f| f.retry_at),
+    );
     for seal in &model.seals {
-        let due = probe_due(&seal.name, &seal.cloud.configured_key(), observed);
+        let due = probe_due(seal, observed);
         // Spread over a quarter of the interval, so that objects that started together drift apart.
         let spread = PROBE_INTERVAL.as_secs_f64() * 0.25 * observed.jitter;
         let spread = SignedDuration::try_from_secs_f64(spread).unwrap_or_default();
-        let least = observed.now.saturating_add(SignedDuration::from_secs(1)).unwrap_or(observed.now);
+        let least = observed
+            .now
+            .saturating_add(SignedDuration::from_secs(1))
+            .unwrap_or(observed.now);
         times.push(due.saturating_add(spread).unwrap_or(due).max(least));
     }
     for repairs in memory.repairs.values() {
         if let (Some(first), true) = (repairs.first(), repairs.len() >= super::plan::REPAIRS_A_MINUTE) {
-            times.push(first.saturating_add(SignedDuration::from_secs(60)).unwrap_or(*first));
+            times.push(
+                first
+                    .saturating_add(SignedDuration::from_secs(60))
+                    .unwrap_or(*first),
+            );
         }
     }
     let soonest = times.into_iter().min().map(|at| {
         let wait = at.duration_since(observed.now);
-        Duration::try_from(wait).unwrap_or_default().max(Duration::from_millis(50))
+        Duration::try_from(wait)
+            .unwrap_or_default()
+            .max(Duration::from_millis(50))
     });
-    let restart = outcomes.restarts.values().map(|fault| look_again(fault, observed.jitter)).min();
+    let restart = outcomes
+        .restarts
+        .values()
+        .map(|fault| look_again(fault, observed.jitter))
+        .min();
     [soonest, restart].into_iter().flatten().min()
 }

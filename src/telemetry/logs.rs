@@ -15,7 +15,8 @@ pub fn start(format: LogFormat, level: LogLevel) {
         LogLevel::Trace => "trace",
     };
     let libraries = if level == LogLevel::Error { "error" } else { "warn" };
-    let filter = EnvFilter::new(format!("{libraries},autounseal={own}"));
+    // aws_config prints what STS said, at any level.
+    let filter = EnvFilter::new(format!("{libraries},aws_config=off,autounseal={own}"));
     let lines = fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).init(),

@@ -74,7 +74,9 @@ pub struct Metrics {
 }
 
 fn seconds() -> Histogram {
-    Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0])
+    Histogram::new([
+        0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+    ])
 }
 
 impl Default for Metrics {
@@ -101,12 +103,32 @@ impl Metrics {
         };
         // The text format adds `_total` to counters by itself.
         registry.register("reconcile", "Reconciles, by outcome", metrics.reconciles.clone());
-        registry.register("reconcile_duration_seconds", "Time of a reconcile", metrics.reconcile_seconds.clone());
-        registry.register("kms_requests", "Requests to a KMS; outcome is ok or a reason", metrics.kms_requests.clone());
-        registry.register("kms_request_duration_seconds", "Time of a request to a KMS", metrics.kms_seconds.clone());
+        registry.register(
+            "reconcile_duration_seconds",
+            "Time of a reconcile",
+            metrics.reconcile_seconds.clone(),
+        );
+        registry.register(
+            "kms_requests",
+            "Requests to a KMS; outcome is ok or a reason",
+            metrics.kms_requests.clone(),
+        );
+        registry.register(
+            "kms_request_duration_seconds",
+            "Time of a request to a KMS",
+            metrics.kms_seconds.clone(),
+        );
         registry.register("ready", "1 when the object is Ready", metrics.ready.clone());
-        registry.register("not_ready", "Objects that are not Ready, by reason", metrics.not_ready.clone());
-        registry.register("seals_unhealthy", "Seals that do not work, by object", metrics.seals_unhealthy.clone());
+        registry.register(
+            "not_ready",
+            "Objects that are not Ready, by reason",
+            metrics.not_ready.clone(),
+        );
+        registry.register(
+            "seals_unhealthy",
+            "Seals that do not work, by object",
+            metrics.seals_unhealthy.clone(),
+        );
         registry.register(
             "credential_expiry_timestamp_seconds",
             "When the credentials loaded last expire",
@@ -120,31 +142,52 @@ impl Metrics {
     /// One reconcile is done.
     pub fn reconciled(&self, kind: &'static str, ok: bool, took: Duration) {
         let outcome = if ok { "ok" } else { "error" };
-        self.reconciles.get_or_create(&ReconcileLabels { kind, outcome }).inc();
+        self.reconciles
+            .get_or_create(&ReconcileLabels { kind, outcome })
+            .inc();
         self.reconcile_seconds.observe(took.as_secs_f64());
     }
 
     /// How an object stands.
     pub fn object(&self, namespace: &str, name: &str, ready: bool, reason: &str, unhealthy_seals: usize) {
         let kind = "SealConfig";
-        let names = NameLabels { namespace: namespace.to_owned(), name: name.to_owned() };
-        let labels = ObjectLabels { kind, namespace: namespace.to_owned(), name: name.to_owned() };
+        let names = NameLabels {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        };
+        let labels = ObjectLabels {
+            kind,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        };
         self.ready.get_or_create(&labels).set(i64::from(ready));
-        self.seals_unhealthy.get_or_create(&names).set(i64::try_from(unhealthy_seals).unwrap_or(i64::MAX));
+        self.seals_unhealthy
+            .get_or_create(&names)
+            .set(i64::try_from(unhealthy_seals).unwrap_or(i64::MAX));
         self.count_reason(namespace, name, (!ready).then_some(reason));
     }
 
     /// An object is gone.
     pub fn forget(&self, namespace: &str, name: &str) {
         let kind = "SealConfig";
-        self.ready.remove(&ObjectLabels { kind, namespace: namespace.to_owned(), name: name.to_owned() });
-        self.seals_unhealthy.remove(&NameLabels { namespace: namespace.to_owned(), name: name.to_owned() });
+        self.ready.remove(&ObjectLabels {
+            kind,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        });
+        self.seals_unhealthy.remove(&NameLabels {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        });
         self.count_reason(namespace, name, None);
     }
 
     fn count_reason(&self, namespace: &str, name: &str, reason: Option<&str>) {
         let gauge = |reason: &str| {
-            let labels = NotReadyLabels { kind: "SealConfig", reason: reason.to_owned() };
+            let labels = NotReadyLabels {
+                kind: "SealConfig",
+                reason: reason.to_owned(),
+            };
             self.not_ready.get_or_create_owned(&labels)
         };
         let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
@@ -174,13 +217,29 @@ impl Metrics {
 }
 
 impl Observer for Metrics {
-    fn kms_request(&self, provider: &'static str, operation: &'static str, outcome: &'static str, seconds: f64) {
-        self.kms_requests.get_or_create(&KmsLabels { provider, operation, outcome }).inc();
-        self.kms_seconds.get_or_create(&KmsDurationLabels { provider, operation }).observe(seconds);
+    fn kms_request(
+        &self,
+        provider: &'static str,
+        operation: &'static str,
+        outcome: &'static str,
+        seconds: f64,
+    ) {
+        self.kms_requests
+            .get_or_create(&KmsLabels {
+                provider,
+                operation,
+                outcome,
+            })
+            .inc();
+        self.kms_seconds
+            .get_or_create(&KmsDurationLabels { provider, operation })
+            .observe(seconds);
     }
 
     fn credential_expiry(&self, provider: &'static str, source: &'static str, unix_seconds: i64) {
-        self.credential_expiry.get_or_create(&CredentialLabels { provider, source }).set(unix_seconds);
+        self.credential_expiry
+            .get_or_create(&CredentialLabels { provider, source })
+            .set(unix_seconds);
     }
 }
 
@@ -213,6 +272,10 @@ mod tests {
         }
         metrics.forget("n", "a");
         assert!(!metrics.text().contains(r#"name="a""#));
-        assert!(metrics.text().contains(r#"autounseal_not_ready{kind="SealConfig",reason="AccessDenied"} 0"#));
+        assert!(
+            metrics
+                .text()
+                .contains(r#"autounseal_not_ready{kind="SealConfig",reason="AccessDenied"} 0"#)
+        );
     }
 }

@@ -57,7 +57,10 @@ pub async fn serve(address: SocketAddr, metrics: Arc<Metrics>) -> std::io::Resul
                 if asked.is_ready() {
                     (StatusCode::OK, "ok")
                 } else {
-                    (StatusCode::SERVICE_UNAVAILABLE, "the first lists are not complete")
+                    (
+                        StatusCode::SERVICE_UNAVAILABLE,
+                        "the first lists are not complete",
+                    )
                 }
             }),
         )

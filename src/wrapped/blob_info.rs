@@ -50,10 +50,7 @@ pub struct KeyInfo {
 impl fmt::Debug for BlobInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BlobInfo")
-            .field(
-                "ciphertext",
-                &format_args!("[{} bytes]", self.ciphertext.len()),
-            )
+            .field("ciphertext", &format_args!("[{} bytes]", self.ciphertext.len()))
             .field("iv", &format_args!("[{} bytes]", self.iv.len()))
             .field("key_info", &self.key_info)
             .finish()
@@ -65,10 +62,7 @@ impl fmt::Debug for KeyInfo {
         f.debug_struct("KeyInfo")
             .field("mechanism", &self.mechanism)
             .field("key_id", &format_args!("[{} bytes]", self.key_id.len()))
-            .field(
-                "wrapped_key",
-                &format_args!("[{} bytes]", self.wrapped_key.len()),
-            )
+            .field("wrapped_key", &format_args!("[{} bytes]", self.wrapped_key.len()))
             .finish()
     }
 }
@@ -133,8 +127,7 @@ impl KeyInfo {
             match field? {
                 (1, Value::Varint(value)) => self.mechanism = value,
                 (3, Value::Bytes(value)) => {
-                    let text = std::str::from_utf8(value)
-                        .map_err(|_| malformed("its key id is no text"))?;
+                    let text = std::str::from_utf8(value).map_err(|_| malformed("its key id is no text"))?;
                     text.clone_into(&mut self.key_id);
                 }
                 (5, Value::Bytes(value)) => value.clone_into(&mut self.wrapped_key),
@@ -175,16 +168,10 @@ pub fn seal(plaintext: &[u8], aad: &[u8]) -> Result<Sealed, Fault> {
     rand::fill(&mut iv).map_err(|_| no_randomness())?;
     let key = cipher(&data_key)?;
     // Room for the tag, so that the plaintext is never moved to another allocation.
-    let mut buffer = Zeroizing::new(Vec::with_capacity(
-        plaintext.len() + key.algorithm().tag_len(),
-    ));
+    let mut buffer = Zeroizing::new(Vec::with_capacity(plaintext.len() + key.algorithm().tag_len()));
     buffer.extend_from_slice(plaintext);
-    key.seal_in_place_append_tag(
-        Nonce::assume_unique_for_key(iv),
-        Aad::from(aad),
-        &mut *buffer,
-    )
-    .map_err(|_| malformed("it is too long to encrypt"))?;
+    key.seal_in_place_append_tag(Nonce::assume_unique_for_key(iv), Aad::from(aad), &mut *buffer)
+        .map_err(|_| malformed("it is too long to encrypt"))?;
     Ok(Sealed {
         data_key: KeyBytes::new(std::mem::take(&mut *data_key)),
         iv,
@@ -200,12 +187,7 @@ pub fn seal(plaintext: &[u8], aad: &[u8]) -> Result<Sealed, Fault> {
 ///
 /// # Errors
 /// `CiphertextInvalid`: another key, other AAD, changed or too few bytes; AES-GCM does not tell which.
-pub fn open(
-    data_key: &KeyBytes,
-    iv: &[u8],
-    ciphertext: &[u8],
-    aad: &[u8],
-) -> Result<KeyBytes, Fault> {
+pub fn open(data_key: &KeyBytes, iv: &[u8], ciphertext: &[u8], aad: &[u8]) -> Result<KeyBytes, Fault> {
     let key = cipher(data_key.expose())?;
     let mut buffer = Zeroizing::new([iv, ciphertext].concat());
     let nonce = buffer
@@ -220,9 +202,7 @@ pub fn open(
             NONCE_LEN..,
         )
         .map_err(|_| {
-            malformed(
-                "its payload does not open: bytes were changed, or it belongs to another place",
-            )
+            malformed("its payload does not open: bytes were changed, or it belongs to another place")
         })?
         .len();
     buffer.truncate(opened);
@@ -281,9 +261,7 @@ impl<'a> Fields<'a> {
         let tag = self.varint()?;
         let number = tag >> 3;
         if number == 0 || number >= 1 << 29 {
-            return Err(malformed(
-                "it has a field number that protobuf does not allow",
-            ));
+            return Err(malformed("it has a field number that protobuf does not allow"));
         }
         let value = match tag & 7 {
             0 => Value::Varint(self.varint()?),

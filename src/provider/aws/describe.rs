@@ -72,9 +72,7 @@ impl Description {
         let (reason, message) = match self.state {
             KeyState::Disabled => (
                 Reason::KeyDisabled,
-                format!(
-                    "the key {name} is disabled; enable it (aws kms enable-key --key-id {name})"
-                ),
+                format!("the key {name} is disabled; enable it (aws kms enable-key --key-id {name})"),
             ),
             KeyState::PendingDeletion => (
                 Reason::KeyPendingDeletion,
@@ -93,9 +91,7 @@ impl Description {
             ),
             KeyState::Enabled => (
                 Reason::KeyUnusable,
-                format!(
-                    "{name} is not a symmetric key for encryption and decryption; make one and name it"
-                ),
+                format!("{name} is not a symmetric key for encryption and decryption; make one and name it"),
             ),
             KeyState::Other => (
                 Reason::KeyUnusable,
@@ -184,17 +180,11 @@ impl Kms {
         let answer = self.timed(&asked, Box::pin(request.send())).await?;
         let garbage = || error::fault(&asked, Failure::Garbage);
         let metadata = answer.key_metadata.ok_or_else(garbage)?;
-        let arn = metadata
-            .arn
-            .as_deref()
-            .and_then(answered)
-            .ok_or_else(garbage)?;
+        let arn = metadata.arn.as_deref().and_then(answered).ok_or_else(garbage)?;
         let state = match metadata.key_state.as_ref().ok_or_else(garbage)? {
             SdkState::Enabled => KeyState::Enabled,
             SdkState::Disabled => KeyState::Disabled,
-            SdkState::PendingDeletion | SdkState::PendingReplicaDeletion => {
-                KeyState::PendingDeletion
-            }
+            SdkState::PendingDeletion | SdkState::PendingReplicaDeletion => KeyState::PendingDeletion,
             SdkState::PendingImport => KeyState::PendingImport,
             SdkState::Unavailable => KeyState::Unavailable,
             _ => KeyState::Other,
@@ -233,9 +223,7 @@ impl Kms {
                     region,
                     account,
                     ..
-                } => {
-                    arn.partition == *partition && arn.region == *region && arn.account == *account
-                }
+                } => arn.partition == *partition && arn.region == *region && arn.account == *account,
             }
     }
 
@@ -254,9 +242,6 @@ pub(super) fn answered(text: &str) -> Option<KeyArn> {
     let arn: KeyArn = text.parse().ok()?;
     let plain = arn.id.len() <= 64
         && arn.partition.len() <= 16
-        && arn
-            .partition
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b == b'-');
+        && arn.partition.bytes().all(|b| b.is_ascii_lowercase() || b == b'-');
     plain.then_some(arn)
 }

@@ -34,10 +34,7 @@ impl Operation {
     }
 
     const fn is_sts(self) -> bool {
-        matches!(
-            self,
-            Operation::AssumeRole | Operation::AssumeRoleWithWebIdentity
-        )
+        matches!(self, Operation::AssumeRole | Operation::AssumeRoleWithWebIdentity)
     }
 
     const fn service(self) -> &'static str {

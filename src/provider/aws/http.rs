@@ -75,11 +75,7 @@ struct Client {
 }
 
 impl HttpClient for Client {
-    fn http_connector(
-        &self,
-        _: &HttpConnectorSettings,
-        _: &RuntimeComponents,
-    ) -> SharedHttpConnector {
+    fn http_connector(&self, _: &HttpConnectorSettings, _: &RuntimeComponents) -> SharedHttpConnector {
         self.connector.clone()
     }
 }
@@ -129,9 +125,7 @@ impl HttpConnector for Bounded {
             && let Some(address) = literal_address(uri)
             && is_forbidden(address)
         {
-            return HttpConnectorFuture::ready(Err(ConnectorError::user(Box::new(
-                ForbiddenAddress,
-            ))));
+            return HttpConnectorFuture::ready(Err(ConnectorError::user(Box::new(ForbiddenAddress))));
         }
         let https = !uri.starts_with("http://");
         let answer = self.connector(https).call(request);
@@ -310,11 +304,7 @@ mod tests {
             ("https://[::1]:443/", Some("::1")),
             ("https://kms.eu-west-1.amazonaws.com/", None),
         ] {
-            assert_eq!(
-                literal_address(uri),
-                address.map(|a| a.parse().unwrap()),
-                "{uri}"
-            );
+            assert_eq!(literal_address(uri), address.map(|a| a.parse().unwrap()), "{uri}");
         }
     }
 }

@@ -113,11 +113,9 @@ impl Source {
                 *failed = None;
                 if let Some(expiry) = credentials.expiry() {
                     let seconds = super::sdk::timestamp(expiry).as_second();
-                    self.observer
-                        .credential_expiry("awskms", self.word, seconds);
+                    self.observer.credential_expiry("awskms", self.word, seconds);
                 }
-                *self.current.write().unwrap_or_else(PoisonError::into_inner) =
-                    Some(credentials.clone());
+                *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(credentials.clone());
                 Ok(credentials)
             }
             Err(fault) => {
@@ -184,8 +182,7 @@ impl ProvideCredentials for Bridge {
         Self: 'a,
     {
         future::ProvideCredentials::new(async {
-            let got: provider::Result =
-                self.0.get().await.map_err(CredentialsError::provider_error);
+            let got: provider::Result = self.0.get().await.map_err(CredentialsError::provider_error);
             got
         })
     }

@@ -118,10 +118,7 @@ impl Kms {
         match blob.mechanism() {
             0 => self.decrypt(&blob.ciphertext, &none).await,
             ENVELOPE => {
-                let wrapped = blob
-                    .key_info
-                    .map(|info| info.wrapped_key)
-                    .unwrap_or_default();
+                let wrapped = blob.key_info.map(|info| info.wrapped_key).unwrap_or_default();
                 let data_key = self.decrypt(&wrapped, &none).await?;
                 if data_key.key.expose().len() != blob_info::DATA_KEY_BYTES {
                     return Err(Fault::invalid(
@@ -142,11 +139,7 @@ impl Kms {
         }
     }
 
-    async fn decrypt(
-        &self,
-        ciphertext: &[u8],
-        context: &BTreeMap<String, String>,
-    ) -> Result<Opened, Fault> {
+    async fn decrypt(&self, ciphertext: &[u8], context: &BTreeMap<String, String>) -> Result<Opened, Fault> {
         if !(1..=MAX_CIPHERTEXT).contains(&ciphertext.len()) {
             return Err(Fault::invalid(
                 Reason::CiphertextInvalid,
@@ -184,9 +177,7 @@ impl Kms {
             outcome => outcome?,
         };
         // From here on the bytes are wiped wherever this ends.
-        let plaintext = answer
-            .plaintext
-            .map(|blob| Zeroizing::new(blob.into_inner()));
+        let plaintext = answer.plaintext.map(|blob| Zeroizing::new(blob.into_inner()));
         let garbage = || error::fault(&asked, Failure::Garbage);
         let key_id = answer.key_id.as_deref().ok_or_else(garbage)?;
         let mut plaintext = plaintext.ok_or_else(garbage)?;
@@ -305,9 +296,7 @@ impl Kms {
             ));
         };
         if !(1..=MAX_CIPHERTEXT).contains(&ciphertext.len())
-            || ciphertext
-                .windows(bytes.len())
-                .any(|window| window == bytes)
+            || ciphertext.windows(bytes.len()).any(|window| window == bytes)
         {
             return Err(garbage());
         }

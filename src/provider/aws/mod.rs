@@ -118,11 +118,7 @@ impl Aws {
     /// Does nothing slow: roots, configuration files and metadata are read at the first use.
     ///
     /// Without a cluster (the command line), credentials of Secrets and ServiceAccounts are faults.
-    pub fn new(
-        settings: Settings,
-        cluster: Option<Arc<dyn Cluster>>,
-        observer: Arc<dyn Observer>,
-    ) -> Self {
+    pub fn new(settings: Settings, cluster: Option<Arc<dyn Cluster>>, observer: Arc<dyn Observer>) -> Self {
         Self::with_lookup(
             settings,
             cluster,
@@ -228,83 +224,77 @@ impl Aws {
         config: &SdkConfig,
     ) -> Result<(SourceKey, Arc<Source>), Fault> {
         let word = seal.credentials.source();
-        let (base, loader): (BaseKey, Box<dyn FnOnce() -> Loader + Send + '_>) =
-            match &seal.credentials {
-                Credentials::DefaultChain
-                | Credentials::PodIdentity
-                | Credentials::InstanceMetadata => {
-                    let chain = Chain::of(&seal.credentials).unwrap_or(Chain::Default);
-                    // Only the default chain may ask STS something; the others are not kept waiting for a region.
-                    let own = match chain {
-                        Chain::Default => self.own_region().await,
-                        Chain::PodIdentity | Chain::InstanceMetadata => region.clone(),
-                    };
-                    let loader = move || {
-                        Loader::Operator(OperatorIdentity::new(
-                            chain,
-                            self.settings.environment.clone(),
-                            self.http.open.clone(),
-                            own,
-                        ))
-                    };
-                    (BaseKey::Operator(chain), Box::new(loader))
-                }
-                Credentials::ServiceAccount { name, role_arn } => {
-                    let cluster = self.cluster()?;
-                    let annotations = cluster.service_account(tenant.namespace, name).await?;
-                    let annotations =
-                        annotations.ok_or_else(|| tenant_identity::no_service_account(name))?;
-                    let irsa = tenant_identity::irsa(name, &annotations, role_arn.as_deref())?;
-                    let base = BaseKey::WebIdentity {
+        let (base, loader): (BaseKey, Box<dyn FnOnce() -> Loader + Send + '_>) = match &seal.credentials {
+            Credentials::DefaultChain | Credentials::PodIdentity | Credentials::InstanceMetadata => {
+                let chain = Chain::of(&seal.credentials).unwrap_or(Chain::Default);
+                // Only the default chain may ask STS something; the others are not kept waiting for a region.
+                let own = match chain {
+                    Chain::Default => self.own_region().await,
+                    Chain::PodIdentity | Chain::InstanceMetadata => region.clone(),
+                };
+                let loader = move || {
+                    Loader::Operator(OperatorIdentity::new(
+                        chain,
+                        self.settings.environment.clone(),
+                        self.http.open.clone(),
+                        own,
+                    ))
+                };
+                (BaseKey::Operator(chain), Box::new(loader))
+            }
+            Credentials::ServiceAccount { name, role_arn } => {
+                let cluster = self.cluster()?;
+                let annotations = cluster.service_account(tenant.namespace, name).await?;
+                let annotations = annotations.ok_or_else(|| tenant_identity::no_service_account(name))?;
+                let irsa = tenant_identity::irsa(name, &annotations, role_arn.as_deref())?;
+                let base = BaseKey::WebIdentity {
+                    namespace: tenant.namespace.to_owned(),
+                    service_account: name.clone(),
+                    irsa: irsa.clone(),
+                };
+                let loader = move || {
+                    Loader::WebIdentity(tenant_identity::WebIdentity {
+                        cluster,
                         namespace: tenant.namespace.to_owned(),
                         service_account: name.clone(),
-                        irsa: irsa.clone(),
-                    };
-                    let loader = move || {
-                        Loader::WebIdentity(tenant_identity::WebIdentity {
-                            cluster,
-                            namespace: tenant.namespace.to_owned(),
-                            service_account: name.clone(),
-                            irsa,
-                            session: tenant_identity::session_name(tenant),
-                            region: region.clone(),
-                            sts: self
-                                .unsigned
-                                .get_or(region, || self.sts_client(config, region, None)),
-                        })
-                    };
-                    (base, Box::new(loader))
-                }
-                Credentials::Secret {
-                    name,
+                        irsa,
+                        session: tenant_identity::session_name(tenant),
+                        region: region.clone(),
+                        sts: self
+                            .unsigned
+                            .get_or(region, || self.sts_client(config, region, None)),
+                    })
+                };
+                (base, Box::new(loader))
+            }
+            Credentials::Secret {
+                name,
+                access_key_id,
+                secret_access_key,
+                session_token,
+            } => {
+                let entries = tenant_identity::Entries {
+                    secret: name,
                     access_key_id,
                     secret_access_key,
                     session_token,
-                } => {
-                    let entries = tenant_identity::Entries {
-                        secret: name,
-                        access_key_id,
-                        secret_access_key,
-                        session_token,
-                    };
-                    let secret = self.cluster()?.secret(tenant.namespace, name).await?;
-                    let key = tenant_identity::access_key(entries, secret.as_ref())?;
-                    let base = BaseKey::Secret {
-                        namespace: tenant.namespace.to_owned(),
-                        name: name.clone(),
-                        digest: key.digest,
-                    };
-                    (base, Box::new(move || Loader::Static(key.credentials)))
-                }
-            };
+                };
+                let secret = self.cluster()?.secret(tenant.namespace, name).await?;
+                let key = tenant_identity::access_key(entries, secret.as_ref())?;
+                let base = BaseKey::Secret {
+                    namespace: tenant.namespace.to_owned(),
+                    name: name.clone(),
+                    digest: key.digest,
+                };
+                (base, Box::new(move || Loader::Static(key.credentials)))
+            }
+        };
         let base_key = SourceKey {
             region: matches!(base, BaseKey::WebIdentity { .. }).then(|| region.clone()),
             base,
             assumed: None,
         };
-        let under = self
-            .sources
-            .get_or(&base_key, || self.source(word, loader()));
+        let under = self.sources.get_or(&base_key, || self.source(word, loader()));
         let Some(role) = &seal.assume_role else {
             return Ok((base_key, under));
         };
@@ -353,10 +343,7 @@ impl Aws {
         Ok(AssumedKey {
             role: role.role_arn.clone(),
             external_id: if operators {
-                Some(format!(
-                    "{}/{}",
-                    self.settings.binding_domain, tenant.namespace
-                ))
+                Some(format!("{}/{}", self.settings.binding_domain, tenant.namespace))
             } else {
                 role.external_id.clone()
             },
@@ -398,9 +385,7 @@ impl Aws {
                 "ServiceAccount {}/{service_account} as {}",
                 tenant.namespace, irsa.role
             )),
-            BaseKey::Secret { name, .. } => {
-                Some(format!("access key of Secret {}/{name}", tenant.namespace))
-            }
+            BaseKey::Secret { name, .. } => Some(format!("access key of Secret {}/{name}", tenant.namespace)),
         }
     }
 }

@@ -34,9 +34,7 @@ use aws_credential_types::{
 use aws_sdk_sts::operation::{
     assume_role::AssumeRoleError, assume_role_with_web_identity::AssumeRoleWithWebIdentityError,
 };
-use aws_smithy_runtime_api::client::{
-    http::SharedHttpClient, orchestrator::HttpResponse, result::SdkError,
-};
+use aws_smithy_runtime_api::client::{http::SharedHttpClient, orchestrator::HttpResponse, result::SdkError};
 use tokio::sync::OnceCell;
 
 use super::{
@@ -78,8 +76,7 @@ impl Environment {
     /// Reads the variables, with the meaning that the SDKs give them (AWS SDKs and tools reference guide).
     pub fn read() -> Self {
         let set = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
-        let is_true =
-            |name: &str| set(name).is_some_and(|value| value.eq_ignore_ascii_case("true"));
+        let is_true = |name: &str| set(name).is_some_and(|value| value.eq_ignore_ascii_case("true"));
         let endpoint = |name: &str| {
             set(name)
                 .filter(|_| !is_true("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"))
@@ -91,10 +88,7 @@ impl Environment {
             endpoint("AWS_ENDPOINT_URL_STS"),
         );
         Self {
-            endpoints: [kms.clone(), general.clone()]
-                .into_iter()
-                .flatten()
-                .collect(),
+            endpoints: [kms.clone(), general.clone()].into_iter().flatten().collect(),
             kms_endpoint: kms.or_else(|| general.clone()),
             sts_endpoint: sts.or(general),
             container_agent: set("AWS_CONTAINER_CREDENTIALS_FULL_URI").is_some()
@@ -242,9 +236,9 @@ impl OperatorIdentity {
                     .build()
                     .await,
             ),
-            Chain::PodIdentity => SharedCredentialsProvider::new(
-                EcsCredentialsProvider::builder().configure(&config).build(),
-            ),
+            Chain::PodIdentity => {
+                SharedCredentialsProvider::new(EcsCredentialsProvider::builder().configure(&config).build())
+            }
             Chain::InstanceMetadata => SharedCredentialsProvider::new(
                 ImdsCredentialsProvider::builder()
                     .configure(&config)
@@ -261,9 +255,7 @@ impl OperatorIdentity {
             region: self.region.as_str(),
             context: false,
         };
-        if let Some(error) =
-            sdk::find::<SdkError<AssumeRoleWithWebIdentityError, HttpResponse>>(error)
-        {
+        if let Some(error) = sdk::find::<SdkError<AssumeRoleWithWebIdentityError, HttpResponse>>(error) {
             let operation = Operation::AssumeRoleWithWebIdentity;
             return error::fault(&asked(operation), sdk::failure(error, now));
         }
@@ -273,8 +265,7 @@ impl OperatorIdentity {
         let what = "the operator finds no AWS credentials of its own; give it a role (IRSA, EKS Pod Identity or an \
                     instance role), or set `credentials` of the seal";
         match error {
-            CredentialsError::CredentialsNotLoaded(_)
-            | CredentialsError::InvalidConfiguration(_) => {
+            CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_) => {
                 Fault::denied(Reason::CredentialsMissing, what)
             }
             _ => Fault::transient(Reason::CredentialsMissing, what),
@@ -303,9 +294,7 @@ fn metadata_fault(error: &CredentialsError) -> Fault {
             refused(status(context.response())).unwrap_or_else(no_node_role)
         }
         // The SDK says "not loaded" with a text of its own when the node has no role.
-        None if error.source().is_some()
-            && matches!(error, CredentialsError::CredentialsNotLoaded(_)) =>
-        {
+        None if error.source().is_some() && matches!(error, CredentialsError::CredentialsNotLoaded(_)) => {
             no_node_role()
         }
         Some(_) | None => metadata_unreachable(),

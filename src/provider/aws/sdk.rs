@@ -6,9 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use aws_smithy_runtime_api::client::{
-    dns::ResolveDnsError, orchestrator::HttpResponse, result::SdkError,
-};
+use aws_smithy_runtime_api::client::{dns::ResolveDnsError, orchestrator::HttpResponse, result::SdkError};
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use jiff::Timestamp;
 
@@ -88,9 +86,7 @@ fn answer(code: Option<&str>, raw: &HttpResponse, now: SystemTime) -> Answer {
             .or_else(|| header("x-amz-request-id"))
             .and_then(error::request_id),
         retry_after: header("retry-after").and_then(|value| hint(value, now)),
-        skew: header("date")
-            .and_then(http_date)
-            .map(|date| distance(date, now)),
+        skew: header("date").and_then(http_date).map(|date| distance(date, now)),
     }
 }
 

@@ -122,9 +122,7 @@ fn is_role(text: &str) -> bool {
         return false;
     };
     text.len() <= 2048
-        && partition
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b == b'-')
+        && partition.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')
         && account.len() == 12
         && account.bytes().all(|b| b.is_ascii_digit())
         && resource.strip_prefix("role/").is_some_and(|name| {
@@ -151,10 +149,7 @@ pub(super) struct Entries<'a> {
 }
 
 /// Reads an access key from the entries of a Secret.
-pub(super) fn access_key(
-    names: Entries<'_>,
-    secret: Option<&SecretEntries>,
-) -> Result<AccessKey, Fault> {
+pub(super) fn access_key(names: Entries<'_>, secret: Option<&SecretEntries>) -> Result<AccessKey, Fault> {
     let missing = |what: String| Fault::denied(Reason::CredentialsMissing, what);
     let shown = printable(names.secret);
     let secret = secret.ok_or_else(|| {
@@ -167,12 +162,8 @@ pub(super) fn access_key(
         let Some(bytes) = secret.get(name) else {
             return Ok(None);
         };
-        let text = std::str::from_utf8(bytes).map_err(|_| {
-            missing(format!(
-                "entry {} of Secret {shown} is no text",
-                printable(name)
-            ))
-        })?;
+        let text = std::str::from_utf8(bytes)
+            .map_err(|_| missing(format!("entry {} of Secret {shown} is no text", printable(name))))?;
         // What `kubectl create secret --from-file` leaves at the end.
         let text = text.trim_end_matches(['\r', '\n']);
         Ok((!text.is_empty()).then(|| Zeroizing::new(text.to_owned())))
@@ -187,10 +178,8 @@ pub(super) fn access_key(
         })
     };
     let id = required(names.access_key_id)?;
-    let fits = (16..=128).contains(&id.len())
-        && id
-            .bytes()
-            .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit());
+    let fits =
+        (16..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit());
     if !fits {
         // It would go out in clear in the signature header, whatever it is (security rule S1).
         return Err(missing(format!(
@@ -210,10 +199,7 @@ pub(super) fn access_key(
         )));
     }
     let mut hash = digest::Context::new(&digest::SHA256);
-    for text in [Some(&id), Some(&key), token.as_ref()]
-        .into_iter()
-        .flatten()
-    {
+    for text in [Some(&id), Some(&key), token.as_ref()].into_iter().flatten() {
         hash.update(&(text.len() as u64).to_be_bytes());
         hash.update(text.as_bytes());
     }
@@ -245,11 +231,7 @@ pub(super) fn session_name(tenant: Tenant<'_>) -> String {
         .take(64)
         .collect();
     // A namespace and a name have a character each, but that is somebody else's promise.
-    if name.len() < 2 {
-        format!("{name}--")
-    } else {
-        name
-    }
+    if name.len() < 2 { format!("{name}--") } else { name }
 }
 
 /// AssumeRoleWithWebIdentity with a token of a ServiceAccount.
@@ -330,10 +312,9 @@ impl AssumedRole {
             .set_tags(tag.map(|tag| vec![tag]))
             .send()
             .await;
-        let answer =
-            answer.map_err(|error: aws_sdk_sts::error::SdkError<AssumeRoleError, _>| {
-                error::fault(&asked, sdk::failure(&error, now))
-            })?;
+        let answer = answer.map_err(|error: aws_sdk_sts::error::SdkError<AssumeRoleError, _>| {
+            error::fault(&asked, sdk::failure(&error, now))
+        })?;
         session(answer.credentials, &asked)
     }
 }

@@ -25,11 +25,7 @@ fn assert_fields(vector: &Json) -> BlobInfo {
     let bytes = hex(vector, "blob_info_hex");
     let blob = BlobInfo::decode(&bytes).unwrap();
     assert_eq!(blob.ciphertext, hex(vector, "ciphertext_hex"), "{name}");
-    assert_eq!(
-        Some(blob.mechanism()),
-        vector["mechanism"].as_u64(),
-        "{name}"
-    );
+    assert_eq!(Some(blob.mechanism()), vector["mechanism"].as_u64(), "{name}");
     let info = blob.key_info.clone().unwrap_or_default();
     assert_eq!(info.key_id, vector["key_id"].as_str().unwrap(), "{name}");
     assert_eq!(info.wrapped_key, hex(vector, "wrapped_key_hex"), "{name}");

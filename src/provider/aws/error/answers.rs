@@ -101,9 +101,7 @@ pub(super) fn kms(asked: &Asked<'_>, answer: &Answer) -> Fault {
     } = *asked;
     let operation = operation.as_str();
     match answer.code.as_deref().unwrap_or_default() {
-        "AccessDeniedException" | "AccessDenied" | "NotAuthorized" | "OptInRequired" => {
-            access_denied(asked)
-        }
+        "AccessDeniedException" | "AccessDenied" | "NotAuthorized" | "OptInRequired" => access_denied(asked),
         "NotFoundException" => Fault::denied(
             Reason::KeyNotFound,
             format!(
@@ -113,9 +111,7 @@ pub(super) fn kms(asked: &Asked<'_>, answer: &Answer) -> Fault {
         ),
         "DisabledException" => Fault::denied(
             Reason::KeyDisabled,
-            format!(
-                "the key {key} is disabled; enable it (aws kms enable-key --region {region} --key-id …)"
-            ),
+            format!("the key {key} is disabled; enable it (aws kms enable-key --region {region} --key-id …)"),
         ),
         "KMSInvalidStateException" => Fault::denied(
             Reason::KeyUnusable,
@@ -246,11 +242,7 @@ pub(super) fn sts(asked: &Asked<'_>, answer: &Answer) -> Fault {
 
 /// By status alone, for codes that say no more than it.
 fn without_code(asked: &Asked<'_>, answer: &Answer) -> Fault {
-    let (service, operation, region) = (
-        asked.operation.service(),
-        asked.operation.as_str(),
-        asked.region,
-    );
+    let (service, operation, region) = (asked.operation.service(), asked.operation.as_str(), asked.region);
     match answer.status.unwrap_or_default() {
         300..=399 => Fault::denied(
             Reason::KmsUnavailable,
@@ -265,10 +257,7 @@ fn without_code(asked: &Asked<'_>, answer: &Answer) -> Fault {
             } else {
                 Reason::WebIdentityRejected
             },
-            format!(
-                "STS in region {region} refuses {operation} for {}",
-                asked.of
-            ),
+            format!("STS in region {region} refuses {operation} for {}", asked.of),
         ),
         401 | 403 => access_denied(asked),
         _ => Fault::transient(

@@ -38,34 +38,10 @@ fn every_code_has_its_reason() {
             Reason::AccessDenied,
             Denied,
         ),
-        (
-            DescribeKey,
-            "AccessDenied",
-            403,
-            Reason::AccessDenied,
-            Denied,
-        ),
-        (
-            Decrypt,
-            "NotFoundException",
-            400,
-            Reason::KeyNotFound,
-            Denied,
-        ),
-        (
-            Decrypt,
-            "InvalidArnException",
-            400,
-            Reason::KeyNotFound,
-            Invalid,
-        ),
-        (
-            Decrypt,
-            "DisabledException",
-            409,
-            Reason::KeyDisabled,
-            Denied,
-        ),
+        (DescribeKey, "AccessDenied", 403, Reason::AccessDenied, Denied),
+        (Decrypt, "NotFoundException", 400, Reason::KeyNotFound, Denied),
+        (Decrypt, "InvalidArnException", 400, Reason::KeyNotFound, Invalid),
+        (Decrypt, "DisabledException", 409, Reason::KeyDisabled, Denied),
         (
             Decrypt,
             "KMSInvalidStateException",
@@ -101,13 +77,7 @@ fn every_code_has_its_reason() {
             Reason::CiphertextInvalid,
             Invalid,
         ),
-        (
-            Decrypt,
-            "ThrottlingException",
-            400,
-            Reason::Throttled,
-            Throttled,
-        ),
+        (Decrypt, "ThrottlingException", 400, Reason::Throttled, Throttled),
         (
             Decrypt,
             "LimitExceededException",
@@ -176,13 +146,7 @@ fn every_code_has_its_reason() {
             Reason::CredentialsRejected,
             Denied,
         ),
-        (
-            AssumeRole,
-            "AccessDenied",
-            403,
-            Reason::AssumeRoleDenied,
-            Denied,
-        ),
+        (AssumeRole, "AccessDenied", 403, Reason::AssumeRoleDenied, Denied),
         (
             AssumeRole,
             "ExpiredToken",
@@ -205,13 +169,7 @@ fn every_code_has_its_reason() {
             Reason::KmsUnavailable,
             Transient,
         ),
-        (
-            AssumeRole,
-            "Whatever",
-            403,
-            Reason::AssumeRoleDenied,
-            Denied,
-        ),
+        (AssumeRole, "Whatever", 403, Reason::AssumeRoleDenied, Denied),
         (
             AssumeRoleWithWebIdentity,
             "AccessDenied",
@@ -256,15 +214,9 @@ fn every_code_has_its_reason() {
         ),
     ] {
         let fault = fault(&asked(operation, false), answered(code, status));
-        assert_eq!(
-            (fault.reason, fault.kind),
-            (reason, kind),
-            "{operation:?} {code}"
-        );
+        assert_eq!((fault.reason, fault.kind), (reason, kind), "{operation:?} {code}");
         assert!(
-            fault
-                .message
-                .ends_with(&format!("({code}, status {status})")),
+            fault.message.ends_with(&format!("({code}, status {status})")),
             "{fault}"
         );
     }
@@ -272,15 +224,8 @@ fn every_code_has_its_reason() {
 
 #[test]
 fn a_refusal_names_the_missing_action_and_the_key() {
-    for operation in [
-        Operation::Decrypt,
-        Operation::Encrypt,
-        Operation::DescribeKey,
-    ] {
-        let fault = fault(
-            &asked(operation, false),
-            answered("AccessDeniedException", 400),
-        );
+    for operation in [Operation::Decrypt, Operation::Encrypt, Operation::DescribeKey] {
+        let fault = fault(&asked(operation, false), answered("AccessDeniedException", 400));
         assert!(
             fault
                 .message
@@ -322,10 +267,7 @@ fn the_clock_is_blamed_only_with_evidence() {
 fn only_what_has_the_form_of_a_code_or_id_passes() {
     for (text, kept) in [
         ("NotFoundException", Some("NotFoundException")),
-        (
-            "com.amazonaws.kms#NotFoundException",
-            Some("NotFoundException"),
-        ),
+        ("com.amazonaws.kms#NotFoundException", Some("NotFoundException")),
         (
             "NotFoundException:http://internal.amazon.com/",
             Some("NotFoundException"),

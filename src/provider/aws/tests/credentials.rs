@@ -18,11 +18,7 @@ fn sts(operation: &str, access_key_id: &str, expiry: SystemTime) -> Reply {
 
 fn sts_error(code: &str) -> Reply {
     Reply::text(
-        if code == "IDPCommunicationError" {
-            400
-        } else {
-            403
-        },
+        if code == "IDPCommunicationError" { 400 } else { 403 },
         &format!(
             "<ErrorResponse><Error><Type>Sender</Type><Code>{code}</Code><Message>FOREIGN token-1</Message></Error></ErrorResponse>"
         ),
@@ -77,10 +73,7 @@ async fn bench(delay: Duration) -> (Bench, Double) {
     };
     bench.ahead = clock;
     let lookup = Arc::new(http::SystemLookup) as http::Lookup;
-    let (cluster, notes) = (
-        Arc::clone(&bench.cluster) as _,
-        Arc::clone(&bench.notes) as _,
-    );
+    let (cluster, notes) = (Arc::clone(&bench.cluster) as _, Arc::clone(&bench.notes) as _);
     bench.aws = Arc::new(Aws::with_lookup(settings, Some(cluster), notes, &lookup));
     (bench, server)
 }
@@ -90,11 +83,7 @@ async fn a_secrets_key_signs_and_its_successor_takes_over() {
     let (bench, server) = bench(Duration::ZERO).await;
     open(&bench, &seal(ARN)).await.unwrap();
     assert!(signed_with(&server, "AKIAIOSFODNN7EXAMPLE"));
-    assert!(
-        !server.seen()[0]
-            .headers
-            .contains_key("x-amz-security-token")
-    );
+    assert!(!server.seen()[0].headers.contains_key("x-amz-security-token"));
     let identity = bench.kms(&seal(ARN)).await.identity().unwrap();
     assert_eq!(identity, "access key of Secret team-a/aws");
     {
@@ -117,16 +106,8 @@ async fn a_secret_that_holds_no_key_is_told_by_its_entry() {
         ("secret_key", Some("two words"), "blanks"),
         ("secret_key", Some("line\r\nX-Evil: 1"), "blanks"),
         ("access_key", Some("short"), "no access key id"),
-        (
-            "access_key",
-            Some("AKIAIOSFODNN7EXAMPL/"),
-            "no access key id",
-        ),
-        (
-            "access_key",
-            Some("akiaiosfodnn7example"),
-            "no access key id",
-        ),
+        ("access_key", Some("AKIAIOSFODNN7EXAMPL/"), "no access key id"),
+        ("access_key", Some("akiaiosfodnn7example"), "no access key id"),
         ("session_token", Some("a\u{0}b"), "blanks"),
     ] {
         let (bench, server) = bench(Duration::ZERO).await;
@@ -206,11 +187,9 @@ async fn a_session_is_used_to_its_end_when_it_cannot_be_renewed() {
     let switch = Arc::clone(&broken);
     let server = Double::start(move |seen| match seen.operation.as_str() {
         "AssumeRoleWithWebIdentity" if switch.load(Ordering::SeqCst) == 1 => Reply::text(500, ""),
-        operation @ "AssumeRoleWithWebIdentity" => sts(
-            operation,
-            KEY_ID,
-            SystemTime::now() + Duration::from_hours(1),
-        ),
+        operation @ "AssumeRoleWithWebIdentity" => {
+            sts(operation, KEY_ID, SystemTime::now() + Duration::from_hours(1))
+        }
         _ => toy(seen),
     })
     .await;
@@ -238,10 +217,7 @@ async fn what_a_service_account_lacks_is_told() {
         (None, None, Reason::ServiceAccountMissing),
         (Some(vec![]), None, Reason::RoleAnnotationMissing),
         (
-            Some(vec![(
-                "eks.amazonaws.com/role-arn",
-                "arn:aws:iam::1:role/x",
-            )]),
+            Some(vec![("eks.amazonaws.com/role-arn", "arn:aws:iam::1:role/x")]),
             None,
             Reason::RoleAnnotationMissing,
         ),
@@ -302,15 +278,9 @@ async fn what_a_service_account_lacks_is_told() {
         .unwrap()
         .get_mut("bao")
         .unwrap()
-        .insert(
-            "eks.amazonaws.com/audience".into(),
-            "sts.amazonaws.com.cn".into(),
-        );
+        .insert("eks.amazonaws.com/audience".into(), "sts.amazonaws.com.cn".into());
     open(&bench, &irsa()).await.unwrap();
-    assert_eq!(
-        bench.cluster.tokens.lock().unwrap()[0].1,
-        "sts.amazonaws.com.cn"
-    );
+    assert_eq!(bench.cluster.tokens.lock().unwrap()[0].1, "sts.amazonaws.com.cn");
 }
 
 #[tokio::test]
@@ -330,11 +300,7 @@ async fn a_refused_identity_is_told_and_never_replaced_by_another() {
             assert_eq!(fault.reason, reason, "{code}: {fault}");
             assert!(!fault.message.contains("FOREIGN") && !fault.message.contains("token-1"));
         }
-        let operations: Vec<_> = server
-            .seen()
-            .into_iter()
-            .map(|seen| seen.operation)
-            .collect();
+        let operations: Vec<_> = server.seen().into_iter().map(|seen| seen.operation).collect();
         assert_eq!(
             operations,
             ["AssumeRoleWithWebIdentity"],
@@ -385,11 +351,7 @@ async fn a_role_is_assumed_with_the_tenants_credentials() {
     assert_eq!(sent.form("RoleSessionName").as_deref(), Some("session"));
     assert_eq!(sent.form("Tags.member.1.Key"), None);
     assert_eq!(
-        bench
-            .kms(&with(role(None, None)))
-            .await
-            .identity()
-            .as_deref(),
+        bench.kms(&with(role(None, None))).await.identity().as_deref(),
         Some(ROLE)
     );
     open(&bench, &with(role(None, None))).await.unwrap();
@@ -422,11 +384,9 @@ async fn a_refused_role_is_told() {
 #[tokio::test]
 async fn spent_credentials_are_loaded_anew_at_the_next_try() {
     let server = Double::start(move |seen| match seen.operation.as_str() {
-        operation @ "AssumeRoleWithWebIdentity" => sts(
-            operation,
-            KEY_ID,
-            SystemTime::now() + Duration::from_hours(1),
-        ),
+        operation @ "AssumeRoleWithWebIdentity" => {
+            sts(operation, KEY_ID, SystemTime::now() + Duration::from_hours(1))
+        }
         _ => Reply::error(400, "ExpiredTokenException"),
     })
     .await;
@@ -448,9 +408,7 @@ async fn the_operators_identity_names_the_namespace_and_takes_no_external_id() {
         assume_role: Some(role),
         ..seal(ARN)
     };
-    let fault = open(&bench, &with(role(Some("theirs"), None)))
-        .await
-        .unwrap_err();
+    let fault = open(&bench, &with(role(Some("theirs"), None))).await.unwrap_err();
     assert_eq!(fault.reason, Reason::OperatorIdentityNotAllowed);
     // What is sent with it is tested in `environment`, where there is such an identity.
     let fault = open(&bench, &with(role(None, None))).await.unwrap_err();
@@ -470,11 +428,7 @@ async fn the_operators_identity_names_the_namespace_and_takes_no_external_id() {
 #[tokio::test]
 async fn without_a_cluster_its_credentials_are_missing() {
     let bench = Bench::at("http://127.0.0.1:9");
-    let aws = Aws::new(
-        bench.aws.settings.clone(),
-        None,
-        Arc::clone(&bench.notes) as _,
-    );
+    let aws = Aws::new(bench.aws.settings.clone(), None, Arc::clone(&bench.notes) as _);
     for credentials in [secret_ref(), service_account()] {
         let seal = AwsSeal {
             credentials,

@@ -129,9 +129,7 @@ async fn read(request: Request) -> Seen {
     let operation = target
         .and_then(|target| target.strip_prefix("TrentService.").map(str::to_owned))
         .or_else(|| {
-            let action = body
-                .split('&')
-                .find_map(|pair| pair.strip_prefix("Action="))?;
+            let action = body.split('&').find_map(|pair| pair.strip_prefix("Action="))?;
             Some(action.to_owned())
         })
         .unwrap_or_else(|| format!("{} {}", head.method, head.uri.path()));

@@ -52,10 +52,7 @@ const SESSION: &str = r#"{"Code":"Success","AccessKeyId":"ASIAPODIDENTITY00000",
 fn everything(seen: &Seen) -> Reply {
     match seen.operation.as_str() {
         "PUT /latest/api/token" => {
-            assert!(
-                seen.headers
-                    .contains_key("x-aws-ec2-metadata-token-ttl-seconds")
-            );
+            assert!(seen.headers.contains_key("x-aws-ec2-metadata-token-ttl-seconds"));
             Reply::text(200, "imds-token").header("x-aws-ec2-metadata-token-ttl-seconds", "21600")
         }
         "GET /latest/meta-data/iam/security-credentials/" => Reply::text(200, "node-role"),
@@ -94,11 +91,7 @@ async fn the_default_chain_signs() {
         ("AWS_REGION", "eu-west-3"),
     ];
     child("in_the_default_chain", &variables).await;
-    let operations: Vec<_> = server
-        .seen()
-        .into_iter()
-        .map(|seen| seen.operation)
-        .collect();
+    let operations: Vec<_> = server.seen().into_iter().map(|seen| seen.operation).collect();
     assert_eq!(operations, ["Decrypt", "AssumeRole"]);
 }
 
@@ -153,10 +146,7 @@ async fn in_no_environment() {
         (Credentials::PodIdentity, Reason::PodIdentityAgentMissing),
         (Credentials::InstanceMetadata, Reason::ImdsDisabled),
     ] {
-        assert_eq!(
-            open(&aws, &own(credentials)).await.unwrap_err().reason,
-            reason
-        );
+        assert_eq!(open(&aws, &own(credentials)).await.unwrap_err().reason, reason);
     }
     assert_eq!(
         aws.region(&AwsSeal {
@@ -182,11 +172,7 @@ async fn pod_identity_and_instance_metadata_sign() {
         ("AWS_EC2_METADATA_SERVICE_ENDPOINT", &server.url),
     ];
     child("in_a_pod_on_a_node", &variables).await;
-    let operations: Vec<_> = server
-        .seen()
-        .into_iter()
-        .map(|seen| seen.operation)
-        .collect();
+    let operations: Vec<_> = server.seen().into_iter().map(|seen| seen.operation).collect();
     assert_eq!(
         operations
             .iter()
@@ -211,9 +197,7 @@ async fn in_a_pod_on_a_node() {
         "eu-central-1"
     );
     open(&aws, &own(Credentials::PodIdentity)).await.unwrap();
-    open(&aws, &own(Credentials::InstanceMetadata))
-        .await
-        .unwrap();
+    open(&aws, &own(Credentials::InstanceMetadata)).await.unwrap();
 }
 
 #[tokio::test]

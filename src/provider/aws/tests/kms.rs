@@ -9,10 +9,7 @@ fn hex(json: &serde_json::Value, field: &str) -> Vec<u8> {
 }
 
 fn vectors() -> Vec<serde_json::Value> {
-    let path = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/vectors/awskms-blobinfo.json"
-    );
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/awskms-blobinfo.json");
     let file: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     file["vectors"].as_array().unwrap().clone()
 }
@@ -48,10 +45,7 @@ async fn every_awskms_vector_is_unwrapped() {
     let kms = Bench::at(&server.url).kms(&seal(ARN)).await;
     for vector in vectors() {
         let blob = hex(&vector, "blob_info_hex");
-        let opened = kms
-            .open_blob(&blob, &hex(&vector, "aad_hex"))
-            .await
-            .unwrap();
+        let opened = kms.open_blob(&blob, &hex(&vector, "aad_hex")).await.unwrap();
         assert_eq!(
             opened.key.expose(),
             hex(&vector, "plaintext_hex"),
@@ -112,10 +106,7 @@ async fn what_is_wrapped_is_unwrapped_again() {
         );
         let long = KeyBytes::new(vec![1; 4097]);
         assert_eq!(
-            kms.wrap(&long, Format::Kms, &none())
-                .await
-                .unwrap_err()
-                .reason,
+            kms.wrap(&long, Format::Kms, &none()).await.unwrap_err().reason,
             Reason::InvalidSpec
         );
         assert!(kms.wrap(&long, Format::BlobInfo, &none()).await.is_ok());
@@ -130,10 +121,7 @@ async fn what_is_wrapped_is_unwrapped_again() {
             .iter()
             .all(|(_, outcome)| *outcome == "ok")
     );
-    assert_eq!(
-        bench.notes.requests.lock().unwrap().len(),
-        server.seen().len()
-    );
+    assert_eq!(bench.notes.requests.lock().unwrap().len(), server.seen().len());
 }
 
 #[tokio::test]
@@ -159,10 +147,7 @@ async fn a_wrapped_key_that_is_none_reaches_no_kms() {
 }
 
 /// One Decrypt of `ciphertext` answered with `answer`.
-async fn decrypt(
-    seal: &AwsSeal,
-    answer: serde_json::Value,
-) -> Result<crate::provider::Opened, Fault> {
+async fn decrypt(seal: &AwsSeal, answer: serde_json::Value) -> Result<crate::provider::Opened, Fault> {
     let server = Double::start(move |seen| match seen.operation.as_str() {
         "DescribeKey" => description(ARN, "Enabled"),
         _ => Reply::json(&answer),
@@ -172,11 +157,7 @@ async fn decrypt(
     bench
         .kms(seal)
         .await
-        .unwrap(
-            Format::Kms,
-            &Ciphertext::new(b"ciphertext".to_vec()),
-            &none(),
-        )
+        .unwrap(Format::Kms, &Ciphertext::new(b"ciphertext".to_vec()), &none())
         .await
 }
 
@@ -232,11 +213,7 @@ async fn answers_are_believed_only_if_they_name_a_key_of_the_seal() {
             json!({"KeyId": "secret bytes", "Plaintext": good}),
             Reason::KeyNotAllowed,
         ),
-        (
-            seal(ARN),
-            json!({"Plaintext": good}),
-            Reason::KmsUnavailable,
-        ),
+        (seal(ARN), json!({"Plaintext": good}), Reason::KmsUnavailable),
         (seal(ARN), json!({"KeyId": ARN}), Reason::KmsUnavailable),
         (
             seal(ARN),
@@ -344,37 +321,19 @@ async fn an_alias_that_may_not_be_described_is_checked_by_the_kms() {
 
 #[tokio::test]
 async fn a_key_is_described_once_an_hour_for_everybody() {
-    let server =
-        Double::start(|_| description(ARN, "Enabled").after(Duration::from_millis(50))).await;
+    let server = Double::start(|_| description(ARN, "Enabled").after(Duration::from_millis(50))).await;
     let bench = Bench::at(&server.url);
-    let all = (0..50).map(|_| async {
-        bench
-            .kms(&seal("alias/bao"))
-            .await
-            .describe()
-            .await
-            .unwrap()
-    });
+    let all = (0..50).map(|_| async { bench.kms(&seal("alias/bao")).await.describe().await.unwrap() });
     for description in futures::future::join_all(all).await {
         assert_eq!(description.arn.to_string(), ARN);
         assert!(description.usable && description.fault().is_none());
     }
     assert_eq!(count(&server, "DescribeKey"), 1);
     bench.pass(3590);
-    bench
-        .kms(&seal("alias/bao"))
-        .await
-        .describe()
-        .await
-        .unwrap();
+    bench.kms(&seal("alias/bao")).await.describe().await.unwrap();
     assert_eq!(count(&server, "DescribeKey"), 1);
     bench.pass(400);
-    bench
-        .kms(&seal("alias/bao"))
-        .await
-        .describe()
-        .await
-        .unwrap();
+    bench.kms(&seal("alias/bao")).await.describe().await.unwrap();
     assert_eq!(count(&server, "DescribeKey"), 2);
 }
 
@@ -411,13 +370,9 @@ async fn a_description_of_a_foreign_key_is_refused() {
         );
     }
     let server =
-        Double::start(|_| description("arn:aws<i>:kms:us-east-1:123456789012:key/1", "Enabled"))
-            .await;
+        Double::start(|_| description("arn:aws<i>:kms:us-east-1:123456789012:key/1", "Enabled")).await;
     let kms = Bench::at(&server.url).kms(&seal("alias/bao")).await;
-    assert_eq!(
-        kms.describe().await.unwrap_err().reason,
-        Reason::KmsUnavailable
-    );
+    assert_eq!(kms.describe().await.unwrap_err().reason, Reason::KmsUnavailable);
 }
 
 #[tokio::test]
@@ -434,11 +389,7 @@ async fn the_state_of_the_key_is_told() {
             KeyState::PendingDeletion,
             Reason::KeyPendingDeletion,
         ),
-        (
-            "PendingImport",
-            KeyState::PendingImport,
-            Reason::KeyUnusable,
-        ),
+        ("PendingImport", KeyState::PendingImport, Reason::KeyUnusable),
         ("Unavailable", KeyState::Unavailable, Reason::KeyUnusable),
         ("Updating", KeyState::Other, Reason::KeyUnusable),
         ("New<state>", KeyState::Other, Reason::KeyUnusable),
@@ -481,11 +432,7 @@ async fn faults_of_the_wire_are_told_in_our_words() {
             Reason::KeyDisabled,
             false,
         ),
-        (
-            Reply::error(400, "NotFoundException"),
-            Reason::KeyNotFound,
-            false,
-        ),
+        (Reply::error(400, "NotFoundException"), Reason::KeyNotFound, false),
         (
             Reply::error(400, "ThrottlingException").header("retry-after", "7"),
             Reason::Throttled,
@@ -530,11 +477,7 @@ async fn faults_of_the_wire_are_told_in_our_words() {
             Reason::CredentialsRejected,
             false,
         ),
-        (
-            Reply::text(403, "FOREIGN TEXT"),
-            Reason::AccessDenied,
-            false,
-        ),
+        (Reply::text(403, "FOREIGN TEXT"), Reason::AccessDenied, false),
         (
             Reply::text(500, "<html>FOREIGN TEXT</html>"),
             Reason::KmsUnavailable,
@@ -542,26 +485,14 @@ async fn faults_of_the_wire_are_told_in_our_words() {
         ),
         (Reply::text(502, ""), Reason::KmsUnavailable, false),
         (Reply::text(429, "{}"), Reason::Throttled, false),
-        (
-            Reply::text(404, "FOREIGN TEXT"),
-            Reason::KmsUnavailable,
-            false,
-        ),
+        (Reply::text(404, "FOREIGN TEXT"), Reason::KmsUnavailable, false),
         (
             Reply::text(302, "").header("location", "http://127.0.0.1:1/"),
             Reason::KmsUnavailable,
             false,
         ),
-        (
-            Reply::text(200, "FOREIGN TEXT"),
-            Reason::KmsUnavailable,
-            false,
-        ),
-        (
-            Reply::error(400, "FOREIGN TEXT"),
-            Reason::KmsUnavailable,
-            false,
-        ),
+        (Reply::text(200, "FOREIGN TEXT"), Reason::KmsUnavailable, false),
+        (Reply::error(400, "FOREIGN TEXT"), Reason::KmsUnavailable, false),
     ] {
         let body = String::from_utf8_lossy(&reply.body).into_owned();
         let reply = reply.header("x-amzn-requestid", "FOREIGN_TEXT");
@@ -578,20 +509,12 @@ async fn faults_of_the_wire_are_told_in_our_words() {
             .unwrap_err();
         assert_eq!(fault.reason, reason, "{body}: {fault}");
         assert!(!fault.message.contains("FOREIGN"), "{fault}");
-        assert_eq!(
-            fault.retry_after.is_some(),
-            body.contains("Throttling"),
-            "{body}"
-        );
+        assert_eq!(fault.retry_after.is_some(), body.contains("Throttling"), "{body}");
         assert_eq!(
             *bench.notes.requests.lock().unwrap(),
             [("Decrypt", reason.as_str())]
         );
-        assert_eq!(
-            server.seen().len(),
-            1,
-            "one try: the backoff is the operator's"
-        );
+        assert_eq!(server.seen().len(), 1, "one try: the backoff is the operator's");
     }
 }
 
@@ -601,18 +524,13 @@ async fn a_server_that_echoes_the_request_in_its_errors_is_not_quoted() {
         let headers = format!("{:?}", seen.headers);
         let body = format!("{}{}", seen.body, headers);
         let json = json!({"__type": body, "message": body, "Message": body});
-        Reply::text(400, &json.to_string())
-            .header("x-amzn-requestid", seen.body.replace(['\n', '\r'], ""))
+        Reply::text(400, &json.to_string()).header("x-amzn-requestid", seen.body.replace(['\n', '\r'], ""))
     })
     .await;
     let bench = Bench::at(&server.url);
     let kms = bench.kms(&seal(ARN)).await;
     let fault = kms
-        .unwrap(
-            Format::Kms,
-            &Ciphertext::new(b"ciphertext".to_vec()),
-            &none(),
-        )
+        .unwrap(Format::Kms, &Ciphertext::new(b"ciphertext".to_vec()), &none())
         .await
         .unwrap_err();
     for text in [

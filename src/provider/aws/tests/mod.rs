@@ -26,8 +26,7 @@ use crate::{
 };
 use double::{Double, Reply, Seen};
 
-pub(super) const ARN: &str =
-    "arn:aws:kms:us-east-1:123456789012:key/10f10041-be4c-4765-9a36-fa27195e0cc3";
+pub(super) const ARN: &str = "arn:aws:kms:us-east-1:123456789012:key/10f10041-be4c-4765-9a36-fa27195e0cc3";
 pub(super) const OTHER_ARN: &str =
     "arn:aws:kms:us-east-1:123456789012:key/ffffffff-be4c-4765-9a36-fa27195e0cc3";
 pub(super) const ROLE: &str = "arn:aws:iam::123456789012:role/unseal";
@@ -146,12 +145,7 @@ impl Bench {
         )
     }
 
-    pub(super) fn with(
-        url: &str,
-        cluster: FakeCluster,
-        lookup: &http::Lookup,
-        timeouts: Timeouts,
-    ) -> Self {
+    pub(super) fn with(url: &str, cluster: FakeCluster, lookup: &http::Lookup, timeouts: Timeouts) -> Self {
         let endpoint = (!url.is_empty()).then(|| url.to_owned());
         let environment = Environment {
             kms_endpoint: endpoint.clone(),
@@ -184,9 +178,7 @@ impl Bench {
             timeouts,
             clock: {
                 let ahead = Arc::clone(&ahead);
-                Arc::new(move || {
-                    SystemTime::now() + Duration::from_secs(ahead.load(Ordering::SeqCst))
-                })
+                Arc::new(move || SystemTime::now() + Duration::from_secs(ahead.load(Ordering::SeqCst)))
             },
         };
         let aws = Aws::with_lookup(
@@ -258,12 +250,8 @@ pub(super) fn toy(seen: &Seen) -> Reply {
         data_encoding::BASE64.encode(&bytes)
     };
     match seen.operation.as_str() {
-        "Encrypt" => {
-            Reply::json(&serde_json::json!({"KeyId": ARN, "CiphertextBlob": reversed("Plaintext")}))
-        }
-        "Decrypt" => {
-            Reply::json(&serde_json::json!({"KeyId": ARN, "Plaintext": reversed("CiphertextBlob")}))
-        }
+        "Encrypt" => Reply::json(&serde_json::json!({"KeyId": ARN, "CiphertextBlob": reversed("Plaintext")})),
+        "Decrypt" => Reply::json(&serde_json::json!({"KeyId": ARN, "Plaintext": reversed("CiphertextBlob")})),
         "DescribeKey" => description(ARN, "Enabled"),
         other => panic!("{other}"),
     }

@@ -37,10 +37,7 @@ async fn get(client: &impl HttpClient, url: &str) -> Result<u16, String> {
     request.set_uri(url).unwrap();
     let answer = connector.call(request).await.map_err(|error| {
         let forbidden = sdk::find::<http::ForbiddenAddress>(&error).is_some();
-        format!(
-            "{} {error:?}",
-            if forbidden { "forbidden" } else { "other" }
-        )
+        format!("{} {error:?}", if forbidden { "forbidden" } else { "other" })
     })?;
     Ok(answer.status().as_u16())
 }
@@ -103,12 +100,7 @@ async fn a_rebinding_resolver_gets_no_byte_to_loopback() {
     assert_eq!(connections.load(Ordering::SeqCst), 0);
     // The proof that the listener would have heard.
     let clients = http::Clients::new(Duration::from_millis(200), &lookup(&["127.0.0.1"]));
-    assert!(
-        get(&clients.open, &url)
-            .await
-            .unwrap_err()
-            .starts_with("other")
-    );
+    assert!(get(&clients.open, &url).await.unwrap_err().starts_with("other"));
     assert_eq!(connections.load(Ordering::SeqCst), 1);
 }
 
@@ -161,24 +153,14 @@ async fn endpoints_that_are_not_allowed_are_refused_before_anything_is_read() {
             endpoint: Some(endpoint.into()),
             ..seal(ARN)
         };
-        let fault = bench
-            .aws
-            .connect(&seal, TENANT)
-            .await
-            .map(|_| ())
-            .unwrap_err();
+        let fault = bench.aws.connect(&seal, TENANT).await.map(|_| ()).unwrap_err();
         assert_eq!(fault.reason, Reason::EndpointNotAllowed);
     }
     let seal = AwsSeal {
         region: "eu-west-1".parse().ok(),
         ..seal(ARN)
     };
-    let fault = bench
-        .aws
-        .connect(&seal, TENANT)
-        .await
-        .map(|_| ())
-        .unwrap_err();
+    let fault = bench.aws.connect(&seal, TENANT).await.map(|_| ()).unwrap_err();
     assert_eq!(fault.reason, Reason::RegionMismatch);
 }
 
