@@ -11,7 +11,7 @@ use crate::control_plane::Options;
 use crate::failure::{Doing, Outcome};
 use crate::operator::Profile;
 use crate::session::Session;
-use crate::{ports, process};
+use crate::{http, ports, process};
 
 const NAMESPACE: &str = "demo";
 const NAME: &str = "demo-app";
@@ -142,14 +142,32 @@ impl Demo<'_> {
         Ok(wrapped)
     }
 
+    /// Starts the operator and waits until it says that it is ready.
     fn start_operator(&self) -> Outcome<Child> {
         let port = ports::free(1)?.first().copied().unwrap_or_default();
         let address = format!("127.0.0.1:{port}");
-        let arguments = ["controller", "--leader-elect=false", "--metrics-addr", &address];
-        println!("$ autounseal {} &", arguments.join(" "));
+        println!("$ autounseal controller --metrics-addr {address} &");
         let mut command = self.here(self.stage.command(&self.stage.operator));
-        process::log_to(command.args(arguments).stdin(Stdio::null()), &self.operator_log())?;
-        self.session.spawn(&mut command)
+        command
+            .args(["controller", "--metrics-addr", &address])
+            .stdin(Stdio::null());
+        process::log_to(&mut command, &self.operator_log())?;
+        let started = Instant::now();
+        let mut operator = self.session.spawn(&mut command)?;
+        while http::ask(port, "GET", "/readyz", &[], "") != Some(200) {
+            self.session.check()?;
+            let ended = operator.try_wait().doing("look after the operator")?;
+            if ended.is_some() || started.elapsed() > Duration::from_secs(30) {
+                return Err(format!(
+                    "the operator did not become ready. Its last lines were:\n{}",
+                    process::tail(&self.operator_log(), 30)
+                )
+                .into());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        println!("   ready after {:.2} s", started.elapsed().as_secs_f32());
+        Ok(operator)
     }
 
     fn operator_log(&self) -> PathBuf {

@@ -5,8 +5,8 @@ use std::process::Command;
 
 use crate::failure::{Doing, Outcome};
 use crate::operator::{self, Profile};
+use crate::repository;
 use crate::session::Session;
-use crate::{process, repository};
 
 /// Where the CRDs go, relative to the root.
 const DEFINITIONS: &str = "crds/autounseal.dev.yaml";
@@ -23,14 +23,18 @@ pub fn run(session: &Session, arguments: &[String]) -> Outcome<i32> {
         Profile::Debug,
         &folder,
     )?;
-    let definitions = process::answer(Command::new(&program).arg("crd"))
-        .filter(|text| !text.is_empty())
-        .ok_or("`autounseal crd` failed or printed nothing; crds/ is left as it was.")?;
+    let output = Command::new(&program)
+        .arg("crd")
+        .output()
+        .doing("run `autounseal crd`")?;
+    if !output.status.success() || output.stdout.is_empty() {
+        return Err("`autounseal crd` failed or printed nothing; crds/ is left as it was.".into());
+    }
     let path: PathBuf = repository::root().join(DEFINITIONS);
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).doing(format!("make the folder {}", folder.display()))?;
     }
-    std::fs::write(&path, definitions + "\n").doing(format!("write {}", path.display()))?;
+    std::fs::write(&path, output.stdout).doing(format!("write {}", path.display()))?;
     println!("wrote {DEFINITIONS}");
     Ok(0)
 }
