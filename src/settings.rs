@@ -31,11 +31,11 @@ pub struct ControllerArgs {
     /// Whether the namespace label autounseal.dev/operator-identity=allowed and the grants annotation count.
     #[arg(long, env = "AUTOUNSEAL_OPERATOR_IDENTITY_LABEL", default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set)]
     pub operator_identity_label: bool,
-    /// Tells clusters apart that share a KMS key or a role: <binding-domain>/<namespace> is the external id that the
+    /// Tells clusters apart that share a KMS key or a role: `<binding-domain>/<namespace>` is the external id that the
     /// operator's identity sends with assumeRole.
     #[arg(long, env = "AUTOUNSEAL_BINDING_DOMAIN", default_value = "autounseal", value_parser = binding_domain)]
     pub binding_domain: String,
-    /// KMS endpoints to allow beyond the clouds' own, comma-separated: https://host[:port], * stands for one DNS label.
+    /// KMS endpoints to allow beyond the clouds' own, comma-separated: `https://host[:port]`, * stands for one DNS label.
     #[arg(long, env = "AUTOUNSEAL_ALLOWED_ENDPOINTS", value_delimiter = ',')]
     pub allowed_endpoints: Vec<String>,
     /// How many SealConfigs are worked on at once.

@@ -1,5 +1,5 @@
 //! Holds the rules of the house: which module may use which, and what generated files must say.
-
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test says what is wrong by failing
 use std::{
     collections::BTreeSet,
     fs,
@@ -21,7 +21,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("telemetry", &["provider", "settings"]),
     (
         "controller",
-        &["api", "seal", "provider", "delivery", "kube_ext", "settings", "telemetry"],
+        &[
+            "api",
+            "seal",
+            "provider",
+            "delivery",
+            "kube_ext",
+            "settings",
+            "telemetry",
+        ],
     ),
     (
         "cli",
@@ -58,7 +66,11 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
         ],
         "decisions are pure",
     ),
-    ("api", &["tokio::", "kube::Client", "std::env"], "the wire is types only"),
+    (
+        "api",
+        &["tokio::", "kube::Client", "std::env"],
+        "the wire is types only",
+    ),
     (
         "delivery",
         &["aws_sdk", "aws_config", "kube::", "tokio::", "std::env"],
@@ -100,7 +112,9 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 fn code(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap();
     let product = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
-    let lines = product.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let lines = product
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"));
     lines.collect::<Vec<_>>().join("\n")
 }
 
@@ -141,7 +155,13 @@ fn used(code: &str) -> BTreeSet<String> {
 
 fn module_of(path: &Path) -> String {
     let inside = path.strip_prefix(root().join("src")).unwrap();
-    let first = inside.components().next().unwrap().as_os_str().to_string_lossy().into_owned();
+    let first = inside
+        .components()
+        .next()
+        .unwrap()
+        .as_os_str()
+        .to_string_lossy()
+        .into_owned();
     first.trim_end_matches(".rs").to_owned()
 }
 
@@ -155,7 +175,12 @@ fn modules_use_only_what_they_may() {
     for file in files {
         let module = module_of(&file);
         let code = code(&file);
-        let is_test = file.ends_with("tests.rs") || file.strip_prefix(root()).unwrap().components().any(|part| part.as_os_str() == "tests");
+        let is_test = file.ends_with("tests.rs")
+            || file
+                .strip_prefix(root())
+                .unwrap()
+                .components()
+                .any(|part| part.as_os_str() == "tests");
         if module == "main" || module == "lib" || is_test {
             continue;
         }
@@ -174,7 +199,8 @@ fn modules_use_only_what_they_may() {
         }
         // Text of a tenant cannot name the operator's files or environment where neither is read (security rule S9).
         let reads = code.contains("env::var") || code.contains("fs::read");
-        let may_read = module == "cli" || module == "settings" || file.ends_with("provider/aws/operator_identity.rs");
+        let may_read =
+            module == "cli" || module == "settings" || file.ends_with("provider/aws/operator_identity.rs");
         if reads && !may_read {
             wrong.push(format!("{} reads the environment or files", file.display()));
         }
@@ -184,7 +210,8 @@ fn modules_use_only_what_they_may() {
 
 #[test]
 fn the_rule_sees_what_a_file_uses() {
-    let code = "use crate::{api::Reason, seal::{Fault, model::{A, B}}, yaml};\nfn f() { crate::provider::g() }";
+    let code =
+        "use crate::{api::Reason, seal::{Fault, model::{A, B}}, yaml};\nfn f() { crate::provider::g() }";
     let expected: BTreeSet<String> = ["api", "seal", "yaml", "provider"].map(Into::into).into();
     assert_eq!(used(code), expected);
 }

@@ -93,7 +93,10 @@ pub async fn deliver(
     let written = write::apply_secret(&context.client, namespace, &target.secret, body, force)
         .await
         .map_err(|error| write_fault(&error, target))?;
-    if delivery.write == Write::Create && !written.created {
+    // An apply that should have made the Secret and found one. If nobody else ever wrote to it, or we delivered it
+    // before, it is our own, which the watch has not shown yet: taking our fields back would empty it.
+    let known = recorded.is_some_and(|status| status.resource_version.is_some());
+    if delivery.write == Write::Create && !written.created && written.shared && !known {
         let_go(context, model, target, &written).await;
         return Err(not_ours(target));
     }

@@ -94,20 +94,25 @@ async fn restart_target(
             .extend(pods);
     }
     let mut blocked = None;
-    for (workload, pods) in merged.into_values() {
-        match decide(&workload.facts, &pods, &target.secret, delivered, observed.now) {
-            Restart::Nothing | Restart::NotAsked => {}
-            Restart::Annotate => {
-                workload
-                    .annotate(
-                        &context.client,
-                        &model.id.namespace,
-                        delivered.count,
-                        observed.now,
-                    )
-                    .await?;
-                context.events.restarted(model, &workload.facts.name).await;
-            }
+    for (mut workload, pods) in merged.into_values() {
+        let again = |facts: &WorkloadFacts| decide(facts, &pods, &target.secret, delivered, observed.now);
+        let mut decision = again(&workload.facts);
+        if decision == Restart::Annotate {
+            workload
+                .annotate(
+                    &context.client,
+                    &model.id.namespace,
+                    delivered.count,
+                    observed.now,
+                )
+                .await?;
+            context.events.restarted(model, &workload.facts.name).await;
+            // Nothing that is watched has changed: what follows under OnDelete is decided at once.
+            workload.facts.delivered = Some(delivered.count);
+            decision = again(&workload.facts);
+        }
+        match decision {
+            Restart::Nothing | Restart::NotAsked | Restart::Annotate => {}
             Restart::Evict(pod) => evict(&context.client, &model.id.namespace, &pod).await?,
             Restart::Blocked(fault, _) => blocked = Some(fault),
         }

@@ -61,26 +61,28 @@ impl Scope {
 pub type Pending = Arc<watch::Sender<usize>>;
 
 /// A watch as a stream that never ends, told apart by namespace and name.
-fn events<K>(api: Api<K>, kind: &'static str) -> BoxStream<'static, Event<K>>
+fn events<K>(api: Api<K>, config: watcher::Config, kind: &'static str) -> BoxStream<'static, Event<K>>
 where
     K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
-    watcher(api, watcher::Config::default())
+    watcher(api, config)
         .default_backoff()
         .filter_map(move |event| {
-            ready(match event {
-                Ok(event) => Some(event),
-                Err(_) => {
-                    // Its text is the server's; the right that is missing is what people need to know.
-                    tracing::warn!(
-                        kind,
-                        "a watch failed and is started again; may the operator list and watch them?"
-                    );
-                    None
-                }
-            })
+            if event.is_err() {
+                // Its text is the server's; the right that is missing is what people need to know.
+                tracing::warn!(
+                    kind,
+                    "a watch failed and is started again; may the operator list and watch them?"
+                );
+            }
+            ready(event.ok())
         })
         .boxed()
+}
+
+/// A first list from the apiserver's cache: what is missing in it comes with the watch, and nothing is decided by it alone.
+fn from_cache() -> watcher::Config {
+    watcher::Config::default().any_semantic()
 }
 
 fn listed(pending: &Pending, first: &mut bool) {
@@ -97,7 +99,11 @@ fn name_of(object: &impl ResourceExt) -> (String, String) {
 
 /// Secrets, by their metadata only.
 pub async fn secrets(context: Arc<Context>, scope: Scope, pending: Pending) {
-    let mut stream = events(scope.api::<Meta<Secret>>(context.client.clone()), "secrets");
+    let mut stream = events(
+        scope.api::<Meta<Secret>>(context.client.clone()),
+        watcher::Config::default(),
+        "secrets",
+    );
     let mut first = true;
     let mut gone = HashSet::new();
     while let Some(event) = stream.next().await {
@@ -144,7 +150,11 @@ pub async fn secrets(context: Arc<Context>, scope: Scope, pending: Pending) {
 
 /// ConfigMaps, by their metadata only.
 pub async fn config_maps(context: Arc<Context>, scope: Scope, pending: Pending) {
-    let mut stream = events(scope.api::<Meta<ConfigMap>>(context.client.clone()), "configmaps");
+    let mut stream = events(
+        scope.api::<Meta<ConfigMap>>(context.client.clone()),
+        from_cache(),
+        "configmaps",
+    );
     let mut first = true;
     while let Some(event) = stream.next().await {
         let map = match event {
@@ -198,7 +208,7 @@ pub async fn service_accounts(context: Arc<Context>, scope: Scope, pending: Pend
 
 /// Pods, kept as the few facts that decisions need.
 pub async fn pods(context: Arc<Context>, scope: Scope, pending: Pending) {
-    let mut stream = events(scope.api::<Pod>(context.client.clone()), "pods");
+    let mut stream = events(scope.api::<Pod>(context.client.clone()), from_cache(), "pods");
     let mut first = true;
     while let Some(event) = stream.next().await {
         let namespace = match event {
@@ -226,7 +236,11 @@ pub async fn pods(context: Arc<Context>, scope: Scope, pending: Pending) {
 
 /// Namespaces: who may use the operator's identity.
 pub async fn namespaces(context: Arc<Context>, scope: Scope, pending: Pending) {
-    let mut stream = events(Api::<Meta<Namespace>>::all(context.client.clone()), "namespaces");
+    let mut stream = events(
+        Api::<Meta<Namespace>>::all(context.client.clone()),
+        from_cache(),
+        "namespaces",
+    );
     let mut first = true;
     while let Some(event) = stream.next().await {
         match event {

@@ -17,6 +17,8 @@ const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadata;g=meta.k8
 pub struct Written {
     /// The object did not exist before.
     pub created: bool,
+    /// Somebody else owns fields of it too.
+    pub shared: bool,
     /// UID.
     pub uid: String,
     /// resourceVersion.
@@ -130,6 +132,12 @@ async fn send(
         serde_json::from_slice(&bytes).map_err(|_| WriteError::Unreachable)?;
     Ok(Written {
         created: status == StatusCode::CREATED,
+        shared: object
+            .metadata
+            .managed_fields
+            .iter()
+            .flatten()
+            .any(|fields| fields.manager.as_deref() != Some(FIELD_MANAGER)),
         uid: object.metadata.uid.unwrap_or_default(),
         resource_version: object.metadata.resource_version.unwrap_or_default(),
         annotations: object.metadata.annotations.unwrap_or_default(),

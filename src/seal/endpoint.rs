@@ -58,7 +58,7 @@ pub fn allow_aws(endpoint: &str, region: &Region, policy: &EndpointPolicy) -> Re
             .any(|suffix| parsed.host == format!("{service}.{region}.{suffix}"))
             || matches_labels(
                 &format!("*.{service}.{region}.vpce.{}", region.dns_suffix()),
-                &parsed.host,
+                parsed.host,
             )
     });
     if fits {

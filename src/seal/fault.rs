@@ -110,7 +110,7 @@ mod tests {
         let fault = Fault::transient(Reason::KmsUnavailable, "x");
         assert_eq!(backoff(&fault, 1, 0.5), Duration::from_secs(1));
         assert_eq!(backoff(&fault, 2, 0.5), Duration::from_secs(2));
-        assert_eq!(backoff(&fault, 60, 0.5), Duration::from_secs(300));
+        assert_eq!(backoff(&fault, 60, 0.5), Duration::from_mins(5));
     }
 
     #[test]

@@ -67,7 +67,7 @@ pub fn failed(
     set(
         &mut status.conditions,
         types::READY,
-        Verdict::no(fault),
+        &Verdict::no(fault),
         generation,
         now,
     );
@@ -75,7 +75,7 @@ pub fn failed(
         set(
             &mut status.conditions,
             types::STALLED,
-            stalled(fault),
+            &stalled(fault),
             generation,
             now,
         );
@@ -105,7 +105,7 @@ pub fn suspended(previous: &SealConfigStatus, generation: i64, now: Timestamp) -
         reason: Reason::Suspended,
         message: "spec.suspend is true: nothing is opened, delivered or restarted until it is false".into(),
     };
-    set(&mut status.conditions, types::READY, verdict, generation, now);
+    set(&mut status.conditions, types::READY, &verdict, generation, now);
     status
         .conditions
         .retain(|condition| condition.type_ != types::STALLED);
@@ -205,7 +205,7 @@ pub fn status(
     let mut conditions = observed.status.conditions.clone();
     conditions.retain(|condition| verdicts.contains_key(condition.type_.as_str()));
     for (kind, verdict) in verdicts {
-        set(&mut conditions, kind, verdict, model.generation, observed.now);
+        set(&mut conditions, kind, &verdict, model.generation, observed.now);
     }
     let summary = summary(&seals, &key_faults, &targets);
     SealConfigStatus {
@@ -247,7 +247,7 @@ fn summary(seals: &[SealStatus], keys: &[(&str, Option<Fault>)], targets: &[Targ
     }
 }
 
-fn set(conditions: &mut Vec<Condition>, kind: &str, verdict: Verdict, generation: i64, now: Timestamp) {
+fn set(conditions: &mut Vec<Condition>, kind: &str, verdict: &Verdict, generation: i64, now: Timestamp) {
     let reason = verdict.reason.as_str().to_owned();
     let previous = conditions.iter().position(|condition| condition.type_ == kind);
     // 32,768 characters are what metav1.Condition allows; our sentences are far from it.

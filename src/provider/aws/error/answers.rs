@@ -101,7 +101,12 @@ pub(super) fn kms(asked: &Asked<'_>, answer: &Answer) -> Fault {
     } = *asked;
     let operation = operation.as_str();
     match answer.code.as_deref().unwrap_or_default() {
-        "AccessDeniedException" | "AccessDenied" | "NotAuthorized" | "OptInRequired" => access_denied(asked),
+        "AccessDeniedException"
+        | "AccessDenied"
+        | "NotAuthorized"
+        | "OptInRequired"
+        | "InvalidGrantTokenException"
+        | "DryRunOperationException" => access_denied(asked),
         "NotFoundException" => Fault::denied(
             Reason::KeyNotFound,
             format!(
@@ -157,7 +162,6 @@ pub(super) fn kms(asked: &Asked<'_>, answer: &Answer) -> Fault {
                 "the KMS in region {region} takes this {operation} for malformed; check kmsKeyID and the wrapped key"
             ),
         ),
-        "InvalidGrantTokenException" | "DryRunOperationException" => access_denied(asked),
         _ => without_code(asked, answer),
     }
 }
