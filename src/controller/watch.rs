@@ -188,6 +188,7 @@ pub async fn config_maps(context: Arc<Context>, scope: Scope, pending: Pending) 
 pub async fn service_accounts(context: Arc<Context>, scope: Scope, pending: Pending) {
     let mut stream = events(
         scope.api::<Meta<ServiceAccount>>(context.client.clone()),
+        from_cache(),
         "serviceaccounts",
     );
     let mut first = true;
