@@ -66,6 +66,7 @@ pub async fn reconcile(
                     }
                     Ok(mut observed) => {
                         let findings = checks::check(&model, &observed);
+                        status::prune(&mut observed.memory, &model, &findings);
                         let plan = plan::plan(&model, &observed, &findings);
                         let outcomes = apply::apply(&context, &model, &mut observed, &findings, &plan).await;
                         let next = status::status(&model, &observed, &findings, &outcomes);
@@ -73,7 +74,7 @@ pub async fn reconcile(
                             status: next.clone(),
                             ..observed
                         };
-                        let wait = status::next_look(&model, &after, &outcomes);
+                        let wait = status::next_look(&model, &after, &findings, &outcomes);
                         remembered.memory = after.memory;
                         (next, wait)
                     }

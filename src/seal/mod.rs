@@ -22,6 +22,9 @@ pub mod rollout;
 pub mod status;
 pub mod template;
 
+#[cfg(test)]
+mod tests;
+
 pub use ciphertext::Ciphertext;
 pub use fault::{Fault, FaultKind, backoff};
 pub use key_bytes::KeyBytes;

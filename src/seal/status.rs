@@ -10,9 +10,9 @@ use super::{
     checks::Findings,
     digest::seal_inputs,
     model::{Cloud, Key, Model, Seal, Target},
-    observed::{Delivered, Observed},
+    observed::{Delivered, Memory, Observed},
     outcome::{Described, Outcomes, TargetOutcome},
-    plan::{Need, PROBE_INTERVAL, need, probe_due},
+    plan::{Need, PROBE_INTERVAL, REPAIRS_A_MINUTE, need, probe_due},
     pods::{TargetPods, pods},
     rollout::look_again,
 };
@@ -606,44 +606,48 @@ fn ready(model: &Model, verdicts: &BTreeMap<&str, Verdict>) -> Verdict {
     Verdict::yes("every key is open and delivered")
 }
 
-/// When to look again without being told: the earliest retry, probe or restart.
-pub fn next_look(model: &Model, observed: &Observed, outcomes: &Outcomes) -> Option<Duration> {
+/// When to look again without being told: the earliest retry, probe or restart that is still to come.
+///
+/// What is due but was not done now (its seal is barred, its source is gone) waits for a change, not for a time.
+pub fn next_look(
+    model: &Model,
+    observed: &Observed,
+    findings: &Findings,
+    outcomes: &Outcomes,
+) -> Option<Duration> {
     let memory = &observed.memory;
-    let mut times: Vec<Timestamp> = Vec::new();
-    if model.suspend {
-        return None;
-    }
-    times.extend(
-        memory
-            .copies
-            .values()
-            .chain(memory.keys.values())
-            .chain(memory.targets.values())
-            .map(|f| f.retry_at),
-    );
-    for seal in &model.seals {
+    let failures = memory
+        .copies
+        .values()
+        .chain(memory.keys.values())
+        .chain(memory.targets.values());
+    let mut times: Vec<Timestamp> = failures.map(|failure| failure.retry_at).collect();
+    for seal in model
+        .seals
+        .iter()
+        .filter(|seal| !findings.seals.contains_key(&seal.name))
+    {
         let due = probe_due(seal, observed);
         // Spread over a quarter of the interval, so that objects that started together drift apart.
-        let spread = PROBE_INTERVAL.as_secs_f64() * 0.25 * observed.jitter;
+        let failing = memory.probes.contains_key(&seal.name);
+        let spread = if failing {
+            0.0
+        } else {
+            PROBE_INTERVAL.as_secs_f64() * 0.25 * observed.jitter
+        };
         let spread = SignedDuration::try_from_secs_f64(spread).unwrap_or_default();
-        let least = observed
-            .now
-            .saturating_add(SignedDuration::from_secs(1))
-            .unwrap_or(observed.now);
-        times.push(due.saturating_add(spread).unwrap_or(due).max(least));
+        times.push(due.saturating_add(spread).unwrap_or(due));
     }
-    for repairs in memory.repairs.values() {
-        if let (Some(first), true) = (repairs.first(), repairs.len() >= super::plan::REPAIRS_A_MINUTE) {
-            times.push(
-                first
-                    .saturating_add(SignedDuration::from_secs(60))
-                    .unwrap_or(*first),
-            );
-        }
+    for repairs in memory
+        .repairs
+        .values()
+        .filter(|repairs| repairs.len() >= REPAIRS_A_MINUTE)
+    {
+        let minute = SignedDuration::from_secs(60);
+        times.extend(repairs[repairs.len() - REPAIRS_A_MINUTE].saturating_add(minute));
     }
-    let soonest = times.into_iter().min().map(|at| {
-        let wait = at.duration_since(observed.now);
-        Duration::try_from(wait)
+    let soonest = times.into_iter().filter(|at| *at > observed.now).min().map(|at| {
+        Duration::try_from(at.duration_since(observed.now))
             .unwrap_or_default()
             .max(Duration::from_millis(50))
     });
@@ -653,4 +657,28 @@ pub fn next_look(model: &Model, observed: &Observed, outcomes: &Outcomes) -> Opt
         .map(|fault| look_again(fault, observed.jitter))
         .min();
     [soonest, restart].into_iter().flatten().min()
+}
+
+/// Forgets failures of what the spec no longer holds.
+pub fn prune(memory: &mut Memory, model: &Model, findings: &Findings) {
+    memory
+        .copies
+        .retain(|id, failure| findings.copy_inputs.get(id) == Some(&failure.inputs));
+    memory
+        .keys
+        .retain(|key, failure| findings.key_inputs.get(key) == Some(&failure.inputs));
+    memory
+        .targets
+        .retain(|target, failure| findings.target_inputs.get(target) == Some(&failure.inputs));
+    memory
+        .marks
+        .retain(|key, (inputs, _)| findings.key_inputs.get(key) == Some(inputs));
+    memory
+        .repairs
+        .retain(|target, _| findings.target_inputs.contains_key(target));
+    memory.probes.retain(|name, failure| {
+        model
+            .seal(name)
+            .is_some_and(|seal| seal_inputs(seal) == failure.inputs)
+    });
 }
