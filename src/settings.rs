@@ -41,6 +41,9 @@ pub struct ControllerArgs {
     /// How many SealConfigs are worked on at once.
     #[arg(long, env = "AUTOUNSEAL_CONCURRENCY", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub concurrency: u16,
+    /// Several replicas, one of which acts. Not in this version: only false is accepted; run one replica.
+    #[arg(long, env = "AUTOUNSEAL_LEADER_ELECT", default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub leader_elect: bool,
     /// Where /metrics, /livez and /readyz are served.
     #[arg(long, env = "AUTOUNSEAL_METRICS_ADDR", default_value = "0.0.0.0:8080")]
     pub metrics_addr: SocketAddr,
@@ -126,6 +129,9 @@ pub enum SettingsError {
         "--operator-identity-grants: the file cannot be read, or is not YAML of the form `namespace: [ARN, …]`"
     )]
     Grants,
+    /// There is no leader election yet.
+    #[error("--leader-elect: this version has no leader election; leave the flag out and run one replica")]
+    LeaderElection,
     /// An endpoint pattern is not one.
     #[error("--allowed-endpoints: {0:?} is not scheme://host[:port], where * stands for one DNS label")]
     Endpoint(String),
@@ -140,6 +146,9 @@ impl Settings {
         args: &ControllerArgs,
         environment_endpoints: Vec<String>,
     ) -> Result<Self, SettingsError> {
+        if args.leader_elect {
+            return Err(SettingsError::LeaderElection);
+        }
         let list = |items: &[String]| {
             items
                 .iter()

@@ -12,7 +12,7 @@ use crate::{
     api::Reason,
     delivery::{Content, content::DeliveredKey, manifest, render},
     kube_ext::{
-        FIELD_MANAGER,
+        FIELD_MANAGER, bounded,
         cluster::{entries, read_fault},
         facts, names,
         write::{self, WriteError, Written},
@@ -144,7 +144,7 @@ async fn content_changed(
     };
     let namespace = &model.id.namespace;
     let api: Api<Secret> = Api::namespaced(context.client.clone(), namespace);
-    let found = api.get_opt(&target.secret).await;
+    let found = bounded(api.get_opt(&target.secret)).await;
     let found =
         found.map_err(|error| read_fault(&error, "get secrets", namespace, Reason::DeliveryFailed))?;
     let Some(secret) = found else { return Ok(true) };

@@ -10,7 +10,7 @@ use kube::{
 
 use crate::{
     api::{Reason, SealConfig},
-    kube_ext::FIELD_MANAGER,
+    kube_ext::{FIELD_MANAGER, bounded},
     seal::model::Model,
 };
 
@@ -89,7 +89,7 @@ impl Events {
             action: action.to_owned(),
             secondary: None,
         };
-        if self.recorder.publish(&event, &reference).await.is_err() {
+        if bounded(self.recorder.publish(&event, &reference)).await.is_err() {
             tracing::debug!(
                 reason = reason.as_str(),
                 "an event was not taken by the apiserver"

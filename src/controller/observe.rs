@@ -12,7 +12,10 @@ use super::{
 };
 use crate::{
     api::{Reason, SealConfigStatus},
-    kube_ext::cluster::{entries, read_fault},
+    kube_ext::{
+        bounded,
+        cluster::{entries, read_fault},
+    },
     seal::{
         Fault,
         model::{Model, SourceKind, SourceRef, unarmor},
@@ -166,7 +169,7 @@ async fn read(
         SourceKind::Secret => {
             let api: Api<k8s_openapi::api::core::v1::Secret> =
                 Api::namespaced(context.client.clone(), namespace);
-            let found = api.get_opt(&source.name).await;
+            let found = bounded(api.get_opt(&source.name)).await;
             let Some(secret) =
                 found.map_err(|e| read_fault(&e, "get secrets", namespace, Reason::SourceMissing))?
             else {
@@ -180,7 +183,7 @@ async fn read(
         }
         SourceKind::ConfigMap => {
             let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), namespace);
-            let found = api.get_opt(&source.name).await;
+            let found = bounded(api.get_opt(&source.name)).await;
             let Some(map) =
                 found.map_err(|e| read_fault(&e, "get configmaps", namespace, Reason::SourceMissing))?
             else {

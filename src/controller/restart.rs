@@ -18,7 +18,7 @@ use serde_json::json;
 use super::context::Context;
 use crate::{
     api::Reason,
-    kube_ext::{FIELD_MANAGER, cluster::read_fault, facts, names},
+    kube_ext::{FIELD_MANAGER, bounded, cluster::read_fault, facts, names},
     seal::{
         Fault,
         model::{Model, Target},
@@ -122,7 +122,7 @@ async fn restart_target(
 
 async fn evict(client: &Client, namespace: &str, pod: &str) -> Result<(), Fault> {
     let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    match api.evict(pod, &EvictParams::default()).await {
+    match bounded(api.evict(pod, &EvictParams::default())).await {
         Ok(_) => {
             tracing::info!(
                 namespace,
@@ -348,18 +348,9 @@ impl Workload {
         };
         let patch = Patch::Merge(&patch);
         let done = match self.kind {
-            "Deployment" => Api::<Deployment>::namespaced(client.clone(), namespace)
-                .patch(&self.name, &params, &patch)
-                .await
-                .map(drop),
-            "StatefulSet" => Api::<StatefulSet>::namespaced(client.clone(), namespace)
-                .patch(&self.name, &params, &patch)
-                .await
-                .map(drop),
-            _ => Api::<DaemonSet>::namespaced(client.clone(), namespace)
-                .patch(&self.name, &params, &patch)
-                .await
-                .map(drop),
+            "Deployment" => patched::<Deployment>(client, namespace, &self.name, &params, &patch).await,
+            "StatefulSet" => patched::<StatefulSet>(client, namespace, &self.name, &params, &patch).await,
+            _ => patched::<DaemonSet>(client, namespace, &self.name, &params, &patch).await,
         };
         let right = format!("patch {}s", self.kind.to_lowercase());
         done.map_err(|error| read_fault(&error, &right, namespace, Reason::RestartBlocked))?;
@@ -380,8 +371,24 @@ where
         + DeserializeOwned
         + std::fmt::Debug,
 {
-    let found = Api::<K>::namespaced(client.clone(), namespace)
-        .get_opt(name)
-        .await;
+    let api = Api::<K>::namespaced(client.clone(), namespace);
+    let found = bounded(api.get_opt(name)).await;
     found.map_err(|error| read_fault(&error, right, namespace, Reason::RestartBlocked))
+}
+
+async fn patched<K>(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    params: &PatchParams,
+    patch: &Patch<&serde_json::Value>,
+) -> kube::Result<()>
+where
+    K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + DeserializeOwned
+        + std::fmt::Debug,
+{
+    let api = Api::<K>::namespaced(client.clone(), namespace);
+    bounded(api.patch(name, params, patch)).await.map(drop)
 }

@@ -10,6 +10,7 @@ use k8s_openapi::api::{
 use kube::{Api, Client, api::PostParams};
 use zeroize::Zeroizing;
 
+use super::bounded;
 use crate::{
     api::Reason,
     provider::{Cluster, SecretEntries, Token},
@@ -39,7 +40,7 @@ impl Cluster for ApiserverCluster {
     ) -> BoxFuture<'a, Result<Option<BTreeMap<String, String>>, Fault>> {
         async move {
             let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
-            let account = api.get_metadata_opt(name).await.map_err(|error| {
+            let account = bounded(api.get_metadata_opt(name)).await.map_err(|error| {
                 read_fault(
                     &error,
                     "get serviceaccounts",
@@ -68,8 +69,7 @@ impl Cluster for ApiserverCluster {
                 }),
                 ..TokenRequest::default()
             };
-            let answer = api
-                .create_token_request(name, &PostParams::default(), &request)
+            let answer = bounded(api.create_token_request(name, &PostParams::default(), &request))
                 .await
                 .map_err(|error| {
                     if code(&error) == Some(404) {
@@ -101,8 +101,7 @@ impl Cluster for ApiserverCluster {
     ) -> BoxFuture<'a, Result<Option<SecretEntries>, Fault>> {
         async move {
             let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
-            let secret = api
-                .get_opt(name)
+            let secret = bounded(api.get_opt(name))
                 .await
                 .map_err(|error| read_fault(&error, "get secrets", namespace, Reason::CredentialsMissing))?;
             Ok(secret.map(entries))

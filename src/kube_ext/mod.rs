@@ -8,6 +8,21 @@ pub mod write;
 /// The field manager of delivered Secrets and restarted workloads.
 pub const FIELD_MANAGER: &str = "auto-unseal-operator";
 
+/// How long the apiserver may take for one request. kube sets no limit of its own, and a request that hangs would
+/// hold its object for ever.
+pub const REQUEST_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(15);
+
+/// A request that ends: with its answer, or as one that was not answered.
+///
+/// # Errors
+/// As the request's own, and `Service` when there was no answer in time.
+pub async fn bounded<T>(request: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
+    match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
+        Ok(answer) => answer,
+        Err(late) => Err(kube::Error::Service(late.into())),
+    }
+}
+
 /// Annotations and labels that the operator reads and writes.
 pub mod names {
     /// On delivered Secrets: the UID of the SealConfig that owns the content.

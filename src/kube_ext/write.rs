@@ -7,7 +7,7 @@ use kube::{Client, client::Body, core::PartialObjectMeta};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use super::FIELD_MANAGER;
+use super::{FIELD_MANAGER, bounded};
 use crate::api::SealConfig;
 
 const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
@@ -110,11 +110,11 @@ async fn send(
         .header(header::ACCEPT, METADATA_ONLY)
         .body(body)
         .map_err(|_| WriteError::Unreachable)?;
-    let response = client.send(request).await.map_err(|_| WriteError::Unreachable)?;
+    let response = bounded(client.send(request))
+        .await
+        .map_err(|_| WriteError::Unreachable)?;
     let status = response.status();
-    let bytes = response
-        .into_body()
-        .collect_bytes()
+    let bytes = bounded(response.into_body().collect_bytes())
         .await
         .map_err(|_| WriteError::Unreachable)?;
     if !status.is_success() {

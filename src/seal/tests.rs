@@ -35,12 +35,12 @@ fn spec() -> Value {
 }
 
 fn model(spec: Value) -> Model {
-    let config = json!({
+    let mut config = json!({
         "apiVersion": "autounseal.dev/v1alpha1",
         "kind": "SealConfig",
         "metadata": {"name": "app", "namespace": "team", "uid": "uid-1", "generation": 3},
-        "spec": spec,
     });
+    config["spec"] = spec;
     parse(&serde_json::from_value::<SealConfig>(config).unwrap()).unwrap()
 }
 

@@ -72,6 +72,9 @@ pub async fn serve(address: SocketAddr, metrics: Arc<Metrics>) -> std::io::Resul
             }),
         );
     let listener = tokio::net::TcpListener::bind(address).await?;
+    if let Ok(address) = listener.local_addr() {
+        tracing::info!(%address, "serving /metrics, /livez and /readyz");
+    }
     tokio::spawn(async move {
         if axum::serve(listener, router).await.is_err() {
             tracing::error!("the metrics server has ended");

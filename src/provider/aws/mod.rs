@@ -258,7 +258,8 @@ impl Aws {
                         namespace: tenant.namespace.to_owned(),
                         service_account: name.clone(),
                         irsa,
-                        session: tenant_identity::session_name(tenant),
+                        // SealConfigs of one ServiceAccount share the session: CloudTrail names the account.
+                        session: tenant_identity::session_name(Tenant { name, ..tenant }),
                         region: region.clone(),
                         sts: self
                             .unsigned
