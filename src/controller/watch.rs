@@ -80,7 +80,7 @@ where
         .boxed()
 }
 
-/// A first list from the apiserver's cache: what is missing in it comes with the watch, and nothing is decided by it alone.
+/// A first list from the apiserver's cache: what is missing in it comes with the watch, and a decision made by it does no harm.
 fn from_cache() -> watcher::Config {
     watcher::Config::default().any_semantic()
 }
@@ -101,7 +101,9 @@ fn name_of(object: &impl ResourceExt) -> (String, String) {
 pub async fn secrets(context: Arc<Context>, scope: Scope, pending: Pending) {
     let mut stream = events(
         scope.api::<Meta<Secret>>(context.client.clone()),
-        watcher::Config::default(),
+        // A list that is behind shows a delivered Secret as touched or absent: it is applied once more, which changes
+        // nothing (see `deliver`), and a start does not wait for the apiserver's cache.
+        from_cache(),
         "secrets",
     );
     let mut first = true;
