@@ -64,20 +64,26 @@ pub async fn deliver(
         .status
         .targets
         .iter()
-        .find(|status| status.name == target.name);
+        .find(|status| status.name == target.name && status.secret == target.secret);
     let previous = before
         .as_ref()
         .filter(|_| !matches!(delivery.write, Write::Adopt { .. }))
         .map(|s| s.delivered.clone());
     let previous = previous.or_else(|| {
-        // The Secret is gone: the status still knows when and how often it was delivered.
-        let status = recorded.filter(|_| delivery.repair)?;
+        // The Secret is gone: the status still knows when and how often it was delivered. With other inputs its keys
+        // count as changed, for nobody can compare them any more.
+        let status = recorded.filter(|status| status.deliveries > 0)?;
         let at = status.delivered_time.as_ref().map(|time| time.0);
+        let marks = if delivery.repair {
+            marks.clone()
+        } else {
+            BTreeMap::new()
+        };
         Some(Delivered {
             count: status.deliveries,
             keys_changed: at,
             content_changed: at,
-            marks: marks.clone(),
+            marks,
         })
     });
     let delivered = next_delivered(previous, marks, changed, observed.now);
