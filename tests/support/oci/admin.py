@@ -105,15 +105,17 @@ class Admin:
 
     def _redirected(self, request):
         """Where the `redirect` fault points: whoever comes is noted, with what they brought."""
-        self._world.record({
-            "service": "redirected",
-            "method": request.method,
-            "path": request.target,
-            "status": 200,
-            "code": None,
-            "principal": None,
-            "key": None,
-            "at": self._world.now(),
-            "fed": None,
-            "headers": request.headers,
-        })
+        self._world.record(
+            {
+                "service": "redirected",
+                "method": request.method,
+                "path": request.target,
+                "status": 200,
+                "code": None,
+                "principal": None,
+                "key": None,
+                "at": self._world.now(),
+                "fed": None,
+                "headers": request.headers,
+            }
+        )

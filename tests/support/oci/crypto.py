@@ -19,7 +19,11 @@ from world import Refusal, not_found, rfc3339, unique
 
 BASE = "/20180608"
 ALGORITHM = "AES_256_GCM"
-SHAPES = {"AES": {"algorithm": "AES", "length": 32}, "RSA": {"algorithm": "RSA", "length": 256}, "ECDSA": {"algorithm": "ECDSA", "length": 32, "curveId": "NIST_P256"}}
+SHAPES = {
+    "AES": {"algorithm": "AES", "length": 32},
+    "RSA": {"algorithm": "RSA", "length": 256},
+    "ECDSA": {"algorithm": "ECDSA", "length": 32, "curveId": "NIST_P256"},
+}
 MAGIC = b"OCIT"
 MAX_PLAINTEXT = 4096
 MAX_ASSOCIATED_DATA = 4096

@@ -8,7 +8,17 @@ from transport import Answer, Hangup
 from world import Refusal
 
 KINDS = (
-    "status", "garbage", "noise", "truncated", "large", "drop", "silent", "redirect", "echo", "slow", "empty",
+    "status",
+    "garbage",
+    "noise",
+    "truncated",
+    "large",
+    "drop",
+    "silent",
+    "redirect",
+    "echo",
+    "slow",
+    "empty",
 )
 SERVICES = ("crypto", "management", "federation", "metadata", "oke")
 LARGE = 10 * 1024 * 1024

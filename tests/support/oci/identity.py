@@ -126,7 +126,14 @@ class Tokens:
         integer = lambda value: base64url(value.to_bytes((value.bit_length() + 7) // 8, "big"))
         identifier = str(uuid.uuid4())
         now = int(self._world.now())
-        jwk = {"kid": identifier, "n": integer(numbers.n), "e": integer(numbers.e), "kty": "RSA", "alg": "RS256", "use": "sig"}
+        jwk = {
+            "kid": identifier,
+            "n": integer(numbers.n),
+            "e": integer(numbers.e),
+            "kty": "RSA",
+            "alg": "RS256",
+            "use": "sig",
+        }
         claims = {
             "iss": "authService.oracle.com",
             "aud": "oci",
@@ -202,8 +209,8 @@ class Instance:
             return self._authorities
 
     def _certificate(self, subject, public_key, issuer, signer, life, path_length=None):
-        named = lambda name: name if isinstance(name, x509.Name) else x509.Name(
-            [x509.NameAttribute(NameOID.COMMON_NAME, name)]
+        named = lambda name: (
+            name if isinstance(name, x509.Name) else x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         )
         now = datetime.datetime.fromtimestamp(int(self._world.now()), datetime.timezone.utc)
         # The root is older than any clock that a test might set.

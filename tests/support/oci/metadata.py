@@ -46,12 +46,14 @@ class Metadata:
         if path == "/instance/id":
             return self._world.instance
         if path == "/instance/regionInfo":
-            return json.dumps({
-                "realmDomainComponent": self._world.domain,
-                "realmKey": self._world.realm,
-                "regionIdentifier": self._world.region,
-                "regionKey": SHORT_NAMES.get(self._world.region, self._world.region),
-            })
+            return json.dumps(
+                {
+                    "realmDomainComponent": self._world.domain,
+                    "realmKey": self._world.realm,
+                    "regionIdentifier": self._world.region,
+                    "regionKey": SHORT_NAMES.get(self._world.region, self._world.region),
+                }
+            )
         if path == "/identity/cert.pem":
             return self._instance.current()[0].public_bytes(pem).decode()
         if path == "/identity/key.pem":

@@ -69,8 +69,19 @@ def authority(folder, addresses):
 
     ca_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     usage = dict.fromkeys(
-        ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
-         "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"), False)
+        (
+            "digital_signature",
+            "content_commitment",
+            "key_encipherment",
+            "data_encipherment",
+            "key_agreement",
+            "key_cert_sign",
+            "crl_sign",
+            "encipher_only",
+            "decipher_only",
+        ),
+        False,
+    )
     ca = (
         certificate("test CA", ca_key)
         .add_extension(x509.BasicConstraints(True, 0), critical=True)
@@ -133,17 +144,19 @@ def main():
         where = {name: listener.url for name, listener in listeners.items()}
         where["metadata"] += METADATA_BASE
         print(
-            json.dumps({
-                **where,
-                "ca_file": str(ca_file),
-                "region": world.region,
-                "realm": world.realm,
-                "tenancy": world.tenancy,
-                "compartment": world.compartment,
-                "instance": world.instance,
-                "cluster": world.cluster,
-                "vault": world.vault,
-            }),
+            json.dumps(
+                {
+                    **where,
+                    "ca_file": str(ca_file),
+                    "region": world.region,
+                    "realm": world.realm,
+                    "tenancy": world.tenancy,
+                    "compartment": world.compartment,
+                    "instance": world.instance,
+                    "cluster": world.cluster,
+                    "vault": world.vault,
+                }
+            ),
             flush=True,
         )
         while os.read(sys.stdin.fileno(), 4096):
