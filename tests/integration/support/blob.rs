@@ -43,6 +43,23 @@ pub fn blob_info_without_key_info(ciphertext: &[u8]) -> Vec<u8> {
 
 /// An envelope as the `awskms` wrapper makes it: plaintext under the data key, the data key already wrapped.
 pub fn envelope(plaintext: &[u8], data_key: &[u8; 32], key_id: &str, wrapped_key: &[u8]) -> Vec<u8> {
+    let (sealed, nonce) = sealed(plaintext, data_key);
+    blob_info(&sealed, &nonce, 1, key_id, wrapped_key)
+}
+
+/// An envelope as the `ocikms` wrapper makes it: no mechanism, the ciphertext's text as it came, and the version that
+/// management called current.
+pub fn ocikms_envelope(
+    plaintext: &[u8],
+    data_key: &[u8; 32],
+    key_version: &str,
+    ciphertext: &str,
+) -> Vec<u8> {
+    let (sealed, nonce) = sealed(plaintext, data_key);
+    blob_info(&sealed, &nonce, 0, key_version, ciphertext.as_bytes())
+}
+
+fn sealed(plaintext: &[u8], data_key: &[u8; 32]) -> (Vec<u8>, [u8; 12]) {
     use aws_lc_rs::{
         aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
         rand,
@@ -53,5 +70,5 @@ pub fn envelope(plaintext: &[u8], data_key: &[u8; 32], key_id: &str, wrapped_key
     LessSafeKey::new(UnboundKey::new(&AES_256_GCM, data_key).unwrap())
         .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::empty(), &mut sealed)
         .unwrap();
-    blob_info(&sealed, &nonce, 1, key_id, wrapped_key)
+    (sealed, nonce)
 }
