@@ -95,7 +95,10 @@ impl Oci {
         let file = |path: &PathBuf| path.display().to_string();
         flag("--region", options.region.clone());
         flag("--realm", options.realm.clone());
-        flag("--oke-listen", options.oke_listen.map(|address| address.to_string()));
+        flag(
+            "--oke-listen",
+            options.oke_listen.map(|address| address.to_string()),
+        );
         flag("--kubeconfig", options.kubeconfig.as_ref().map(file));
         flag("--log", options.log.as_ref().map(file));
         let mut child = command
@@ -109,7 +112,10 @@ impl Oci {
             .read_line(&mut line)
             .unwrap();
         let facts: Value = serde_json::from_str(&line).expect("the OCI test server says where it listens");
-        let admin = text(&facts, "admin").trim_start_matches("http://").parse().unwrap();
+        let admin = text(&facts, "admin")
+            .trim_start_matches("http://")
+            .parse()
+            .unwrap();
         Self {
             child,
             stdin,
