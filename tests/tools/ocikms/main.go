@@ -45,7 +45,7 @@ func main() {
 }
 
 func run(args []string) (output []byte, err error) {
-	// The library does so where a server cannot be reached and where a blob has no key_info.
+	// The library panics where a blob has no key_info; a test wants an answer that it can tell from a crash.
 	defer func() {
 		if caught := recover(); caught != nil {
 			err = fmt.Errorf("the library panicked: %v", caught)
