@@ -213,6 +213,11 @@ impl<'a> ControlPlane<'a> {
         self.tools.moto.python()
     }
 
+    /// Python for the OCI test server.
+    pub fn oci_python(&self) -> PathBuf {
+        self.tools.oci.python()
+    }
+
     fn kubeconfig(&self) -> PathBuf {
         self.logs.join(credentials::KUBECONFIG)
     }
@@ -234,6 +239,8 @@ impl<'a> ControlPlane<'a> {
             .env("AWS_SHARED_CREDENTIALS_FILE", &nowhere)
             .env("NO_PROXY", without_proxy("NO_PROXY"))
             .env("no_proxy", without_proxy("no_proxy"))
+            // Programs that lie in the repository leave no compiled files beside themselves.
+            .env("PYTHONDONTWRITEBYTECODE", "1")
             .env("AUTOUNSEAL_KUBECTL", &self.tools.kubectl)
             .env("AUTOUNSEAL_MOTO", self.tools.moto.program("moto_server"))
             .env("AUTOUNSEAL_PYTHON", self.tools.moto.python())
