@@ -5,9 +5,12 @@
 //	ocikms unwrap FLAGS   base64 of the BlobInfo message on standard input, plaintext on standard output
 //	ocikms state  FLAGS   the wrapper's type and its current key id, which is the key's version, on one line
 //
-// Any mistake is told on standard error, with exit status 1. With -auth-type-api-key the SDK reads ~/.oci/config,
-// where ~ is the home folder of the user database whatever HOME says, and only if there is no such file the one that
-// OCI_CONFIG_FILE names.
+// Each command begins with the check that the library makes itself: one encryption, and one look at the key.
+// Any mistake is told on standard error, with exit status 1.
+//
+// With -auth-type-api-key the SDK reads ~/.oci/config, where ~ is the home folder of the user database whatever HOME
+// says, and only if there is no such file the one that OCI_CONFIG_FILE names. Without it the SDK looks for the
+// metadata of an instance at its fixed address, where no test server can listen.
 package main
 
 import (
