@@ -129,7 +129,7 @@ impl<'a> ControlPlane<'a> {
     fn launch(&self, session: &Session, name: &'static str, mut command: Command) -> Outcome<()> {
         let log = self.logs.join(format!("{name}.log"));
         process::log_to(&mut command, &log)?;
-        process::without_aws(&mut command)
+        process::without_clouds(&mut command)
             .current_dir(&self.folder)
             .stdin(Stdio::null());
         let process = session.spawn(&mut command)?;
@@ -213,14 +213,19 @@ impl<'a> ControlPlane<'a> {
         self.tools.moto.python()
     }
 
+    /// Python for the OCI test server.
+    pub fn oci_python(&self) -> PathBuf {
+        self.tools.oci.python()
+    }
+
     fn kubeconfig(&self) -> PathBuf {
         self.logs.join(credentials::KUBECONFIG)
     }
 
-    /// Gives a command the environment of this control plane, and none of the developer's own AWS settings.
+    /// Gives a command the environment of this control plane, and none of the developer's own cloud settings.
     pub fn dress<'c>(&self, command: &'c mut Command) -> &'c mut Command {
         let nowhere = self.logs.join(credentials::NO_AWS_CONFIG);
-        process::without_cargo_run(process::without_aws(command))
+        process::without_cargo_run(process::without_clouds(command))
             .env("KUBECONFIG", self.kubeconfig())
             .env("KUBECACHEDIR", self.folder.join("kube-cache"))
             .env("AWS_ENDPOINT_URL", &self.endpoint)
@@ -234,9 +239,13 @@ impl<'a> ControlPlane<'a> {
             .env("AWS_SHARED_CREDENTIALS_FILE", &nowhere)
             .env("NO_PROXY", without_proxy("NO_PROXY"))
             .env("no_proxy", without_proxy("no_proxy"))
+            // Programs that lie in the repository leave no compiled files beside themselves.
+            .env("PYTHONDONTWRITEBYTECODE", "1")
             .env("AUTOUNSEAL_KUBECTL", &self.tools.kubectl)
             .env("AUTOUNSEAL_MOTO", self.tools.moto.program("moto_server"))
             .env("AUTOUNSEAL_PYTHON", self.tools.moto.python())
+            .env("AUTOUNSEAL_OCI_PYTHON", self.tools.oci.python())
+            .env("AUTOUNSEAL_OCIKMS", &self.tools.ocikms)
             .env("AUTOUNSEAL_CLUSTER_LOGS", &self.logs)
     }
 

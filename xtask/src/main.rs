@@ -48,7 +48,9 @@ cargo xtask COMMAND
   test [PART...] [-- ARGS...]
         Runs the gates: fmt clippy deny docs unit integration. All of them unless parts are named.
         ARGS go to `cargo test` in the parts unit and integration.
-  demo  The product's main job, step by step, on a throwaway control plane.
+  demo [--cloud aws|oci]
+        The product's main job, step by step, on a throwaway control plane. The KMS is moto's (aws, the default)
+        or the OCI test server's.
   bench reconcile [ARGS...]
         Measures the release build on a throwaway control plane. ARGS go to the measuring program.
   gen   Writes crds/ anew from the code.

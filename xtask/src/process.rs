@@ -80,16 +80,22 @@ pub fn without_cargo_run(command: &mut Command) -> &mut Command {
     command
 }
 
-/// Takes away the developer's own cloud identity and endpoints: a test must neither use nor depend on them.
-/// `AWS_LC_*` stays, for it steers how a crate is compiled.
-pub fn without_aws(command: &mut Command) -> &mut Command {
+/// Takes away the developer's own cloud identities and endpoints: a test must neither use nor depend on them.
+pub fn without_clouds(command: &mut Command) -> &mut Command {
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy();
-        if name.starts_with("AWS_") && !name.starts_with("AWS_LC_") {
+        if belongs_to_a_cloud(&name) {
             command.env_remove(&*name);
         }
     }
     command
+}
+
+/// Whether an SDK reads the variable. OCI's for Go also takes an identity from variables meant for Terraform.
+/// `AWS_LC_*` steers how a crate is compiled and has nothing to do with a cloud.
+fn belongs_to_a_cloud(variable: &str) -> bool {
+    let prefixes = ["AWS_", "OCI_", "TF_VAR_"];
+    prefixes.iter().any(|prefix| variable.starts_with(prefix)) && !variable.starts_with("AWS_LC_")
 }
 
 /// On Linux, processes that lose their parent become ours, so that the sweep at the end finds them.
@@ -166,6 +172,16 @@ fn descendants(root: i32, parents: &HashMap<i32, i32>) -> Vec<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_variables_of_every_cloud_go_and_those_of_the_compiler_stay() {
+        for gone in ["AWS_PROFILE", "OCI_CONFIG_FILE", "TF_VAR_private_key_path"] {
+            assert!(belongs_to_a_cloud(gone), "{gone}");
+        }
+        for stays in ["AWS_LC_SYS_PREBUILT_NASM", "AUTOUNSEAL_OCI_PYTHON", "PATH"] {
+            assert!(!belongs_to_a_cloud(stays), "{stays}");
+        }
+    }
 
     #[test]
     fn the_parent_is_found_behind_a_hostile_program_name() {

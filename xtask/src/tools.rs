@@ -24,6 +24,8 @@ struct Pinned {
     /// Folder below `tests/tools/`.
     module: &'static str,
     package: &'static str,
+    /// Files of that folder which the program is made of, for a program that is our own.
+    sources: &'static [&'static str],
     /// Names a ready-made program.
     variable: &'static str,
 }
@@ -32,28 +34,40 @@ const ETCD: Pinned = Pinned {
     name: "etcd",
     module: "etcd",
     package: "go.etcd.io/etcd/server/v3",
+    sources: &[],
     variable: "TEST_ASSET_ETCD",
 };
 const APISERVER: Pinned = Pinned {
     name: "kube-apiserver",
     module: "kubernetes",
     package: "k8s.io/kubernetes/cmd/kube-apiserver",
+    sources: &[],
     variable: "TEST_ASSET_KUBE_APISERVER",
 };
 const KUBECTL: Pinned = Pinned {
     name: "kubectl",
     module: "kubernetes",
     package: "k8s.io/kubernetes/cmd/kubectl",
+    sources: &[],
     variable: "TEST_ASSET_KUBECTL",
 };
 const CONTROLLER_MANAGER: Pinned = Pinned {
     name: "kube-controller-manager",
     module: "kubernetes",
     package: "k8s.io/kubernetes/cmd/kube-controller-manager",
+    sources: &[],
     variable: "TEST_ASSET_KUBE_CONTROLLER_MANAGER",
 };
+/// Ours, around the Go library whose format the product shares.
+const OCIKMS: Pinned = Pinned {
+    name: "ocikms",
+    module: "ocikms",
+    package: ".",
+    sources: &["main.go"],
+    variable: "TEST_ASSET_OCIKMS",
+};
 
-/// What a control plane is started from.
+/// What a control plane is started from, and what tests beside it run.
 pub struct Tools {
     /// The store.
     pub etcd: PathBuf,
@@ -65,13 +79,20 @@ pub struct Tools {
     pub controller_manager: Option<PathBuf>,
     /// Python with moto, boto3 and cryptography.
     pub moto: Environment,
+    /// Python with what the OCI test server needs, and OCI's own SDK.
+    pub oci: Environment,
+    /// Wraps and unwraps with the Go library.
+    pub ocikms: PathBuf,
 }
 
 impl Tools {
     /// Finds or makes all of them.
     pub fn ensure(session: &Session, with_controller_manager: bool) -> Outcome<Self> {
-        let requirements = repository::root().join("tests/tools/moto/requirements.txt");
-        let moto = python::environment(session, "moto", &requirements)?;
+        let python = |name: &str| {
+            let requirements = folder_of(name).join("requirements.txt");
+            python::environment(session, name, &requirements)
+        };
+        let (moto, oci) = (python("moto")?, python("oci")?);
         let workshop = Workshop {
             session,
             go: OnceCell::new(),
@@ -85,6 +106,8 @@ impl Tools {
                 .map(|tool| workshop.provide(tool))
                 .transpose()?,
             moto,
+            oci,
+            ocikms: workshop.provide(&OCIKMS)?,
         })
     }
 }
@@ -100,16 +123,12 @@ impl Workshop<'_> {
         if let Some(path) = ready_made(tool)? {
             return Ok(path);
         }
-        let module = repository::root().join("tests/tools").join(tool.module);
+        let module = folder_of(tool.module);
         let linker = linker_flags(tool);
         let go = self.go(&module)?;
-        let key = repository::checksum(&[
-            &repository::read(&module.join("go.mod"))?,
-            &repository::read(&module.join("go.sum"))?,
-            tool.package.as_bytes(),
-            linker.as_bytes(),
-            go.version.as_bytes(),
-        ]);
+        let key = key(tool, &linker, &go.version, |file| {
+            repository::read(&module.join(file))
+        })?;
         let folder = cache::ensure(self.session, tool.name, &key, |folder| {
             eprintln!(
                 "==> building {} with {} (minutes, once on this machine)",
@@ -132,6 +151,31 @@ impl Workshop<'_> {
         let found = Go::find(self.session, module)?;
         Ok(self.go.get_or_init(|| found))
     }
+}
+
+/// Where a tool is pinned.
+fn folder_of(module: &str) -> PathBuf {
+    repository::root().join("tests/tools").join(module)
+}
+
+/// The name of a build: another one as soon as anything that goes into the program changes.
+fn key(
+    tool: &Pinned,
+    linker: &str,
+    go_version: &str,
+    read: impl Fn(&str) -> Outcome<Vec<u8>>,
+) -> Outcome<String> {
+    let sources: Vec<Vec<u8>> = tool
+        .sources
+        .iter()
+        .map(|file| read(file))
+        .collect::<Outcome<_>>()?;
+    let (manifest, sums) = (read("go.mod")?, read("go.sum")?);
+    let words = [tool.package, linker, go_version].map(str::as_bytes);
+    let mut parts: Vec<&[u8]> = vec![&manifest, &sums];
+    parts.extend(words);
+    parts.extend(sources.iter().map(Vec::as_slice));
+    Ok(repository::checksum(&parts))
 }
 
 fn linker_flags(tool: &Pinned) -> String {
@@ -204,8 +248,16 @@ pub fn run(session: &Session, arguments: &[String]) -> Outcome<i32> {
     }
     let tools = Tools::ensure(session, true)?;
     let deny = cargo_deny(session)?;
-    let moto = tools.moto.program("moto_server");
-    let programs = [&tools.etcd, &tools.apiserver, &tools.kubectl, &moto, &deny];
+    let (moto, oci) = (tools.moto.program("moto_server"), tools.oci.python());
+    let programs = [
+        &tools.etcd,
+        &tools.apiserver,
+        &tools.kubectl,
+        &moto,
+        &oci,
+        &tools.ocikms,
+        &deny,
+    ];
     for path in programs.into_iter().chain(&tools.controller_manager) {
         println!("{}", path.display());
     }
@@ -221,6 +273,28 @@ mod tests {
         assert!(same_minor("0.20.9", "0.20.2"));
         assert!(!same_minor("0.19.2", "0.20.2"));
         assert!(!same_minor("", "0.20.2"));
+    }
+
+    #[test]
+    fn a_program_of_our_own_is_built_anew_when_its_source_changes() {
+        let with = |tool: &Pinned, source: &str| {
+            let read = |file: &str| Ok(if file == "main.go" { source } else { file }.as_bytes().to_vec());
+            key(tool, "-s", "go1.26", read).unwrap()
+        };
+        assert_ne!(with(&OCIKMS, "old"), with(&OCIKMS, "new"));
+        assert_eq!(with(&OCIKMS, "old"), with(&OCIKMS, "old"));
+        assert_eq!(with(&ETCD, "old"), with(&ETCD, "new"));
+    }
+
+    #[test]
+    fn every_source_in_the_folder_of_a_program_of_our_own_counts() {
+        let files = std::fs::read_dir(folder_of(OCIKMS.module)).unwrap();
+        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+        let mut sources: Vec<String> = names
+            .filter(|name| Path::new(name).extension().is_some_and(|end| end == "go"))
+            .collect();
+        sources.sort();
+        assert_eq!(sources, OCIKMS.sources);
     }
 
     #[test]
