@@ -138,13 +138,13 @@ pub enum SettingsError {
 }
 
 impl Settings {
-    /// Settings from flags, and from the endpoints in the operator's own environment.
+    /// Settings from flags, and from the operator's own environment: `endpoints` makes the policy of the patterns.
     ///
     /// # Errors
     /// A sentence that names the flag.
     pub fn from_args(
         args: &ControllerArgs,
-        environment_endpoints: Vec<String>,
+        endpoints: impl FnOnce(Vec<String>) -> EndpointPolicy,
     ) -> Result<Self, SettingsError> {
         if args.leader_elect {
             return Err(SettingsError::LeaderElection);
@@ -185,10 +185,7 @@ impl Settings {
                 labels: args.operator_identity_label && args.watch_namespaces.is_empty(),
             },
             binding_domain: args.binding_domain.clone(),
-            endpoints: EndpointPolicy {
-                environment: environment_endpoints,
-                patterns,
-            },
+            endpoints: endpoints(patterns),
             concurrency: args.concurrency,
             metrics_addr: args.metrics_addr,
         })

@@ -1,11 +1,13 @@
 //! The wire: what users write and read. Types only, no logic.
 
 mod aws;
+mod oci;
 mod reason;
 mod seal_config;
 mod status;
 
 pub use aws::{AssumeRole, AwsCredentials, AwsKms, Empty, SecretCredentialsRef, ServiceAccountRef};
+pub use oci::{ApiKeyRef, NameRef, OciCredentials, OciKms, WorkloadIdentity};
 pub use reason::Reason;
 pub use seal_config::{
     Armor, BoundedText, ChangePolicy, DataEntry, DeletionPolicy, Encoding, EntryRef, KeyEntry, KeyVersion,

@@ -55,6 +55,8 @@ reasons! {
     WebIdentityRejected "WebIdentityRejected",
     /// EKS Pod Identity is asked for, and the operator's pod has none.
     PodIdentityAgentMissing "PodIdentityAgentMissing",
+    /// OCI's identity service, or OKE's, refused to issue a token.
+    FederationRejected "FederationRejected",
     /// STS refused `assumeRole`.
     AssumeRoleDenied "AssumeRoleDenied",
     /// The instance metadata service does not answer.
@@ -75,6 +77,8 @@ reasons! {
     KeyUnusable "KeyUnusable",
     /// The key's ARN names another region than the seal.
     RegionMismatch "RegionMismatch",
+    /// The endpoint, or the identity, belongs to another realm of OCI than the key.
+    RealmMismatch "RealmMismatch",
     /// The KMS endpoint's name does not resolve, or resolves to a forbidden address.
     EndpointUnresolvable "EndpointUnresolvable",
     /// The TLS handshake with the KMS endpoint failed.

@@ -10,7 +10,7 @@ use kube::{CustomResource, CustomResourceExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{AwsKms, status::SealConfigStatus};
+use super::{AwsKms, OciKms, status::SealConfigStatus};
 
 /// Names seals (KMS keys) and the root keys wrapped under them, and says which Secrets receive the keys.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -75,7 +75,8 @@ pub struct SealConfigSpec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
-    {"rule": "has(self.awskms)", "message": "a seal takes exactly one of: awskms"},
+    {"rule": "has(self.awskms) != has(self.ocikms)", "message": "a seal takes exactly one of: awskms, ocikms"},
+    {"rule": "has(self.awskms) == has(oldSelf.awskms)", "message": "a seal keeps its cloud: add another seal, then take this one out"},
 ]))]
 pub struct SealSpec {
     /// How copies, status and messages name this seal.
@@ -91,6 +92,9 @@ pub struct SealSpec {
     /// A key of AWS KMS.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub awskms: Option<AwsKms>,
+    /// A key of OCI KMS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ocikms: Option<OciKms>,
 }
 
 fn default_priority() -> u8 {
@@ -174,7 +178,7 @@ pub struct WrappedCopy {
     /// `blobinfo`: go-kms-wrapping's message; `kms`: the KMS's own ciphertext.
     #[serde(default)]
     pub format: WrappedFormat,
-    /// AWS encryption context that the ciphertext was made with.
+    /// AWS encryption context, or OCI associatedData, that the ciphertext was made with.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(length(max = 8), extend("maxProperties" = 8))]
     pub context: BTreeMap<String, BoundedText>,

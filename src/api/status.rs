@@ -66,12 +66,12 @@ pub struct Summary {
 pub struct SealStatus {
     /// Name in the spec.
     pub name: String,
-    /// `awskms`.
+    /// `awskms` or `ocikms`.
     pub provider: String,
-    /// The key's ARN as the KMS resolved it; pins account and region.
+    /// The key's ARN as the KMS resolved it, which pins account and region; or its OCID.
     #[serde(rename = "keyID", skip_serializing_if = "Option::is_none")]
     pub key_id: Option<String>,
-    /// The `kmsKeyID` that `keyID` was resolved from: the pin is renewed when it changes.
+    /// The `kmsKeyID` or `keyID` that `keyID` was resolved from: the pin is renewed when it changes.
     #[serde(rename = "configuredKeyID", skip_serializing_if = "Option::is_none")]
     pub configured_key_id: Option<String>,
     /// Digest of key, endpoint and credentials that this entry speaks of; another one is asked anew.
@@ -80,7 +80,8 @@ pub struct SealStatus {
     /// Role or principal, as far as it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub identity: Option<String>,
-    /// `operator`, `irsa`, `pod-identity`, `instance-metadata`, `secret`, with `+assume-role`.
+    /// `operator`, `irsa`, `pod-identity`, `instance-metadata`, `secret`, with `+assume-role`; `instance-principal`,
+    /// `resource-principal`, `api-key`, `workload-identity`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credential_source: Option<String>,
     /// Unknown, Healthy or Unhealthy.

@@ -16,6 +16,7 @@ use crate::{
         aws::{AwsSeal, Credentials},
         entry::EntryContent,
         model::{self, Cloud, Model, Source, Target},
+        oci::{self, OciSeal},
     },
 };
 
@@ -205,13 +206,20 @@ fn plan_text(model: &Model) -> String {
         lines.push("suspended: the operator does nothing for it".to_owned());
     }
     for seal in &model.seals {
-        let Cloud::Aws(aws) = &seal.cloud;
+        let (cloud, way) = match &seal.cloud {
+            Cloud::Aws(aws) => ("AWS", aws_way(aws)),
+            Cloud::Oci(oci) => ("OCI", oci_way(oci)),
+        };
         lines.push(format!(
-            "seal {} (priority {}): AWS KMS {}, {}",
+            "seal {} (priority {}): {cloud} KMS {}, {way}{}",
             seal.name,
             seal.priority,
-            aws.key,
-            aws_way(aws)
+            seal.cloud.configured_key(),
+            if seal.cloud.is_operators() {
+                ", which a cluster admin must allow here"
+            } else {
+                ""
+            }
         ));
     }
     for key in &model.keys {
@@ -308,10 +316,20 @@ fn aws_way(aws: &AwsSeal) -> String {
     if let Some(role) = &aws.assume_role {
         parts.push(format!("role {}", role.role_arn));
     }
-    if aws.credentials.is_operators() {
-        parts.push("which a cluster admin must allow here".to_owned());
-    }
     parts.join(", ")
+}
+
+fn oci_way(oci: &OciSeal) -> String {
+    let who = match &oci.credentials {
+        oci::Credentials::InstancePrincipal => "the operator's instance principal".to_owned(),
+        oci::Credentials::ResourcePrincipal => "the operator's resource principal".to_owned(),
+        oci::Credentials::ApiKey { secret } => format!("API key in Secret {secret}"),
+        oci::Credentials::WorkloadIdentity { service_account } => {
+            format!("workload identity of ServiceAccount {service_account}")
+        }
+        oci::Credentials::Caller => "your own identity".to_owned(),
+    };
+    format!("vault {}, {who}", oci.crypto_endpoint)
 }
 
 fn plan_json(model: &Model) -> Value {
@@ -319,15 +337,18 @@ fn plan_json(model: &Model) -> Value {
         .seals
         .iter()
         .map(|seal| {
-            let Cloud::Aws(aws) = &seal.cloud;
+            let region = match &seal.cloud {
+                Cloud::Aws(aws) => aws.region.as_ref().map(ToString::to_string),
+                Cloud::Oci(oci) => Some(oci.key.region().to_owned()),
+            };
             json!({
                 "name": seal.name,
                 "priority": seal.priority,
                 "provider": seal.cloud.provider(),
-                "key": aws.key.to_string(),
-                "region": aws.region.as_ref().map(ToString::to_string),
-                "credentialSource": aws.credentials.source(),
-                "operatorIdentity": aws.credentials.is_operators(),
+                "key": seal.cloud.configured_key(),
+                "region": region,
+                "credentialSource": seal.cloud.credential_source(),
+                "operatorIdentity": seal.cloud.is_operators(),
             })
         })
         .collect();

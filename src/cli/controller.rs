@@ -4,8 +4,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Done, Failure};
 use crate::{
-    controller,
-    provider::aws,
+    controller, provider,
     settings::{ControllerArgs, Settings},
     telemetry::logs,
 };
@@ -15,11 +14,13 @@ pub async fn run(args: &ControllerArgs) -> Done {
     logs::start(args.log_format, args.log_level);
     logs::quiet_panics();
     let misuse = |error: &dyn std::error::Error| Failure::Misuse(error.to_string());
-    let settings =
-        Settings::from_args(args, aws::Aws::environment_endpoints()).map_err(|error| misuse(&error))?;
-    let aws = aws::Settings::from_environment(
+    let environment = provider::Environment::read();
+    let settings = Settings::from_args(args, |patterns| environment.endpoints(patterns))
+        .map_err(|error| misuse(&error))?;
+    let clouds = provider::Settings::new(
         settings.binding_domain.clone(),
-        settings.endpoints.patterns.clone(),
+        settings.endpoints.clone(),
+        environment.clone(),
     );
     let mut terminate = signal(SignalKind::terminate()).map_err(|error| misuse(&error))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| misuse(&error))?;
@@ -35,7 +36,7 @@ pub async fn run(args: &ControllerArgs) -> Done {
     let stop = async move {
         let _ = stop.await;
     };
-    controller::run(settings, aws, stop)
+    controller::run(settings, clouds, stop)
         .await
         .map_err(|error| Failure::No(error.to_string()))
 }

@@ -1,7 +1,7 @@
 //! What `wrap` and `unwrap` share: the seals of a file, reached with the caller's own identity (security rule S14).
 //!
 //! A file may come from anybody. What it says about *where* and *as whom* (endpoint, role, credentials) is left aside
-//! unless the caller trusts the file; what remains of a seal is a key of AWS KMS in a region.
+//! unless the caller trusts the file; what remains of a seal is a KMS key, in a region or in a vault of its own cloud.
 
 use std::{
     collections::BTreeMap,
@@ -12,30 +12,26 @@ use std::{
 use super::{Failure, manifest::Object, output};
 use crate::{
     api::WrappedFormat,
-    provider::{
-        Observer, Opened, Tenant,
-        aws::{Aws, Kms, Settings},
-    },
+    provider::{self, Clouds, Kms, Observer, Opened, Tenant},
     seal::{
         Ciphertext, Fault, KeyBytes,
-        aws::{AwsSeal, Credentials},
+        aws::{self, AwsSeal},
         model::{Cloud, Seal},
+        oci::{self, OciSeal},
     },
 };
 
 /// A seal as the command line may use it, and what of the file was left aside.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) struct Offline {
     /// The seal with the caller's own identity.
-    pub(super) seal: AwsSeal,
+    pub(super) seal: Seal,
     /// Sentences about what was left aside.
     pub(super) notes: Vec<String>,
 }
 
 /// Leaves aside what a file must not decide.
 pub(super) fn with_own_identity(seal: &Seal, trust_file: bool) -> Offline {
-    let Cloud::Aws(aws) = &seal.cloud;
-    let mut own = aws.clone();
     let mut notes = Vec::new();
     let mut note = |what: &str, fix: &str| {
         notes.push(format!(
@@ -43,6 +39,22 @@ pub(super) fn with_own_identity(seal: &Seal, trust_file: bool) -> Offline {
             seal.name
         ));
     };
+    let cloud = match &seal.cloud {
+        Cloud::Aws(aws) => Cloud::Aws(aws_with_own_identity(aws, trust_file, &mut note)),
+        Cloud::Oci(oci) => Cloud::Oci(oci_with_own_identity(oci, &mut note)),
+    };
+    let seal = Seal {
+        cloud,
+        ..seal.clone()
+    };
+    Offline { seal, notes }
+}
+
+const IN_THE_CLUSTER: &str = "what it names lives in the cluster, so your own identity is used";
+const THE_OPERATORS: &str = "it means the operator's identity, so your own is used";
+
+fn aws_with_own_identity(aws: &AwsSeal, trust_file: bool, note: &mut impl FnMut(&str, &str)) -> AwsSeal {
+    let mut own = aws.clone();
     if !trust_file {
         if own.endpoint.take().is_some() {
             note("the endpoint", "pass --trust-file to use it");
@@ -67,18 +79,33 @@ pub(super) fn with_own_identity(seal: &Seal, trust_file: bool) -> Offline {
         );
     }
     match &aws.credentials {
-        Credentials::DefaultChain => {}
-        Credentials::ServiceAccount { .. } | Credentials::Secret { .. } => note(
-            "the credentials reference",
-            "what it names lives in the cluster, so your own AWS identity is used",
-        ),
-        Credentials::PodIdentity | Credentials::InstanceMetadata => note(
-            "the credentials setting",
-            "it means the operator's identity, so your own AWS identity is used",
-        ),
+        aws::Credentials::DefaultChain => {}
+        aws::Credentials::ServiceAccount { .. } | aws::Credentials::Secret { .. } => {
+            note("the credentials reference", IN_THE_CLUSTER);
+        }
+        aws::Credentials::PodIdentity | aws::Credentials::InstanceMetadata => {
+            note("the credentials setting", THE_OPERATORS);
+        }
     }
-    own.credentials = Credentials::DefaultChain;
-    Offline { seal: own, notes }
+    own.credentials = aws::Credentials::DefaultChain;
+    own
+}
+
+/// A vault has no other address than its endpoints, so they are not left aside: without --trust-file they must be Oracle's
+/// own, of the realm and region of the key (security rule S1), where only the key's own vault can answer for it.
+fn oci_with_own_identity(oci: &OciSeal, note: &mut impl FnMut(&str, &str)) -> OciSeal {
+    match &oci.credentials {
+        oci::Credentials::ApiKey { .. } | oci::Credentials::WorkloadIdentity { .. } => {
+            note("the credentials reference", IN_THE_CLUSTER);
+        }
+        oci::Credentials::ResourcePrincipal => note("the credentials setting", THE_OPERATORS),
+        // Also what stands for no setting at all.
+        oci::Credentials::InstancePrincipal | oci::Credentials::Caller => {}
+    }
+    OciSeal {
+        credentials: oci::Credentials::Caller,
+        ..oci.clone()
+    }
 }
 
 /// Asks at the terminal, which is not standard input: that may carry a key.
@@ -110,47 +137,54 @@ pub(super) fn confirm(question: &str, without_terminal: &str) -> Result<(), Fail
 
 /// The clouds, as the caller.
 pub(super) struct Caller {
-    aws: Aws,
+    clouds: Clouds,
     namespace: String,
     name: String,
 }
 
 impl Caller {
-    /// For the seals of one manifest. Endpoints that are still in a seal are those of a file that the caller trusts.
-    pub(super) fn new<'s>(object: &Object, seals: impl Iterator<Item = &'s AwsSeal>) -> Self {
-        let trusted = seals.filter_map(|seal| seal.endpoint.clone()).collect();
-        let settings = Settings::from_environment("autounseal".to_owned(), trusted);
+    /// For the seals of one manifest, whose endpoints count as allowed if the caller trusts the file.
+    pub(super) fn new<'s>(object: &Object, seals: impl Iterator<Item = &'s Seal>, trust_file: bool) -> Self {
+        let trusted = seals
+            .filter(|_| trust_file)
+            .flat_map(|seal| match &seal.cloud {
+                Cloud::Aws(aws) => aws.endpoint.iter().cloned().collect(),
+                Cloud::Oci(oci) => vec![oci.crypto_endpoint.clone(), oci.management_endpoint.clone()],
+            })
+            .collect();
+        let environment = provider::Environment::read();
+        let endpoints = environment.endpoints(trusted);
+        let settings = provider::Settings::new("autounseal".to_owned(), endpoints, environment);
         Self {
-            aws: Aws::new(settings, None, Arc::new(Nobody)),
+            clouds: Clouds::new(settings, None, Arc::new(Nobody)),
             namespace: object.namespace().unwrap_or("default").to_owned(),
             name: object.name().unwrap_or("autounseal").to_owned(),
         }
     }
 
-    async fn connect(&self, seal: &AwsSeal) -> Result<Kms, Fault> {
+    async fn connect(&self, seal: &Seal) -> Result<Kms, Fault> {
         let tenant = Tenant {
             namespace: &self.namespace,
             name: &self.name,
         };
-        self.aws.connect(seal, tenant).await
+        self.clouds.connect(seal, tenant).await
     }
 
     /// Wraps a key.
     pub(super) async fn wrap(
         &self,
-        seal: &AwsSeal,
+        seal: &Seal,
         key: &KeyBytes,
         format: WrappedFormat,
         context: &BTreeMap<String, String>,
     ) -> Result<Ciphertext, Fault> {
-        let (wrapped, _) = self.connect(seal).await?.wrap(key, format, context).await?;
-        Ok(Ciphertext::new(wrapped))
+        self.connect(seal).await?.wrap(key, format, context).await
     }
 
     /// Opens a copy; the provider checks which key opened it.
     pub(super) async fn unwrap(
         &self,
-        seal: &AwsSeal,
+        seal: &Seal,
         wrapped: &Ciphertext,
         format: WrappedFormat,
         context: &BTreeMap<String, String>,
@@ -193,31 +227,57 @@ pub(super) mod tests {
         .remove(0)
     }
 
+    fn own(seal: &Seal, trust_file: bool) -> (AwsSeal, Vec<String>) {
+        let Offline { seal, notes } = with_own_identity(seal, trust_file);
+        match seal.cloud {
+            Cloud::Aws(aws) => (aws, notes),
+            Cloud::Oci(_) => panic!("the cloud changed"),
+        }
+    }
+
+    #[test]
+    fn a_vault_is_asked_as_the_caller() {
+        let seal = seals(&json!([{"name": "oci", "ocikms": {
+            "keyID": "ocid1.key.oc1.iad.v.k",
+            "cryptoEndpoint": "https://v-crypto.kms.us-ashburn-1.oraclecloud.com",
+            "managementEndpoint": "https://v-management.kms.us-ashburn-1.oraclecloud.com",
+            "credentials": {"apiKey": {"secretRef": {"name": "s"}}},
+        }}]))
+        .remove(0);
+        let Offline { seal, notes } = with_own_identity(&seal, false);
+        let Cloud::Oci(oci) = seal.cloud else {
+            panic!("the cloud changed")
+        };
+        assert_eq!(oci.credentials, oci::Credentials::Caller);
+        assert!(notes[0].contains("lives in the cluster"), "{notes:?}");
+    }
+
     #[test]
     fn a_file_decides_neither_where_nor_as_whom() {
-        let Offline { seal, notes } = with_own_identity(&hostile(), false);
-        assert_eq!(seal.endpoint, None);
-        assert_eq!(seal.assume_role, None);
-        assert_eq!(seal.credentials, Credentials::DefaultChain);
+        let (aws, notes) = own(&hostile(), false);
+        assert_eq!(aws.endpoint, None);
+        assert_eq!(aws.assume_role, None);
+        assert_eq!(aws.credentials, aws::Credentials::DefaultChain);
         assert_eq!(notes.len(), 3);
     }
 
     #[test]
     fn an_external_id_cannot_be_sent_in_the_operators_way() {
         let mut seal = hostile();
-        let Cloud::Aws(aws) = &mut seal.cloud;
-        aws.assume_role.as_mut().unwrap().external_id = Some("4711".to_owned());
-        let offline = with_own_identity(&seal, true);
-        assert_eq!(offline.seal.assume_role, None);
-        assert!(offline.notes[0].contains("--external-id"));
+        if let Cloud::Aws(aws) = &mut seal.cloud {
+            aws.assume_role.as_mut().unwrap().external_id = Some("4711".to_owned());
+        }
+        let (aws, notes) = own(&seal, true);
+        assert_eq!(aws.assume_role, None);
+        assert!(notes[0].contains("--external-id"));
     }
 
     #[test]
     fn a_trusted_file_decides_endpoint_and_role_but_not_credentials() {
-        let Offline { seal, notes } = with_own_identity(&hostile(), true);
-        assert_eq!(seal.endpoint.as_deref(), Some("https://evil.example"));
-        assert!(seal.assume_role.is_some());
-        assert_eq!(seal.credentials, Credentials::DefaultChain);
+        let (aws, notes) = own(&hostile(), true);
+        assert_eq!(aws.endpoint.as_deref(), Some("https://evil.example"));
+        assert!(aws.assume_role.is_some());
+        assert_eq!(aws.credentials, aws::Credentials::DefaultChain);
         assert!(notes[0].contains("lives in the cluster"), "{notes:?}");
     }
 }

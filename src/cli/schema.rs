@@ -325,9 +325,9 @@ mod tests {
                 "spec.seals[0].awskms.kmsKeyId: no such field; it is written kmsKeyID",
             ),
             (
-                "/spec/seals/0/ocikms",
+                "/spec/seals/0/gcpckms",
                 json!({}),
-                "spec.seals[0].ocikms: no such field; ",
+                "spec.seals[0].gcpckms: no such field; ",
             ),
             (
                 "/spec/seals/0/awskms/credentials/podIdentity",

@@ -32,8 +32,9 @@ use crate::{
 /// file. What opened the copy is checked as the operator would: the KMS key must be the seal's, and the key must fit
 /// checkValue where there is one.
 ///
-/// What the file says about endpoints, roles and credentials is not used unless you pass --trust-file; your own AWS
-/// identity is. It needs kms:Decrypt on the key.
+/// What the file says about endpoints, roles and credentials is not used unless you pass --trust-file; your own identity
+/// is. It needs kms:Decrypt on an AWS key, `use keys` on an OCI key. The endpoints of an OCI vault are used, but without
+/// --trust-file only those of Oracle itself, in the realm and region of the key.
 ///
 /// Examples:
 ///
@@ -138,7 +139,7 @@ async fn open(
         for note in &way.notes {
             output::note(note);
         }
-        let caller = Caller::new(object, std::iter::once(&way.seal));
+        let caller = Caller::new(object, std::iter::once(&way.seal), args.trust_file);
         let opened = caller
             .unwrap(&way.seal, &wrapped, copy.format, &copy.context)
             .await

@@ -25,12 +25,12 @@ use crate::{
         KeyBytes,
         check_value::{Binding, check_value},
         consumer_id::GUESSABLE_BELOW,
-        model::{self, BOUND_NAMESPACE, Seal},
+        model::{self, BOUND_NAMESPACE, Cloud, Seal},
     },
     yaml,
 };
 
-/// Most bytes that AWS KMS encrypts directly.
+/// Most bytes that AWS KMS and OCI KMS encrypt directly.
 const MAX_KMS: usize = 4096;
 /// Most bytes of a key in a blob: with its frame and as base64 it still fits into a manifest.
 const MAX_BLOB: usize = 60 * 1024;
@@ -41,8 +41,10 @@ const MAX_BLOB: usize = 60 * 1024;
 /// the entries for `wrapped:` and the check value that pins the key. The manifest needs nothing but `spec.seals`.
 ///
 /// The key is sent only to KMS keys that you name yourself: with --to, or by confirming at the terminal. What the file
-/// says about endpoints, roles and credentials is not used unless you pass --trust-file; your own AWS identity is, as
-/// the AWS CLI finds it (environment, shared configuration, instance role).
+/// says about endpoints, roles and credentials is not used unless you pass --trust-file; your own identity is, as the
+/// cloud's own command line finds it (AWS: environment, shared configuration, instance role; OCI: ~/.oci/config, else
+/// OCI_CONFIG_FILE, with OCI_CLI_PROFILE, else resource or instance principal). The endpoints of an OCI vault are used, but
+/// without --trust-file only those of Oracle itself, in the realm and region of the key.
 ///
 /// With --format blobinfo the KMS sees only a data key; with --format kms it sees the key itself.
 ///
@@ -52,6 +54,8 @@ const MAX_BLOB: usize = 60 * 1024;
 ///       --to arn:aws:kms:eu-west-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab
 ///   autounseal wrap -f seal.yaml --key master --in master.key --format kms \
 ///       --context autounseal.dev/bound-namespace=billing
+///
+///   autounseal wrap -f seal.yaml --key master --in master.key --to ocid1.key.oc1.eu-frankfurt-1.…
 ///
 /// Exit codes: 0 wrapped and read back, 1 it could not be, 2 misuse (no destination named, no key given).
 #[derive(Debug, clap::Args)]
@@ -66,13 +70,13 @@ pub struct WrapArgs {
     /// Only this seal. Default: every seal, or with --to those that are named by it
     #[arg(long, value_name = "NAME")]
     seal: Option<String>,
-    /// The KMS key that the key may be sent to, as an ARN (key or alias). May be repeated
-    #[arg(long, value_name = "ARN")]
+    /// The KMS key that the key may be sent to, as an ARN (key or alias) or OCID. May be repeated
+    #[arg(long, value_name = "ARN|OCID")]
     to: Vec<String>,
     /// How the copy is packed: blobinfo as Vault, OpenBao and Boundary do it, or the KMS's own ciphertext
     #[arg(long, value_enum, default_value_t = PackedAs::Blobinfo)]
     format: PackedAs,
-    /// AWS encryption context, only with --format kms. May be repeated
+    /// AWS encryption context or OCI associatedData, only with --format kms. May be repeated
     #[arg(long, value_name = "NAME=VALUE")]
     context: Vec<String>,
     /// Read the key from this file instead of standard input
@@ -142,7 +146,7 @@ pub(super) async fn run(args: &WrapArgs) -> Done {
     if args.to.is_empty() {
         offline::confirm(
             &question(&args.key, &ways),
-            "no destination is named: pass --to with the ARN of the KMS key that the key may be sent to, or run this at \
+            "no destination is named: pass --to with the ARN or OCID of the KMS key that the key may be sent to, or run this at \
              a terminal and confirm",
         )?;
     }
@@ -152,10 +156,10 @@ pub(super) async fn run(args: &WrapArgs) -> Done {
             "the key ends with a line end, which is part of it now; if that is not meant, make it with printf or head -c",
         );
     }
-    let caller = Caller::new(&object, ways.iter().map(|way| &way.seal));
+    let caller = Caller::new(&object, ways.iter().map(|way| &way.seal), args.trust_file);
     let mut copies = Vec::new();
     for way in &ways {
-        let part = format!("seal {:?}", way.name);
+        let part = format!("seal {:?}", way.seal.name);
         let wrapped = caller
             .wrap(&way.seal, &key, args.format.format(), &context)
             .await
@@ -173,7 +177,7 @@ pub(super) async fn run(args: &WrapArgs) -> Done {
             "{part}: wrapped under {} and read back",
             read_back.key_id
         ));
-        copies.push(copy(&way.name, args.format, &context, wrapped.bytes()));
+        copies.push(copy(&way.seal.name, args.format, &context, wrapped.bytes()));
     }
     print(args, &object, &copies, pin(&key, &object, &args.key))
 }
@@ -252,21 +256,31 @@ fn context(pairs: &[String], format: PackedAs, namespace: Option<&str>) -> Resul
 }
 
 fn question(key: &str, ways: &[Way]) -> String {
-    let mut text = format!("The key {key:?} will be sent, with your own AWS identity, to be wrapped under\n");
+    let mut text = format!("The key {key:?} will be sent, with your own identity, to be wrapped under\n");
     for way in ways {
-        let region = way.seal.region.as_ref().map_or_else(
-            || "the region of your own AWS configuration".to_owned(),
-            |region| format!("region {region}"),
+        let place = match &way.seal.cloud {
+            Cloud::Aws(aws) => {
+                let mut place = aws.region.as_ref().map_or_else(
+                    || "the region of your own AWS configuration".to_owned(),
+                    |region| format!("region {region}"),
+                );
+                // Writing to a String cannot fail.
+                if let Some(endpoint) = &aws.endpoint {
+                    let _ = write!(place, ", endpoint {endpoint}");
+                }
+                if let Some(role) = &aws.assume_role {
+                    let _ = write!(place, ", as role {}", role.role_arn);
+                }
+                place
+            }
+            Cloud::Oci(oci) => format!("endpoint {}", oci.crypto_endpoint),
+        };
+        let _ = writeln!(
+            text,
+            "  seal {:?}: {}, {place}",
+            way.seal.name,
+            way.seal.cloud.configured_key()
         );
-        // Writing to a String cannot fail.
-        let _ = write!(text, "  seal {:?}: {}, {region}", way.name, way.seal.key);
-        if let Some(endpoint) = &way.seal.endpoint {
-            let _ = write!(text, ", endpoint {endpoint}");
-        }
-        if let Some(role) = &way.seal.assume_role {
-            let _ = write!(text, ", as role {}", role.role_arn);
-        }
-        text.push('\n');
     }
     text.push_str("Go on? Type yes: ");
     text

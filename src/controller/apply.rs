@@ -8,14 +8,14 @@ use jiff::SignedDuration;
 use super::{context::Context, deliver, restart};
 use crate::{
     api::Reason,
-    provider::{Opened, Tenant, aws::Kms},
+    provider::{Kms, Opened, Tenant},
     seal::{
         Fault, KeyBytes, backoff,
         check_value::{Binding, check_value},
         checks::{Findings, key_granted},
         consumer_id::ConsumerName,
         digest::seal_inputs,
-        model::{Cloud, Copy, Key, Model, Seal, Source},
+        model::{Copy, Key, Model, Seal, Source},
         observed::{Failure, Observed, SourceFacts},
         outcome::{Described, KeyOutcome, Outcomes, TargetOutcome},
         plan::{Open, Plan},
@@ -115,9 +115,7 @@ async fn connect(context: &Context, model: &Model, seal: &Seal) -> Result<Kms, F
         namespace: &model.id.namespace,
         name: &model.id.name,
     };
-    match &seal.cloud {
-        Cloud::Aws(aws) => context.aws.connect(aws, tenant).await,
-    }
+    context.clouds.connect(seal, tenant).await
 }
 
 async fn probe(
@@ -138,9 +136,9 @@ async fn probe(
     for (seal, identity, described) in join_all(asked).await {
         let described = match described {
             Ok(description) => Described::Key {
-                arn: description.arn.to_string(),
+                arn: description.key,
                 at: description.at,
-                fault: description.fault(),
+                fault: description.fault,
             },
             Err(fault) if fault.reason == Reason::AccessDenied => {
                 Described::NotPermitted { at: observed.now }
@@ -362,18 +360,17 @@ async fn unwrap(
             }
         },
     };
-    let Cloud::Aws(aws) = &seal.cloud;
     // Through the operator's identity nothing is sent before the key is known to be granted, as far as anybody tells;
     // what Decrypt says it used is checked again (security rules S3, S4).
-    if aws.credentials.is_operators()
+    if seal.cloud.is_operators()
         && let Ok(description) = kms.describe().await
     {
-        key_granted(model, aws, copy, &description.arn, &observed.namespace)?;
+        key_granted(model, seal, copy, &description.key, &observed.namespace)?;
         if let Described::Failed(fault) = pinned(
             observed,
             seal,
             Described::Key {
-                arn: description.arn.to_string(),
+                arn: description.key,
                 at: description.at,
                 fault: None,
             },
@@ -382,7 +379,7 @@ async fn unwrap(
         }
     }
     let Opened { key, key_id } = kms.unwrap(copy.format, ciphertext, &copy.context).await?;
-    key_granted(model, aws, copy, &key_id, &observed.namespace)?;
+    key_granted(model, seal, copy, &key_id, &observed.namespace)?;
     Ok(key)
 }
 

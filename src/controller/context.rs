@@ -10,7 +10,7 @@ use kube::Client;
 use super::{events::Events, index::Index};
 use crate::{
     api::SealConfigStatus,
-    provider::aws::Aws,
+    provider::Clouds,
     seal::{
         model::SourceRef,
         observed::{Memory, SourceFacts},
@@ -25,8 +25,8 @@ pub struct Context {
     pub client: Client,
     /// Flags.
     pub settings: Settings,
-    /// AWS.
-    pub aws: Aws,
+    /// The clouds' KMSes.
+    pub clouds: Clouds,
     /// Other objects, by their metadata.
     pub index: Index,
     /// Metrics.
@@ -53,11 +53,17 @@ pub struct Remembered {
 
 impl Context {
     /// Joins the parts.
-    pub fn new(client: Client, settings: Settings, aws: Aws, metrics: Arc<Metrics>, events: Events) -> Self {
+    pub fn new(
+        client: Client,
+        settings: Settings,
+        clouds: Clouds,
+        metrics: Arc<Metrics>,
+        events: Events,
+    ) -> Self {
         Self {
             client,
             settings,
-            aws,
+            clouds,
             index: Index::default(),
             metrics,
             events,

@@ -29,7 +29,7 @@ use kube::{
 
 use crate::{
     api::SealConfig,
-    provider::aws::{self, Aws},
+    provider::{self, Clouds},
     settings::Settings,
     telemetry::{metrics::Metrics, server},
 };
@@ -53,7 +53,7 @@ pub enum StartError {
 /// When there is no cluster, or no address to serve metrics on.
 pub async fn run(
     settings: Settings,
-    aws_settings: aws::Settings,
+    provider_settings: provider::Settings,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), StartError> {
     let metrics = Arc::new(Metrics::new());
@@ -67,9 +67,9 @@ pub async fn run(
     config.write_timeout = Some(Duration::from_secs(10));
     let client = Client::try_from(config).map_err(|_| StartError::NoCluster)?;
     let cluster = Arc::new(crate::kube_ext::cluster::ApiserverCluster::new(client.clone()));
-    let aws = Aws::new(aws_settings, Some(cluster), metrics.clone());
+    let clouds = Clouds::new(provider_settings, Some(cluster), metrics.clone());
     let events = events::Events::new(client.clone());
-    let context = Arc::new(Context::new(client, settings, aws, metrics, events));
+    let context = Arc::new(Context::new(client, settings, clouds, metrics, events));
 
     let (stopping, stopped) = tokio::sync::watch::channel(false);
     tokio::spawn(async move {

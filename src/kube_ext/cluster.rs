@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 use super::bounded;
 use crate::{
     api::Reason,
-    provider::{Cluster, SecretEntries, Token},
+    provider::{Audience, Cluster, SecretEntries, Token},
     seal::Fault,
 };
 
@@ -57,13 +57,16 @@ impl Cluster for ApiserverCluster {
         &'a self,
         namespace: &'a str,
         name: &'a str,
-        audience: &'a str,
+        audience: Audience<'a>,
     ) -> BoxFuture<'a, Result<Token, Fault>> {
         async move {
             let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
             let request = TokenRequest {
                 spec: Some(TokenRequestSpec {
-                    audiences: Some(vec![audience.to_owned()]),
+                    audiences: match audience {
+                        Audience::Named(audience) => Some(vec![audience.to_owned()]),
+                        Audience::Cluster => None,
+                    },
                     expiration_seconds: Some(TOKEN_SECONDS),
                     ..TokenRequestSpec::default()
                 }),

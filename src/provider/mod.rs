@@ -1,15 +1,208 @@
 //! The clouds' KMSes, one folder a cloud. Their SDKs' types do not leave those folders.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use futures::future::BoxFuture;
+use jiff::Timestamp;
 use zeroize::Zeroizing;
 
 pub use crate::api::WrappedFormat as Format;
-use crate::seal::{Fault, KeyBytes, aws::KeyArn};
+use crate::seal::{
+    Ciphertext, Fault, KeyBytes,
+    endpoint::EndpointPolicy,
+    model::{Cloud, Seal},
+};
 
 pub mod aws;
+pub mod oci;
+
 mod cache;
+mod guard;
+mod recent;
+mod renewal;
+mod wire;
+
+/// The clouds: the one place that lists them.
+pub struct Clouds {
+    aws: aws::Aws,
+    oci: oci::Oci,
+}
+
+impl Clouds {
+    /// Does nothing slow. Without a cluster (the command line), credentials of Secrets and ServiceAccounts are faults.
+    pub fn new(settings: Settings, cluster: Option<Arc<dyn Cluster>>, observer: Arc<dyn Observer>) -> Self {
+        Self {
+            aws: aws::Aws::new(settings.aws, cluster.clone(), Arc::clone(&observer)),
+            oci: oci::Oci::new(settings.oci, cluster, observer),
+        }
+    }
+
+    /// A seal's key, ready to be used. Calls no KMS; may read the credentials Secret or the ServiceAccount.
+    ///
+    /// # Errors
+    /// A refused endpoint, and what is wrong with the credentials as far as the cluster tells.
+    pub async fn connect(&self, seal: &Seal, tenant: Tenant<'_>) -> Result<Kms, Fault> {
+        match &seal.cloud {
+            Cloud::Aws(aws) => self.aws.connect(aws, tenant).await.map(Kms::Aws),
+            Cloud::Oci(oci) => self.oci.connect(oci, tenant).await.map(Kms::Oci),
+        }
+    }
+}
+
+/// One seal's key, with the credentials to use it.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one at a time, on the way to a call of a KMS"
+)]
+pub enum Kms {
+    /// AWS KMS.
+    Aws(aws::Kms),
+    /// OCI KMS.
+    Oci(oci::Kms),
+}
+
+impl Kms {
+    /// The role or principal, as far as known without asking anybody.
+    pub fn identity(&self) -> Option<String> {
+        match self {
+            Kms::Aws(kms) => kms.identity(),
+            Kms::Oci(kms) => kms.identity(),
+        }
+    }
+
+    /// What the KMS says of the key, asked at most once an hour for all who have the same identity and key.
+    ///
+    /// # Errors
+    /// What kept the KMS from answering.
+    pub async fn describe(&self) -> Result<Description, Fault> {
+        match self {
+            Kms::Aws(kms) => kms.describe().await.map(|described| Description {
+                key: described.arn.to_string(),
+                at: described.at,
+                fault: described.fault(),
+            }),
+            Kms::Oci(kms) => kms.describe().await,
+        }
+    }
+
+    /// Opens a wrapped key.
+    ///
+    /// # Errors
+    /// `CiphertextInvalid`, `ContextMismatch`, `KeyNotAllowed`, and whatever the KMS or the credentials say.
+    pub async fn unwrap(
+        &self,
+        format: Format,
+        ciphertext: &Ciphertext,
+        context: &BTreeMap<String, String>,
+    ) -> Result<Opened, Fault> {
+        match self {
+            Kms::Aws(kms) => kms.unwrap(format, ciphertext, context).await,
+            Kms::Oci(kms) => kms.unwrap(format, ciphertext, context).await,
+        }
+    }
+
+    /// Wraps a key.
+    ///
+    /// # Errors
+    /// `InvalidSpec` for what the format cannot hold; `KeyNotAllowed` if the KMS used another key; what it says.
+    pub async fn wrap(
+        &self,
+        key: &KeyBytes,
+        format: Format,
+        context: &BTreeMap<String, String>,
+    ) -> Result<Ciphertext, Fault> {
+        match self {
+            Kms::Aws(kms) => kms
+                .wrap(key, format, context)
+                .await
+                .map(|(bytes, _)| Ciphertext::new(bytes)),
+            Kms::Oci(kms) => kms.wrap(key, format, context).await,
+        }
+    }
+}
+
+/// What a KMS says of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Description {
+    /// ARN or OCID.
+    pub key: String,
+    /// When it was said.
+    pub at: Timestamp,
+    /// Why the key cannot be used, if it cannot.
+    pub fault: Option<Fault>,
+}
+
+/// What the operator's own environment says about the clouds, read once.
+#[derive(Clone, Debug, Default)]
+pub struct Environment {
+    aws: aws::Environment,
+    oci: oci::Environment,
+}
+
+impl Environment {
+    /// Reads it.
+    pub fn read() -> Self {
+        Self {
+            aws: aws::Environment::read(),
+            oci: oci::Environment::read(),
+        }
+    }
+
+    /// Which endpoints may be spoken to, by the environment and by these patterns of a cluster admin.
+    pub fn endpoints(&self, patterns: Vec<String>) -> EndpointPolicy {
+        EndpointPolicy {
+            environment: self.aws.endpoints.clone(),
+            patterns,
+            atlas: self.oci.atlas.clone(),
+        }
+    }
+}
+
+/// What the operator's flags and environment say about the clouds.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    aws: aws::Settings,
+    oci: oci::Settings,
+}
+
+impl Settings {
+    /// `binding_domain`: part of the external id that the operator's AWS identity sends with assumeRole.
+    pub fn new(binding_domain: String, endpoints: EndpointPolicy, environment: Environment) -> Self {
+        Self {
+            aws: aws::Settings::new(binding_domain, endpoints.clone(), environment.aws),
+            oci: oci::Settings::new(endpoints, environment.oci),
+        }
+    }
+}
+
+/// The time; replaced in tests.
+pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+
+/// How long anything may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// A TCP connection.
+    pub connect: Duration,
+    /// One request with its answer.
+    pub attempt: Duration,
+    /// Everything for one operation, credentials included.
+    pub operation: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(2),
+            attempt: Duration::from_secs(5),
+            operation: Duration::from_secs(10),
+        }
+    }
+}
 
 /// What credentials may ask of the cluster, always in the SealConfig's own namespace.
 ///
@@ -23,12 +216,12 @@ pub trait Cluster: Send + Sync {
         name: &'a str,
     ) -> BoxFuture<'a, Result<Option<BTreeMap<String, String>>, Fault>>;
 
-    /// A fresh token of a ServiceAccount for one audience (TokenRequest).
+    /// A fresh token of a ServiceAccount (TokenRequest).
     fn token<'a>(
         &'a self,
         namespace: &'a str,
         name: &'a str,
-        audience: &'a str,
+        audience: Audience<'a>,
     ) -> BoxFuture<'a, Result<Token, Fault>>;
 
     /// Entries of a Secret; `None` = there is no such Secret.
@@ -37,6 +230,15 @@ pub trait Cluster: Send + Sync {
         namespace: &'a str,
         name: &'a str,
     ) -> BoxFuture<'a, Result<Option<SecretEntries>, Fault>>;
+}
+
+/// Who may take a ServiceAccount's token for its owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audience<'a> {
+    /// Somebody outside of the cluster, who trusts its issuer.
+    Named(&'a str),
+    /// The cluster itself. Such a token opens the apiserver, so it is sent to the cluster's own control plane only.
+    Cluster,
 }
 
 /// Entries of a Secret, wiped when dropped.
@@ -77,8 +279,8 @@ pub struct Tenant<'a> {
 pub struct Opened {
     /// The bytes.
     pub key: KeyBytes,
-    /// What the KMS says it used.
-    pub key_id: KeyArn,
+    /// What the KMS says it used: ARN or OCID.
+    pub key_id: String,
 }
 
 /// Who counts requests and watches expiries: the metrics, or a test.

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use super::{
     Fault,
-    aws::{AwsSeal, KeyArn, KeyRef},
+    aws::AwsSeal,
     digest,
-    endpoint::allow_aws,
+    endpoint::{VaultEndpoint, allow_aws, allow_oci},
     model::{BOUND_NAMESPACE, Cloud, Copy, Model, Seal, Source, SourceRef, Target},
     observed::{NamespaceFacts, Observed, SecretFacts, SourceFacts},
 };
@@ -62,11 +62,23 @@ pub fn check(model: &Model, observed: &Observed) -> Findings {
 }
 
 fn seal_allowed(model: &Model, seal: &Seal, observed: &Observed) -> Result<(), Fault> {
-    let Cloud::Aws(aws) = &seal.cloud;
-    if let (Some(endpoint), Some(region)) = (&aws.endpoint, &aws.region) {
-        allow_aws(endpoint, region, &observed.endpoints)?;
+    match &seal.cloud {
+        Cloud::Aws(aws) => {
+            if let (Some(endpoint), Some(region)) = (&aws.endpoint, &aws.region) {
+                allow_aws(endpoint, region, &observed.endpoints)?;
+            }
+        }
+        Cloud::Oci(oci) => {
+            let endpoints = [
+                (&oci.crypto_endpoint, VaultEndpoint::Crypto),
+                (&oci.management_endpoint, VaultEndpoint::Management),
+            ];
+            for (endpoint, which) in endpoints {
+                allow_oci(endpoint, which, &oci.key, &observed.endpoints)?;
+            }
+        }
     }
-    if !aws.credentials.is_operators() {
+    if !seal.cloud.is_operators() {
         return Ok(());
     }
     let namespace = &model.id.namespace;
@@ -80,6 +92,14 @@ fn seal_allowed(model: &Model, seal: &Seal, observed: &Observed) -> Result<(), F
             ),
         ));
     }
+    match &seal.cloud {
+        Cloud::Aws(aws) => role_granted(namespace, aws, &observed.namespace),
+        Cloud::Oci(_) => Ok(()),
+    }
+}
+
+/// Whether the operator's identity may take the seal's role.
+fn role_granted(namespace: &str, aws: &AwsSeal, facts: &NamespaceFacts) -> Result<(), Fault> {
     let Some(role) = &aws.assume_role else {
         return Ok(());
     };
@@ -90,7 +110,7 @@ fn seal_allowed(model: &Model, seal: &Seal, observed: &Observed) -> Result<(), F
              <binding-domain>/<namespace>; remove it and name that value in the role's trust policy",
         ));
     }
-    if observed.namespace.grants.contains(&role.role_arn) {
+    if facts.grants.contains(&role.role_arn) {
         Ok(())
     } else {
         Err(ungranted(namespace, "role", &role.role_arn))
@@ -119,23 +139,23 @@ fn bound(copy: &Copy, namespace: &str) -> bool {
 
 /// Whether the operator's identity may open `copy` with the key that `key` names (security rule S3).
 ///
-/// Called with the ARN that the spec or DescribeKey tells before Decrypt, and with the ARN that Decrypt
-/// answered after it.
+/// Called with the ARN or OCID that the spec or the KMS's description tells before the copy is sent, and with the one
+/// that the KMS answered after it.
 ///
 /// # Errors
 /// `OperatorIdentityNotAllowed`, with the command that grants it.
 pub fn key_granted(
     model: &Model,
-    seal: &AwsSeal,
+    seal: &Seal,
     copy: &Copy,
-    key: &KeyArn,
+    key: &str,
     facts: &NamespaceFacts,
 ) -> Result<(), Fault> {
     let namespace = &model.id.namespace;
-    if !seal.credentials.is_operators() || bound(copy, namespace) || facts.grants.contains(&key.to_string()) {
+    if !seal.cloud.is_operators() || bound(copy, namespace) || facts.grants.contains(key) {
         Ok(())
     } else {
-        Err(ungranted(namespace, "key", &key.to_string()))
+        Err(ungranted(namespace, "key", key))
     }
 }
 
@@ -143,11 +163,10 @@ fn copy_allowed(model: &Model, copy: &Copy, observed: &Observed, findings: &Find
     if let Some(fault) = findings.seals.get(&copy.seal) {
         return Err(fault.clone());
     }
-    if let Some(seal) = model.seal(&copy.seal) {
-        let Cloud::Aws(aws) = &seal.cloud;
-        if let KeyRef::Arn(arn) = &aws.key {
-            key_granted(model, aws, copy, arn, &observed.namespace)?;
-        }
+    if let Some(seal) = model.seal(&copy.seal)
+        && let Some(key) = seal.cloud.full_key()
+    {
+        key_granted(model, seal, copy, &key, &observed.namespace)?;
     }
     match &copy.source {
         Source::Inline(_) => Ok(()),

@@ -5,7 +5,6 @@ use std::{collections::BTreeMap, fmt::Write as _};
 use aws_lc_rs::digest::{Context, SHA256};
 
 use super::{
-    aws::AwsSeal,
     entry::EntryContent,
     model::{Cloud, Copy, Key, Model, Seal, Source, Target},
     observed::{Observed, SourceFacts},
@@ -46,24 +45,32 @@ impl Parts {
 /// Everything that decides who asks which key where: another identity is asked for anew.
 pub fn seal_inputs(seal: &Seal) -> String {
     let mut parts = Parts::new("seal/v1");
+    key_place(&mut parts, &seal.cloud);
     match &seal.cloud {
-        Cloud::Aws(aws) => {
-            key_place(&mut parts, aws);
-            // Debug of closed enums over text that the spec holds, no secret.
-            parts.text(&format!("{:?} {:?}", aws.credentials, aws.assume_role));
-        }
+        // Debug of closed enums over text that the spec holds, no secret.
+        Cloud::Aws(aws) => parts.text(&format!("{:?} {:?}", aws.credentials, aws.assume_role)),
+        Cloud::Oci(oci) => parts.text(&format!("{:?}", oci.credentials)),
     }
     parts.hex()
 }
 
-fn key_place(parts: &mut Parts, aws: &AwsSeal) {
-    parts.text(&aws.key.to_string());
-    for former in &aws.former {
-        parts.text(&former.to_string());
+fn key_place(parts: &mut Parts, cloud: &Cloud) {
+    match cloud {
+        Cloud::Aws(aws) => {
+            parts.text(&aws.key.to_string());
+            for former in &aws.former {
+                parts.text(&former.to_string());
+            }
+            parts.text(aws.account.as_deref().unwrap_or_default());
+            parts.text(aws.region.as_ref().map_or("", |region| region.as_str()));
+            parts.text(aws.endpoint.as_deref().unwrap_or_default());
+        }
+        Cloud::Oci(oci) => {
+            parts.text(oci.key.as_str());
+            parts.text(&oci.crypto_endpoint);
+            parts.text(&oci.management_endpoint);
+        }
     }
-    parts.text(aws.account.as_deref().unwrap_or_default());
-    parts.text(aws.region.as_ref().map_or("", |region| region.as_str()));
-    parts.text(aws.endpoint.as_deref().unwrap_or_default());
 }
 
 /// What a copy is opened from: the seal's key, the format, the context, the bytes.
@@ -71,9 +78,7 @@ pub fn copy_inputs(model: &Model, copy: &Copy, observed: &Observed) -> String {
     let mut parts = Parts::new("copy/v1");
     parts.text(&copy.seal);
     if let Some(seal) = model.seal(&copy.seal) {
-        match &seal.cloud {
-            Cloud::Aws(aws) => key_place(&mut parts, aws),
-        }
+        key_place(&mut parts, &seal.cloud);
     }
     parts.text(match copy.format {
         crate::api::WrappedFormat::BlobInfo => "blobinfo",

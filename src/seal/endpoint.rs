@@ -2,7 +2,11 @@
 
 use crate::{
     api::Reason,
-    seal::{aws::Region, fault::Fault},
+    seal::{
+        aws::Region,
+        fault::Fault,
+        oci::{Atlas, KeyOcid},
+    },
 };
 
 /// Endpoints that a cluster admin allows beyond the clouds' own.
@@ -12,6 +16,8 @@ pub struct EndpointPolicy {
     pub environment: Vec<String>,
     /// From `--allowed-endpoints`: `https://host[:port]`, `*` stands for one DNS label.
     pub patterns: Vec<String>,
+    /// OCI's realms and regions, with what the operator's environment adds to them.
+    pub atlas: Atlas,
 }
 
 /// How a permitted endpoint is reached.
@@ -28,37 +34,18 @@ pub struct AllowedEndpoint {
 /// # Errors
 /// `EndpointNotAllowed`, with the flag that would allow it.
 pub fn allow_aws(endpoint: &str, region: &Region, policy: &EndpointPolicy) -> Result<AllowedEndpoint, Fault> {
-    let url = endpoint.strip_suffix('/').unwrap_or(endpoint).to_owned();
-    if policy
-        .environment
-        .iter()
-        .any(|own| own.strip_suffix('/').unwrap_or(own) == url)
-    {
+    let url = trimmed(endpoint).to_owned();
+    let Some(host) = judge(endpoint, policy)? else {
         return Ok(AllowedEndpoint { url, trusted: true });
-    }
-    let Some(parsed) = Parsed::read(&url) else {
-        return Err(refused(endpoint, "it is not a plain https://host"));
     };
-    if policy.patterns.iter().any(|pattern| {
-        Parsed::read(pattern.strip_suffix('/').unwrap_or(pattern))
-            .is_some_and(|pattern| pattern.covers(&parsed))
-    }) {
-        return Ok(AllowedEndpoint { url, trusted: true });
-    }
-    if parsed.scheme != "https" {
-        return Err(refused(endpoint, "it is not https"));
-    }
-    if parsed.port.is_some_and(|port| port != 443) {
-        return Err(refused(endpoint, "it names a port other than 443"));
-    }
     let own = [region.dns_suffix(), region.dual_stack_suffix()];
     let services = ["kms", "kms-fips"];
     let fits = services.iter().any(|service| {
         own.iter()
-            .any(|suffix| parsed.host == format!("{service}.{region}.{suffix}"))
+            .any(|suffix| host == format!("{service}.{region}.{suffix}"))
             || matches_labels(
                 &format!("*.{service}.{region}.vpce.{}", region.dns_suffix()),
-                parsed.host,
+                host,
             )
     });
     if fits {
@@ -71,17 +58,129 @@ pub fn allow_aws(endpoint: &str, region: &Region, policy: &EndpointPolicy) -> Re
     }
 }
 
+/// Which of a vault's two endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VaultEndpoint {
+    /// Encrypts and decrypts.
+    Crypto,
+    /// Describes keys.
+    Management,
+}
+
+impl VaultEndpoint {
+    const fn word(self) -> &'static str {
+        match self {
+            VaultEndpoint::Crypto => "crypto",
+            VaultEndpoint::Management => "management",
+        }
+    }
+}
+
+/// Decides about an endpoint of an OCI seal: it must be of the realm and region that the key's OCID names.
+///
+/// A vault's host is `<vault>-crypto.kms.<region>.<domain>`; some have one label more, in front or before the domain
+/// (`oci`).
+///
+/// # Errors
+/// `RealmMismatch` for a vault of another realm; `EndpointNotAllowed`, with the flag that would allow it.
+pub fn allow_oci(
+    endpoint: &str,
+    which: VaultEndpoint,
+    key: &KeyOcid,
+    policy: &EndpointPolicy,
+) -> Result<AllowedEndpoint, Fault> {
+    let url = trimmed(endpoint).to_owned();
+    let Some(host) = judge(endpoint, policy)? else {
+        return Ok(AllowedEndpoint { url, trusted: true });
+    };
+    let (atlas, what) = (&policy.atlas, which.word());
+    let is_vault = |region: &str, domain: &str| {
+        [
+            format!("*.kms.{region}.{domain}"),
+            format!("*.*.kms.{region}.{domain}"),
+            format!("*.kms.{region}.oci.{domain}"),
+        ]
+        .iter()
+        .any(|pattern| matches_labels(pattern, host))
+            && host
+                .split_once(".kms.")
+                .and_then(|(vault, _)| vault.rsplit('.').next()?.strip_suffix(what)?.strip_suffix('-'))
+                .is_some_and(|vault| !vault.is_empty())
+    };
+    let region = atlas.region(key.region());
+    let domain = atlas.domain(key.realm());
+    if domain.is_some_and(|domain| is_vault(region, domain)) {
+        return Ok(AllowedEndpoint { url, trusted: false });
+    }
+    let elsewhere = atlas
+        .domains()
+        .find(|(_, other)| Some(*other) != domain && is_vault("*", other));
+    if let Some((realm, _)) = elsewhere {
+        return Err(Fault::invalid(
+            Reason::RealmMismatch,
+            format!(
+                "the {what} endpoint {} is one of realm {realm}, but the key's OCID belongs to realm {}; correct keyID or \
+                 the endpoint",
+                printable(endpoint),
+                key.realm()
+            ),
+        ));
+    }
+    Err(refused(
+        endpoint,
+        &match domain {
+            Some(domain) => format!(
+                "it is no {what} endpoint of a vault in region {region} (https://<vault>-{what}.kms.{region}.{domain})"
+            ),
+            None => format!(
+                "realm {} of the key is not known here, so no endpoint of it is (OCI_REGION_METADATA may add it)",
+                key.realm()
+            ),
+        },
+    ))
+}
+
+fn trimmed(endpoint: &str) -> &str {
+    endpoint.strip_suffix('/').unwrap_or(endpoint)
+}
+
+/// What holds for the endpoints of every cloud. `None`: an admin allowed it; else the host, which the cloud's own rule
+/// must judge.
+fn judge<'e>(endpoint: &'e str, policy: &EndpointPolicy) -> Result<Option<&'e str>, Fault> {
+    let url = trimmed(endpoint);
+    if policy.environment.iter().any(|own| trimmed(own) == url) {
+        return Ok(None);
+    }
+    let Some(parsed) = Parsed::read(url) else {
+        return Err(refused(endpoint, "it is not a plain https://host"));
+    };
+    if policy
+        .patterns
+        .iter()
+        .any(|pattern| Parsed::read(trimmed(pattern)).is_some_and(|pattern| pattern.covers(&parsed)))
+    {
+        return Ok(None);
+    }
+    if parsed.scheme != "https" {
+        return Err(refused(endpoint, "it is not https"));
+    }
+    if parsed.port.is_some_and(|port| port != 443) {
+        return Err(refused(endpoint, "it names a port other than 443"));
+    }
+    Ok(Some(parsed.host))
+}
+
 /// Whether a text is a pattern that [`EndpointPolicy::patterns`] can hold.
 pub fn is_pattern(text: &str) -> bool {
-    Parsed::read(text.strip_suffix('/').unwrap_or(text)).is_some()
+    Parsed::read(trimmed(text)).is_some()
 }
 
 fn refused(endpoint: &str, why: &str) -> Fault {
     Fault::invalid(
         Reason::EndpointNotAllowed,
         format!(
-            "the endpoint {} is refused: {why}; use a KMS, FIPS or VPC endpoint of the key's region, or ask the \
-             cluster admin to add it to the operator's --allowed-endpoints",
+            "the endpoint {} is refused: {why}; use a KMS endpoint of the key's own region, or ask the cluster admin to \
+             add it to the operator's --allowed-endpoints",
             printable(endpoint)
         ),
     )
@@ -230,6 +329,7 @@ mod tests {
         let policy = EndpointPolicy {
             environment: vec!["http://127.0.0.1:5000".into()],
             patterns: vec!["https://*.kms.corp.example:8443".into()],
+            ..EndpointPolicy::default()
         };
         let region = "eu-west-1".parse().unwrap();
         assert!(
@@ -250,6 +350,92 @@ mod tests {
             "https://kms.corp.example:8443",
         ] {
             assert!(allow_aws(endpoint, &region, &policy).is_err(), "{endpoint}");
+        }
+    }
+
+    const KEY: &str = "ocid1.key.oc1.eu-frankfurt-1.bbpnqqmlaaceu.abtheljtexamplekey";
+
+    fn crypto(endpoint: &str, key: &str) -> Result<AllowedEndpoint, Fault> {
+        let key = key.parse().unwrap();
+        allow_oci(endpoint, VaultEndpoint::Crypto, &key, &EndpointPolicy::default())
+    }
+
+    #[test]
+    fn the_vaults_of_every_realm_are_allowed() {
+        for (endpoint, key) in [
+            ("https://bbpn-crypto.kms.eu-frankfurt-1.oraclecloud.com", KEY),
+            ("https://bbpn-crypto.kms.eu-frankfurt-1.oraclecloud.com:443/", KEY),
+            ("https://a.bbpn-crypto.kms.eu-frankfurt-1.oraclecloud.com", KEY),
+            ("https://bbpn-crypto.kms.eu-frankfurt-1.oci.oraclecloud.com", KEY),
+            (
+                "https://v-crypto.kms.us-ashburn-1.oraclecloud.com",
+                "ocid1.key.oc1.iad.v.k",
+            ),
+            (
+                "https://v-crypto.kms.us-gov-ashburn-1.oraclegovcloud.com",
+                "ocid1.key.oc3.us-gov-ashburn-1.v.k",
+            ),
+            (
+                "https://v-crypto.kms.uk-gov-london-1.oraclegovcloud.uk",
+                "ocid1.key.oc4.ltn.v.k",
+            ),
+            (
+                "https://v-crypto.kms.eu-madrid-2.oraclecloud.eu",
+                "ocid1.key.oc19.eu-madrid-2.v.k",
+            ),
+            (
+                "https://v-crypto.kms.xx-new-1.oraclecloud24.com",
+                "ocid1.key.oc24.xx-new-1.v.k",
+            ),
+        ] {
+            assert!(!crypto(endpoint, key).unwrap().trusted, "{endpoint}");
+        }
+        let key = KEY.parse().unwrap();
+        let management = "https://bbpn-management.kms.eu-frankfurt-1.oraclecloud.com";
+        let policy = EndpointPolicy::default();
+        assert!(allow_oci(management, VaultEndpoint::Management, &key, &policy).is_ok());
+    }
+
+    #[test]
+    fn every_other_vault_endpoint_is_refused() {
+        for endpoint in [
+            "https://bbpn-management.kms.eu-frankfurt-1.oraclecloud.com",
+            "https://bbpn-crypto.kms.eu-amsterdam-1.oraclecloud.com",
+            "https://-crypto.kms.eu-frankfurt-1.oraclecloud.com",
+            "https://crypto.kms.eu-frankfurt-1.oraclecloud.com",
+            "https://bbpncrypto.kms.eu-frankfurt-1.oraclecloud.com",
+            "https://a.b.bbpn-crypto.kms.eu-frankfurt-1.oraclecloud.com",
+            "https://bbpn-crypto.evil.kms.eu-frankfurt-1.oraclecloud.com",
+            "https://bbpn-crypto.objectstorage.eu-frankfurt-1.oraclecloud.com",
+            "https://kms.eu-frankfurt-1.oraclecloud.com",
+            "https://bbpn-crypto.kms.eu-frankfurt-1.oraclecloud.com.evil.example",
+            "https://user@bbpn-crypto.kms.eu-frankfurt-1.oraclecloud.com",
+            "https://bbpn-crypto.kms.eu-frankfurt-1.oraclecloud.com:6443",
+            "https://bbpn-crypto.kms.eu-frankfurt-1.oraclecloud.com/p",
+            "https://*-crypto.kms.eu-frankfurt-1.oraclecloud.com",
+            "http://bbpn-crypto.kms.eu-frankfurt-1.oraclecloud.com",
+            "https://bbpn-crypto.kms.evil.example",
+            "https://127.0.0.1",
+        ] {
+            let reason = crypto(endpoint, KEY).unwrap_err().reason;
+            assert_eq!(reason, Reason::EndpointNotAllowed, "{endpoint}");
+        }
+        let unknown = crypto(
+            "https://v-crypto.kms.xx-new-1.oraclecloud99.com",
+            "ocid1.key.oc99.xx-new-1.v.k",
+        );
+        assert_eq!(unknown.unwrap_err().reason, Reason::EndpointNotAllowed);
+    }
+
+    #[test]
+    fn a_vault_of_another_realm_is_named() {
+        for endpoint in [
+            "https://v-crypto.kms.eu-madrid-2.oraclecloud.eu",
+            "https://v-crypto.kms.us-langley-1.oraclegovcloud.com",
+        ] {
+            let fault = crypto(endpoint, KEY).unwrap_err();
+            assert_eq!(fault.reason, Reason::RealmMismatch, "{endpoint}");
+            assert!(fault.message.contains("realm oc1"), "{}", fault.message);
         }
     }
 }

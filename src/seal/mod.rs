@@ -15,6 +15,7 @@ pub mod fault;
 pub mod key_bytes;
 pub mod model;
 pub mod observed;
+pub mod oci;
 pub mod outcome;
 pub mod plan;
 pub mod pods;

@@ -11,8 +11,9 @@ use kube::core::Selector;
 
 use super::{
     Ciphertext, Fault,
-    aws::{AssumeRole, AwsSeal, Credentials, KeyRef},
+    aws::{self, AssumeRole, AwsSeal, KeyRef},
     entry::{Entry, entries},
+    oci::{self, OciSeal},
 };
 use crate::api::{
     self, Armor, ChangePolicy, DeletionPolicy, Purpose, Reason, SealConfig, SecretType, WrappedFormat,
@@ -71,9 +72,15 @@ pub struct Seal {
 
 /// The clouds.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "at most five to an object, and read far more often than moved"
+)]
 pub enum Cloud {
     /// AWS KMS.
     Aws(AwsSeal),
+    /// OCI KMS.
+    Oci(OciSeal),
 }
 
 impl Cloud {
@@ -81,6 +88,7 @@ impl Cloud {
     pub const fn provider(&self) -> &'static str {
         match self {
             Cloud::Aws(_) => "awskms",
+            Cloud::Oci(_) => "ocikms",
         }
     }
 
@@ -88,6 +96,71 @@ impl Cloud {
     pub fn configured_key(&self) -> String {
         match self {
             Cloud::Aws(seal) => seal.key.to_string(),
+            Cloud::Oci(seal) => seal.key.to_string(),
+        }
+    }
+
+    /// The key's full name, where the spec itself tells it: an ARN or an OCID, as grants name keys.
+    pub fn full_key(&self) -> Option<String> {
+        match self {
+            Cloud::Aws(AwsSeal {
+                key: KeyRef::Arn(arn),
+                ..
+            }) => Some(arn.to_string()),
+            Cloud::Aws(_) => None,
+            Cloud::Oci(seal) => Some(seal.key.to_string()),
+        }
+    }
+
+    /// Whether it is reached with the operator's own identity, which needs a grant (security rule S3).
+    pub fn is_operators(&self) -> bool {
+        match self {
+            Cloud::Aws(seal) => seal.credentials.is_operators(),
+            Cloud::Oci(seal) => seal.credentials.is_operators(),
+        }
+    }
+
+    /// The word in status for where the identity comes from.
+    pub fn credential_source(&self) -> String {
+        match self {
+            Cloud::Aws(seal) if seal.assume_role.is_some() => {
+                format!("{}+assume-role", seal.credentials.source())
+            }
+            Cloud::Aws(seal) => seal.credentials.source().to_owned(),
+            Cloud::Oci(seal) => seal.credentials.source().to_owned(),
+        }
+    }
+
+    /// The Secret that holds the credentials.
+    pub fn credentials_secret(&self) -> Option<&str> {
+        match self {
+            Cloud::Aws(AwsSeal {
+                credentials: aws::Credentials::Secret { name, .. },
+                ..
+            })
+            | Cloud::Oci(OciSeal {
+                credentials: oci::Credentials::ApiKey { secret: name },
+                ..
+            }) => Some(name),
+            Cloud::Aws(_) | Cloud::Oci(_) => None,
+        }
+    }
+
+    /// The ServiceAccount whose identity is used.
+    pub fn service_account(&self) -> Option<&str> {
+        match self {
+            Cloud::Aws(AwsSeal {
+                credentials: aws::Credentials::ServiceAccount { name, .. },
+                ..
+            })
+            | Cloud::Oci(OciSeal {
+                credentials:
+                    oci::Credentials::WorkloadIdentity {
+                        service_account: name,
+                    },
+                ..
+            }) => Some(name),
+            Cloud::Aws(_) | Cloud::Oci(_) => None,
         }
     }
 }
@@ -288,13 +361,10 @@ impl Model {
             .into_iter()
             .filter(|s| s.kind == SourceKind::Secret)
             .map(|s| s.name.as_str());
-        let credentials = self.seals.iter().filter_map(|seal| match &seal.cloud {
-            Cloud::Aws(AwsSeal {
-                credentials: Credentials::Secret { name, .. },
-                ..
-            }) => Some(name.as_str()),
-            Cloud::Aws(_) => None,
-        });
+        let credentials = self
+            .seals
+            .iter()
+            .filter_map(|seal| seal.cloud.credentials_secret());
         copies.chain(credentials).collect()
     }
 
@@ -302,13 +372,7 @@ impl Model {
     pub fn service_accounts(&self) -> BTreeSet<&str> {
         self.seals
             .iter()
-            .filter_map(|seal| match &seal.cloud {
-                Cloud::Aws(AwsSeal {
-                    credentials: Credentials::ServiceAccount { name, .. },
-                    ..
-                }) => Some(name.as_str()),
-                Cloud::Aws(_) => None,
-            })
+            .filter_map(|seal| seal.cloud.service_account())
             .collect()
     }
 
@@ -335,10 +399,12 @@ fn unique<'a>(what: &str, names: impl Iterator<Item = &'a str>) -> Result<(), Fa
 
 fn parse_seal(spec: &api::SealSpec) -> Result<Seal, Fault> {
     let part = format!("seal {:?}", spec.name);
-    let cloud = match &spec.awskms {
-        Some(aws) => Cloud::Aws(parse_aws(aws).map_err(|fault| fault.of(&part))?),
-        None => return Err(invalid("a seal takes exactly one of: awskms").of(&part)),
+    let cloud = match (&spec.awskms, &spec.ocikms) {
+        (Some(aws), None) => parse_aws(aws).map(Cloud::Aws),
+        (None, Some(oci)) => parse_oci(oci).map(Cloud::Oci),
+        _ => Err(invalid("a seal takes exactly one of: awskms, ocikms")),
     };
+    let cloud = cloud.map_err(|fault| fault.of(&part))?;
     Ok(Seal {
         name: spec.name.clone(),
         priority: spec.priority,
@@ -384,7 +450,7 @@ fn parse_aws(spec: &api::AwsKms) -> Result<AwsSeal, Fault> {
             "accountID says {pinned}, but the ARN in kmsKeyID belongs to account {told}"
         )));
     }
-    let credentials = parse_credentials(spec.credentials.as_ref())?;
+    let credentials = parse_aws_credentials(spec.credentials.as_ref())?;
     let assume_role = spec.assume_role.as_ref().map(|role| AssumeRole {
         role_arn: role.role_arn.clone(),
         external_id: role.external_id.clone(),
@@ -401,37 +467,77 @@ fn parse_aws(spec: &api::AwsKms) -> Result<AwsSeal, Fault> {
     })
 }
 
-fn parse_credentials(spec: Option<&api::AwsCredentials>) -> Result<Credentials, Fault> {
+fn parse_aws_credentials(spec: Option<&api::AwsCredentials>) -> Result<aws::Credentials, Fault> {
     let Some(spec) = spec else {
-        return Ok(Credentials::DefaultChain);
+        return Ok(aws::Credentials::DefaultChain);
     };
-    let mut found = Vec::new();
-    if let Some(account) = &spec.service_account_ref {
-        found.push(Credentials::ServiceAccount {
+    let account = spec.service_account_ref.as_ref();
+    let secret = spec.secret_ref.as_ref();
+    let members = [
+        account.map(|account| aws::Credentials::ServiceAccount {
             name: account.name.clone(),
             role_arn: account.role_arn.clone(),
-        });
-    }
-    if spec.pod_identity.is_some() {
-        found.push(Credentials::PodIdentity);
-    }
-    if spec.instance_metadata.is_some() {
-        found.push(Credentials::InstanceMetadata);
-    }
-    if let Some(secret) = &spec.secret_ref {
-        found.push(Credentials::Secret {
+        }),
+        spec.pod_identity.map(|_| aws::Credentials::PodIdentity),
+        spec.instance_metadata.map(|_| aws::Credentials::InstanceMetadata),
+        secret.map(|secret| aws::Credentials::Secret {
             name: secret.name.clone(),
             access_key_id: secret.access_key_id_key.clone(),
             secret_access_key: secret.secret_access_key_key.clone(),
             session_token: secret.session_token_key.clone(),
-        });
+        }),
+    ];
+    let names = "serviceAccountRef, podIdentity, instanceMetadata, secretRef";
+    Ok(at_most_one(members, names)?.unwrap_or(aws::Credentials::DefaultChain))
+}
+
+fn parse_oci(spec: &api::OciKms) -> Result<OciSeal, Fault> {
+    let key = spec
+        .key_id
+        .parse()
+        .map_err(|()| invalid("keyID is not the OCID of an OCI KMS key (ocid1.key.<realm>.<region>.…)"))?;
+    let chosen = match &spec.credentials {
+        None => None,
+        Some(spec) => at_most_one(
+            [
+                spec.instance_principal
+                    .map(|_| oci::Credentials::InstancePrincipal),
+                spec.api_key.as_ref().map(|key| oci::Credentials::ApiKey {
+                    secret: key.secret_ref.name.clone(),
+                }),
+                spec.workload_identity
+                    .as_ref()
+                    .map(|identity| oci::Credentials::WorkloadIdentity {
+                        service_account: identity.service_account_ref.name.clone(),
+                    }),
+                spec.resource_principal
+                    .map(|_| oci::Credentials::ResourcePrincipal),
+            ],
+            "instancePrincipal, apiKey, workloadIdentity, resourcePrincipal",
+        )?,
+    };
+    let credentials = chosen.unwrap_or(oci::Credentials::InstancePrincipal);
+    let is_api_key = matches!(credentials, oci::Credentials::ApiKey { .. });
+    if spec.auth_type_api_key.is_some_and(|switch| switch != is_api_key) {
+        return Err(invalid(
+            "authTypeAPIKey does not agree with credentials: true goes with credentials.apiKey, false with every other \
+             identity; correct one of them, or leave authTypeAPIKey out",
+        ));
     }
-    match (found.pop(), found.is_empty()) {
-        (None, _) => Ok(Credentials::DefaultChain),
-        (Some(one), true) => Ok(one),
-        (Some(_), false) => Err(invalid(
-            "credentials take at most one of serviceAccountRef, podIdentity, instanceMetadata, secretRef",
-        )),
+    Ok(OciSeal {
+        key,
+        crypto_endpoint: spec.crypto_endpoint.clone(),
+        management_endpoint: spec.management_endpoint.clone(),
+        credentials,
+    })
+}
+
+/// The one member that is set, if any.
+fn at_most_one<T, const N: usize>(members: [Option<T>; N], names: &str) -> Result<Option<T>, Fault> {
+    let mut found = members.into_iter().flatten();
+    match (found.next(), found.next()) {
+        (one, None) => Ok(one),
+        (_, Some(_)) => Err(invalid(format!("credentials take at most one of {names}"))),
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
     Fault, FaultKind,
     checks::Findings,
     digest::seal_inputs,
-    model::{Cloud, Key, Model, Seal, Target},
+    model::{Key, Model, Seal, Target},
     observed::{Delivered, Memory, Observed},
     outcome::{Described, Outcomes, TargetOutcome},
     plan::{Need, PROBE_INTERVAL, REPAIRS_A_MINUTE, need, probe_due},
@@ -359,8 +359,6 @@ fn seal_status(
         None if previous.state == SealHealth::Unhealthy => (SealHealth::Unknown, None, None),
         None => (previous.state, previous.reason.clone(), previous.message.clone()),
     };
-    let Cloud::Aws(aws) = &seal.cloud;
-    let source = aws.credentials.source();
     SealStatus {
         name: seal.name.clone(),
         provider: seal.cloud.provider().to_owned(),
@@ -370,11 +368,7 @@ fn seal_status(
         identity: outcome
             .and_then(|outcome| outcome.identity.clone())
             .or(previous.identity),
-        credential_source: Some(if aws.assume_role.is_some() {
-            format!("{source}+assume-role")
-        } else {
-            source.to_owned()
-        }),
+        credential_source: Some(seal.cloud.credential_source()),
         state,
         last_probe_time: probed.or(previous.last_probe_time),
         reason,

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{
     checks::{Findings, check, key_granted},
-    model::{Cloud, Model, parse},
+    model::{Model, parse},
     observed::{Failure, Memory, NamespaceFacts, Observed, SecretFacts},
     outcome::{Described, KeyOutcome, Outcomes, SealOutcome, TargetOutcome},
     plan::{Plan, Write, plan},
@@ -306,10 +306,9 @@ fn the_operators_identity_needs_a_label_and_a_grant() {
     assert!(barred(&observed, &bound).copies.is_empty());
     let key = &bound.keys[0];
     let seal = bound.seal("second").unwrap();
-    let Cloud::Aws(aws) = &seal.cloud;
     let facts = &observed.namespace;
-    assert!(key_granted(&bound, aws, &key.copies[1], &OTHER.parse().unwrap(), facts).is_ok());
-    assert!(key_granted(&bound, aws, &key.copies[0], &OTHER.parse().unwrap(), facts).is_err());
+    assert!(key_granted(&bound, seal, &key.copies[1], OTHER, facts).is_ok());
+    assert!(key_granted(&bound, seal, &key.copies[0], OTHER, facts).is_err());
 }
 
 #[test]

@@ -5,30 +5,20 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use aws_sdk_kms::types::{KeyState as SdkState, KeyUsageType};
-use jiff::Timestamp;
-use tokio::sync::Mutex;
-
 use super::{
     error::{self, Failure, Operation},
-    kms::Kms,
-    sdk,
+    kms::{Connection, Kms},
 };
 use crate::{
     api::Reason,
+    provider::{recent::Recent, wire},
     seal::{
         Fault,
         aws::{KeyArn, KeyRef},
-        backoff,
     },
 };
-
-/// A description holds for this long and up to a tenth longer, so that keys are not all asked about at once
-/// (`api.md`, meaning 4: at most once an hour).
-const DESCRIPTION_HOLDS: Duration = Duration::from_hours(1);
-
-/// A description that could not be had is not asked for again sooner than its backoff, of which this is the most.
-const LONGEST_FAILURE: Duration = Duration::from_mins(5);
+use aws_sdk_kms::types::{KeyState as SdkState, KeyUsageType};
+use jiff::Timestamp;
 
 /// What state a key is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,14 +94,8 @@ impl Description {
     }
 }
 
-/// The last description, and the turn to ask for the next: held while DescribeKey runs.
-pub(super) type Slot = Mutex<Option<Described>>;
-
-pub(super) struct Described {
-    outcome: Result<Arc<Description>, Fault>,
-    failures: u32,
-    until: SystemTime,
-}
+/// The last description of a key.
+pub(super) type Slot = Recent<Description>;
 
 impl Kms {
     /// What DescribeKey says, asked at most once an hour per identity, region, endpoint and key.
@@ -124,36 +108,10 @@ impl Kms {
 
     /// Like [`Kms::describe`], but an answer from before `since` does not count.
     async fn describe_since(&self, since: Option<SystemTime>) -> Result<Arc<Description>, Fault> {
-        let mut slot = self.connection.description.lock().await;
-        let now = (self.connection.clock)();
-        let recent = |known: &Described| match (&known.outcome, since) {
-            (Ok(description), Some(since)) => description.at >= sdk::timestamp(since),
-            _ => true,
-        };
-        if let Some(known) = &*slot
-            && now < known.until
-            && recent(known)
-        {
-            return self.checked(known.outcome.clone());
-        }
-        let outcome = self.ask_description(now).await.map(Arc::new);
-        let failures = match &outcome {
-            Ok(_) => 0,
-            Err(_) => slot.as_ref().map_or(0, |known| known.failures) + 1,
-        };
-        let holds = match &outcome {
-            Err(fault) if fault.reason != Reason::AccessDenied => {
-                let wait = backoff(fault, failures, super::jitter()).min(LONGEST_FAILURE);
-                wait.max(fault.retry_after.unwrap_or_default())
-            }
-            _ => DESCRIPTION_HOLDS.mul_f64(1.0 + super::jitter() / 10.0),
-        };
-        *slot = Some(Described {
-            outcome: outcome.clone(),
-            failures,
-            until: now + holds,
-        });
-        drop(slot);
+        let Connection {
+            clock, description, ..
+        } = &self.connection;
+        let outcome = description.get(clock, since, self.ask_description()).await;
         self.checked(outcome)
     }
 
@@ -174,7 +132,8 @@ impl Kms {
         }
     }
 
-    async fn ask_description(&self, now: SystemTime) -> Result<Description, Fault> {
+    async fn ask_description(&self) -> Result<Description, Fault> {
+        let now = (self.connection.clock)();
         let request = self.connection.client.describe_key().key_id(&self.name);
         let asked = self.asked(Operation::DescribeKey, false);
         let answer = self.timed(&asked, Box::pin(request.send())).await?;
@@ -203,7 +162,7 @@ impl Kms {
             arn,
             state,
             usable: state == KeyState::Enabled && symmetric && meant,
-            at: sdk::timestamp(now),
+            at: wire::timestamp(now),
         })
     }
 

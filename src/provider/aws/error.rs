@@ -8,7 +8,11 @@
 
 use std::time::Duration;
 
-use crate::{api::Reason, seal::Fault};
+use crate::{
+    api::Reason,
+    provider::wire::{LONGEST_HINT, code},
+    seal::Fault,
+};
 
 mod answers;
 
@@ -86,27 +90,6 @@ pub(super) enum Failure {
     TooLarge,
     /// An answer that is none of the protocol.
     Garbage,
-}
-
-/// The longest that a server's hint is obeyed.
-pub(super) const LONGEST_HINT: Duration = Duration::from_hours(1);
-
-/// A code, if it has the form of one.
-pub(super) fn code(text: &str) -> Option<String> {
-    // `prefix#Code` in JSON, `Code:http://…` in headers.
-    let text = text.rsplit('#').next().unwrap_or_default();
-    let text = text.split(':').next().unwrap_or_default();
-    let fits = (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphabetic());
-    fits.then(|| text.to_owned())
-}
-
-/// A request id, if it has the form of one.
-pub(super) fn request_id(text: &str) -> Option<String> {
-    let fits = (1..=128).contains(&text.len())
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'/' || b == b'-');
-    fits.then(|| text.to_owned())
 }
 
 /// The code in an XML error, which STS answers always and some servers answer in place of JSON.

@@ -11,7 +11,6 @@ use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use zeroize::Zeroizing;
 
 use super::{
-    Clock,
     describe::{Description, Slot, answered},
     error::{self, Asked, Failure, Operation},
     identity::Source,
@@ -19,7 +18,7 @@ use super::{
 };
 use crate::{
     api::Reason,
-    provider::{Format, Observer, Opened},
+    provider::{Clock, Format, Observer, Opened},
     seal::{
         Ciphertext, Fault, KeyBytes,
         aws::{AwsSeal, KeyArn, Region, accepts},
@@ -214,7 +213,7 @@ impl Kms {
         }
         Ok(Opened {
             key: KeyBytes::new(std::mem::take(&mut *plaintext)),
-            key_id,
+            key_id: key_id.to_string(),
         })
     }
 

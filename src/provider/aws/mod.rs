@@ -17,7 +17,7 @@ use std::sync::Arc;
 use aws_config::SdkConfig;
 use tokio::sync::OnceCell;
 
-use super::{Cluster, Observer, Tenant, cache::Bounded};
+use super::{Clock, Cluster, Observer, Tenant, cache::Bounded};
 use crate::{
     api::Reason,
     seal::{
@@ -44,7 +44,7 @@ mod tests;
 pub use describe::{Description, KeyState};
 pub use kms::Kms;
 pub use operator_identity::Environment;
-pub use settings::{Clock, Settings, Timeouts};
+pub use settings::Settings;
 
 use describe::Slot;
 use identity::{Loader, Source};
@@ -145,11 +145,6 @@ impl Aws {
             unsigned: Bounded::new(CLIENTS),
             descriptions: Bounded::new(DESCRIPTIONS),
         }
-    }
-
-    /// The endpoints that the operator's environment names; each counts as allowed.
-    pub fn environment_endpoints() -> Vec<String> {
-        Environment::read().endpoints
     }
 
     /// The seal's region: its own, its ARN's, else the operator's, which is looked up once.
@@ -388,15 +383,5 @@ impl Aws {
             )),
             BaseKey::Secret { name, .. } => Some(format!("access key of Secret {}/{name}", tenant.namespace)),
         }
-    }
-}
-
-/// A number in 0.0..1.0 that spreads what would else happen at once; no secret depends on it.
-fn jitter() -> f64 {
-    let mut bytes = [0; 4];
-    // Without randomness everything happens in the middle of its span.
-    match aws_lc_rs::rand::fill(&mut bytes) {
-        Ok(()) => f64::from(u32::from_be_bytes(bytes)) / (f64::from(u32::MAX) + 1.0),
-        Err(_) => 0.5,
     }
 }

@@ -43,6 +43,7 @@ use super::{
 };
 use crate::{
     api::Reason,
+    provider::wire,
     seal::{
         Fault,
         aws::{Credentials, Region},
@@ -255,11 +256,11 @@ impl OperatorIdentity {
             region: self.region.as_str(),
             context: false,
         };
-        if let Some(error) = sdk::find::<SdkError<AssumeRoleWithWebIdentityError, HttpResponse>>(error) {
+        if let Some(error) = wire::find::<SdkError<AssumeRoleWithWebIdentityError, HttpResponse>>(error) {
             let operation = Operation::AssumeRoleWithWebIdentity;
             return error::fault(&asked(operation), sdk::failure(error, now));
         }
-        if let Some(error) = sdk::find::<SdkError<AssumeRoleError, HttpResponse>>(error) {
+        if let Some(error) = wire::find::<SdkError<AssumeRoleError, HttpResponse>>(error) {
             return error::fault(&asked(Operation::AssumeRole), sdk::failure(error, now));
         }
         let what = "the operator finds no AWS credentials of its own; give it a role (IRSA, EKS Pod Identity or an \
@@ -283,13 +284,13 @@ fn metadata_fault(error: &CredentialsError) -> Fault {
             )
         })
     };
-    if let Some(error) = sdk::find::<SdkError<TokenError, HttpResponse>>(error) {
+    if let Some(error) = wire::find::<SdkError<TokenError, HttpResponse>>(error) {
         return error
             .raw_response()
             .and_then(|response| refused(status(response)))
             .unwrap_or_else(metadata_unreachable);
     }
-    match sdk::find::<ImdsError>(error) {
+    match wire::find::<ImdsError>(error) {
         Some(ImdsError::ErrorResponse(context)) => {
             refused(status(context.response())).unwrap_or_else(no_node_role)
         }

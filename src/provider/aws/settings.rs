@@ -1,37 +1,12 @@
 //! What the operator's flags and environment say about AWS.
 
-use std::{
-    fmt,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{fmt, sync::Arc, time::SystemTime};
 
 use super::operator_identity::Environment;
-use crate::seal::endpoint::EndpointPolicy;
-
-/// The time; replaced in tests.
-pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
-
-/// How long anything may take.
-#[derive(Clone, Copy, Debug)]
-pub struct Timeouts {
-    /// A TCP connection.
-    pub connect: Duration,
-    /// One request with its answer.
-    pub attempt: Duration,
-    /// Everything for one operation, credentials included.
-    pub operation: Duration,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(2),
-            attempt: Duration::from_secs(5),
-            operation: Duration::from_secs(10),
-        }
-    }
-}
+use crate::{
+    provider::{Clock, Timeouts},
+    seal::endpoint::EndpointPolicy,
+};
 
 /// What the operator's flags and environment say.
 #[derive(Clone)]
@@ -49,15 +24,11 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Settings from flags, and from the operator's environment.
-    pub fn from_environment(binding_domain: String, allowed_endpoints: Vec<String>) -> Self {
-        let environment = Environment::read();
+    /// With the bounds in time and the clock of a real process.
+    pub fn new(binding_domain: String, endpoints: EndpointPolicy, environment: Environment) -> Self {
         Self {
             binding_domain,
-            endpoints: EndpointPolicy {
-                environment: environment.endpoints.clone(),
-                patterns: allowed_endpoints,
-            },
+            endpoints,
             environment,
             timeouts: Timeouts::default(),
             clock: Arc::new(SystemTime::now),

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     api::Reason,
-    provider::{Cluster, SecretEntries, Tenant},
+    provider::{Audience, Cluster, SecretEntries, Tenant},
     seal::{Fault, aws::Region, endpoint::printable},
 };
 
@@ -250,7 +250,11 @@ impl WebIdentity {
     pub(super) async fn load(&self, now: SystemTime) -> Result<AwsCredentials, Fault> {
         let token = self
             .cluster
-            .token(&self.namespace, &self.service_account, &self.irsa.audience)
+            .token(
+                &self.namespace,
+                &self.service_account,
+                Audience::Named(&self.irsa.audience),
+            )
             .await?;
         let answer = self
             .sts

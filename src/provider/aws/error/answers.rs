@@ -1,15 +1,11 @@
 //! Error codes of KMS and STS and what each means to a user.
 
-use std::time::Duration;
-
 use super::{Answer, Asked, Operation};
 use crate::{
     api::Reason,
+    provider::wire::SKEW,
     seal::{Fault, FaultKind},
 };
-
-/// More than this between two clocks is what signatures break by (SigV4 allows 5 minutes).
-const SKEW: Duration = Duration::from_mins(5);
 
 /// Errors that any AWS service answers.
 fn common(asked: &Asked<'_>, answer: &Answer) -> Option<Fault> {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::provider::wire::request_id;
 use crate::seal::FaultKind;
 
 fn asked(operation: Operation, context: bool) -> Asked<'static> {

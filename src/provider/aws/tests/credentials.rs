@@ -4,7 +4,7 @@ use crate::seal::aws::AssumeRole;
 const KEY_ID: &str = "ASIAIOSFODNN7EXAMPLE";
 
 fn sts(operation: &str, access_key_id: &str, expiry: SystemTime) -> Reply {
-    let expiry = sdk::timestamp(expiry).strftime("%Y-%m-%dT%H:%M:%SZ");
+    let expiry = crate::provider::wire::timestamp(expiry).strftime("%Y-%m-%dT%H:%M:%SZ");
     Reply::text(
         200,
         &format!(

@@ -35,7 +35,12 @@ fn own(credentials: Credentials) -> AwsSeal {
 }
 
 fn from_environment() -> Aws {
-    let settings = Settings::from_environment("prod".into(), vec![]);
+    let environment = Environment::read();
+    let endpoints = EndpointPolicy {
+        environment: environment.endpoints.clone(),
+        ..EndpointPolicy::default()
+    };
+    let settings = Settings::new("prod".into(), endpoints, environment);
     Aws::new(settings, None, Arc::new(Notes::default()))
 }
 
@@ -108,7 +113,7 @@ async fn in_the_default_chain() {
         .as_str(),
         "eu-west-3"
     );
-    assert_eq!(Aws::environment_endpoints().len(), 1);
+    assert_eq!(Environment::read().endpoints.len(), 1);
     open(&aws, &own(Credentials::DefaultChain)).await.unwrap();
     let role = AssumeRole {
         role_arn: ROLE.into(),

@@ -52,7 +52,7 @@ async fn every_awskms_vector_is_unwrapped() {
             "{}",
             vector["name"]
         );
-        assert_eq!(opened.key_id.to_string(), ARN);
+        assert_eq!(opened.key_id, ARN);
         let through = kms
             .unwrap(Format::BlobInfo, &Ciphertext::new(blob), &none())
             .await;
@@ -315,7 +315,7 @@ async fn an_alias_that_may_not_be_described_is_checked_by_the_kms() {
         .unwrap(Format::Kms, &other, &none())
         .await
         .unwrap();
-    assert_eq!(opened.key_id.to_string(), OTHER_ARN);
+    assert_eq!(opened.key_id, OTHER_ARN);
     assert_eq!(count(&server, "DescribeKey"), 1, "a refusal is remembered");
 }
 

@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 use super::*;
 use crate::seal::endpoint::EndpointPolicy;
 use crate::{
-    provider::{Format, SecretEntries, Token},
+    provider::{Audience, Format, SecretEntries, Timeouts, Token},
     seal::{Ciphertext, KeyBytes},
 };
 use double::{Double, Reply, Seen};
@@ -58,13 +58,16 @@ impl Cluster for FakeCluster {
         &'a self,
         namespace: &'a str,
         name: &'a str,
-        audience: &'a str,
+        audience: Audience<'a>,
     ) -> BoxFuture<'a, Result<Token, Fault>> {
         assert_eq!(namespace, TENANT.namespace);
         async move {
             if self.refuse_token {
                 return Err(Fault::denied(Reason::TokenRequestDenied, "no"));
             }
+            let Audience::Named(audience) = audience else {
+                panic!("AWS is sent a token for the cluster itself");
+            };
             let mut tokens = self.tokens.lock().unwrap();
             tokens.push((name.to_owned(), audience.to_owned()));
             Ok(Token::new(format!("token-{}", tokens.len())))
@@ -172,7 +175,7 @@ impl Bench {
             binding_domain: "prod".into(),
             endpoints: EndpointPolicy {
                 environment: environment.endpoints.clone(),
-                patterns: vec![],
+                ..EndpointPolicy::default()
             },
             environment,
             timeouts,

@@ -36,7 +36,8 @@ async fn get(client: &impl HttpClient, url: &str) -> Result<u16, String> {
     let mut request = HttpRequest::empty();
     request.set_uri(url).unwrap();
     let answer = connector.call(request).await.map_err(|error| {
-        let forbidden = sdk::find::<http::ForbiddenAddress>(&error).is_some();
+        let forbidden =
+            crate::provider::wire::find::<crate::provider::guard::ForbiddenAddress>(&error).is_some();
         format!("{} {error:?}", if forbidden { "forbidden" } else { "other" })
     })?;
     Ok(answer.status().as_u16())
