@@ -294,6 +294,9 @@ pub trait Observer: Send + Sync {
         seconds: f64,
     );
 
+    /// The instance metadata service was asked whether it answers.
+    fn imds_probe(&self, result: &'static str);
+
     /// Credentials were loaded that expire at this time.
     fn credential_expiry(&self, provider: &'static str, source: &'static str, unix_seconds: i64);
 }

@@ -197,6 +197,8 @@ mod tests {
     impl Observer for Nobody {
         fn kms_request(&self, _: &'static str, _: &'static str, _: &'static str, _: f64) {}
 
+        fn imds_probe(&self, _: &'static str) {}
+
         fn credential_expiry(&self, _: &'static str, _: &'static str, _: i64) {}
     }
 

@@ -11,6 +11,8 @@ pub enum FaultKind {
     Transient,
     /// The server asked to slow down.
     Throttled,
+    /// Somebody must mend something at the operator's own node, where looking again costs nobody anything.
+    Nearby,
     /// Somebody must grant, create or enable something outside this object.
     Denied,
     /// The object or its inputs must change before another try makes sense.
@@ -23,6 +25,7 @@ impl FaultKind {
         match self {
             FaultKind::Transient => "transient",
             FaultKind::Throttled => "throttled",
+            FaultKind::Nearby => "nearby",
             FaultKind::Denied => "denied",
             FaultKind::Invalid => "invalid",
         }
@@ -92,6 +95,7 @@ pub fn backoff(fault: &Fault, failures: u32, jitter: f64) -> Duration {
     let (first, most) = match fault.kind {
         FaultKind::Transient => (1.0, 300.0),
         FaultKind::Throttled => (2.0, 300.0),
+        FaultKind::Nearby => (2.0, 12.0),
         FaultKind::Denied => (5.0, 600.0),
         FaultKind::Invalid => (60.0, 3600.0),
     };
@@ -120,6 +124,12 @@ mod tests {
         assert_eq!(backoff(&fault, 1, 0.0), Duration::from_secs(42));
         fault.retry_after = Some(Duration::from_millis(1));
         assert_eq!(backoff(&fault, 1, 0.5), Duration::from_secs(2));
+    }
+
+    #[test]
+    fn what_is_mended_at_the_node_is_looked_at_again_soon() {
+        let fault = Fault::new(Reason::ImdsHopLimitTooLow, FaultKind::Nearby, "x");
+        assert_eq!(backoff(&fault, 60, 1.0), Duration::from_secs(15));
     }
 
     #[test]

@@ -219,7 +219,7 @@ pub fn status(
 }
 
 fn needs_a_human(fault: &Fault) -> bool {
-    matches!(fault.kind, FaultKind::Invalid | FaultKind::Denied)
+    matches!(fault.kind, FaultKind::Invalid | FaultKind::Denied | FaultKind::Nearby)
 }
 
 fn stalled(fault: &Fault) -> Verdict {

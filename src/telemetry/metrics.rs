@@ -58,6 +58,11 @@ struct CredentialLabels {
     source: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabels {
+    result: &'static str,
+}
+
 /// Everything that is counted.
 pub struct Metrics {
     registry: Registry,
@@ -69,6 +74,7 @@ pub struct Metrics {
     not_ready: Family<NotReadyLabels, Gauge>,
     seals_unhealthy: Family<NameLabels, Gauge>,
     credential_expiry: Family<CredentialLabels, Gauge>,
+    imds_probes: Family<ResultLabels, Counter>,
     /// The reason of each object that is not ready, to count them.
     reasons: Mutex<HashMap<(String, String), String>>,
 }
@@ -98,6 +104,7 @@ impl Metrics {
             not_ready: Family::default(),
             seals_unhealthy: Family::default(),
             credential_expiry: Family::default(),
+            imds_probes: Family::default(),
             reasons: Mutex::default(),
             registry: Registry::default(),
         };
@@ -112,6 +119,11 @@ impl Metrics {
             "kms_requests",
             "Requests to a KMS; outcome is ok or a reason",
             metrics.kms_requests.clone(),
+        );
+        registry.register(
+            "imds_probe",
+            "Probes of the instance metadata service, by what they found",
+            metrics.imds_probes.clone(),
         );
         registry.register(
             "kms_request_duration_seconds",
@@ -236,6 +248,10 @@ impl Observer for Metrics {
             .observe(seconds);
     }
 
+    fn imds_probe(&self, result: &'static str) {
+        self.imds_probes.get_or_create(&ResultLabels { result }).inc();
+    }
+
     fn credential_expiry(&self, provider: &'static str, source: &'static str, unix_seconds: i64) {
         self.credential_expiry
             .get_or_create(&CredentialLabels { provider, source })
@@ -256,6 +272,7 @@ mod tests {
         metrics.object("n", "b", true, "Ready", 0);
         metrics.kms_request("awskms", "Decrypt", "ok", 0.01);
         metrics.credential_expiry("awskms", "irsa", 42);
+        metrics.imds_probe("available");
         let text = metrics.text();
         for line in [
             r#"autounseal_reconcile_total{kind="SealConfig",outcome="ok"} 1"#,
@@ -264,6 +281,7 @@ mod tests {
             r#"autounseal_seals_unhealthy{namespace="n",name="a"} 1"#,
             r#"autounseal_kms_requests_total{provider="awskms",operation="Decrypt",outcome="ok"} 1"#,
             r#"autounseal_credential_expiry_timestamp_seconds{provider="awskms",source="irsa"} 42"#,
+            r#"autounseal_imds_probe_total{result="available"} 1"#,
             "autounseal_build_info{",
             "autounseal_reconcile_duration_seconds_count 1",
             "autounseal_kms_request_duration_seconds_bucket{",

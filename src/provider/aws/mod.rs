@@ -7,6 +7,7 @@
 //! | `identity` | credentials: cached, refreshed, with faults that name the fix |
 //! | `tenant_identity` | … from a tenant's Secrets and ServiceAccounts |
 //! | `operator_identity` | … of the operator; the only place that reads environment and files |
+//! | `imds` | whether the instance metadata service answers, and if not, why (the hop limit) |
 //! | `http` | the client under the SDK: guarded, bounded, shared |
 //! | `error`, `sdk` | faults in our words; the SDK's errors |
 //!
@@ -32,6 +33,7 @@ mod describe;
 mod error;
 mod http;
 mod identity;
+mod imds;
 mod kms;
 mod operator_identity;
 mod sdk;
@@ -68,6 +70,7 @@ pub struct Aws {
     http: http::Clients,
     base: OnceCell<SdkConfig>,
     region: OnceCell<Region>,
+    imds: Arc<imds::Imds>,
     sources: Bounded<SourceKey, Arc<Source>>,
     clients: Bounded<ClientKey, aws_sdk_kms::Client>,
     /// STS without credentials, as AssumeRoleWithWebIdentity needs it, by region.
@@ -135,6 +138,11 @@ impl Aws {
     ) -> Self {
         Self {
             http: http::Clients::new(settings.timeouts.connect, lookup),
+            imds: Arc::new(imds::Imds::new(
+                &settings.environment.metadata_endpoint,
+                Arc::clone(&settings.clock),
+                Arc::clone(&observer),
+            )),
             settings,
             cluster,
             observer,
@@ -156,10 +164,14 @@ impl Aws {
     }
 
     async fn own_region(&self) -> Region {
-        self.region
-            .get_or_init(|| operator_identity::region(self.http.open.clone()))
-            .await
-            .clone()
+        let imds = (!self.settings.environment.metadata_disabled).then_some(&*self.imds);
+        let look = async || {
+            let found = operator_identity::region(self.http.open.clone(), imds).await;
+            found.ok_or(())
+        };
+        // Only what was told is remembered: a metadata service that is silent now may tell another region later.
+        let region = self.region.get_or_try_init(look).await;
+        region.map_or_else(|()| operator_identity::fallback_region(), Clone::clone)
     }
 
     /// A seal's key, ready to be used. Calls no KMS and no STS; reads the credentials Secret or the ServiceAccount.
@@ -232,6 +244,7 @@ impl Aws {
                         chain,
                         self.settings.environment.clone(),
                         self.http.open.clone(),
+                        Arc::clone(&self.imds),
                         own,
                     ))
                 };

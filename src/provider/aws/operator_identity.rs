@@ -7,6 +7,7 @@
 use std::{
     env,
     error::Error,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -17,7 +18,7 @@ use aws_config::{
     ecs::EcsCredentialsProvider,
     environment::EnvironmentVariableRegionProvider,
     imds::{
-        self,
+        self as sdk_imds,
         client::error::{ImdsError, TokenError},
         credentials::ImdsCredentialsProvider,
         region::ImdsRegionProvider,
@@ -39,6 +40,7 @@ use tokio::sync::OnceCell;
 
 use super::{
     error::{self, Asked, Operation},
+    imds::{self, Imds, Verdict},
     sdk,
 };
 use crate::{
@@ -71,6 +73,9 @@ pub struct Environment {
     pub container_agent: bool,
     /// Whether `AWS_EC2_METADATA_DISABLED` is true.
     pub metadata_disabled: bool,
+    /// Where the SDK asks for instance metadata: `AWS_EC2_METADATA_SERVICE_ENDPOINT`, else by
+    /// `AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE`.
+    pub metadata_endpoint: String,
 }
 
 impl Environment {
@@ -95,6 +100,16 @@ impl Environment {
             container_agent: set("AWS_CONTAINER_CREDENTIALS_FULL_URI").is_some()
                 || set("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI").is_some(),
             metadata_disabled: is_true("AWS_EC2_METADATA_DISABLED"),
+            metadata_endpoint: set("AWS_EC2_METADATA_SERVICE_ENDPOINT").unwrap_or_else(|| {
+                let mode = set("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE");
+                let v6 = mode.is_some_and(|mode| mode.eq_ignore_ascii_case("IPv6"));
+                if v6 {
+                    "http://[fd00:ec2::254]"
+                } else {
+                    "http://169.254.169.254"
+                }
+                .to_owned()
+            }),
         }
     }
 }
@@ -112,20 +127,28 @@ pub(super) async fn base_config(client: SharedHttpClient) -> SdkConfig {
         .await
 }
 
-/// The operator's region: environment, shared configuration, instance metadata, else `us-east-1`.
-pub(super) async fn region(client: SharedHttpClient) -> Region {
+/// The operator's region: environment, shared configuration, instance metadata. `None`: none of them tells, now.
+pub(super) async fn region(client: SharedHttpClient, imds: Option<&Imds>) -> Option<Region> {
+    let parsed = |region: SdkRegion| region.as_ref().parse().ok();
+    let chain = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
+        .or_else(ProfileFileRegionProvider::new());
+    if let Some(region) = chain.region().await {
+        return parsed(region);
+    }
+    if imds?.verdict().await != Verdict::Available {
+        return None;
+    }
     let config = ProviderConfig::without_region().with_http_client(client);
     let metadata = ImdsRegionProvider::builder().configure(&config).build();
-    let chain = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
-        .or_else(ProfileFileRegionProvider::new())
-        .or_else(metadata);
-    let found = tokio::time::timeout(METADATA_TIMEOUT, chain.region()).await;
-    found
-        .ok()
-        .flatten()
-        .and_then(|region| region.as_ref().parse().ok())
-        .or_else(|| "us-east-1".parse().ok())
-        .unwrap_or_else(|| unreachable!("us-east-1 is a region"))
+    let found = tokio::time::timeout(METADATA_TIMEOUT, metadata.region()).await;
+    found.ok().flatten().and_then(parsed)
+}
+
+/// The region when nothing tells another.
+pub(super) fn fallback_region() -> Region {
+    "us-east-1"
+        .parse()
+        .unwrap_or_else(|()| unreachable!("us-east-1 is a region"))
 }
 
 /// Which of the operator's identities.
@@ -154,6 +177,7 @@ pub(super) struct OperatorIdentity {
     environment: Environment,
     /// An open client: metadata services and agents are link-local by design.
     client: SharedHttpClient,
+    imds: Arc<Imds>,
     region: Region,
     provider: OnceCell<SharedCredentialsProvider>,
 }
@@ -163,12 +187,14 @@ impl OperatorIdentity {
         chain: Chain,
         environment: Environment,
         client: SharedHttpClient,
+        imds: Arc<Imds>,
         region: Region,
     ) -> Self {
         Self {
             chain,
             environment,
             client,
+            imds,
             region,
             provider: OnceCell::new(),
         }
@@ -184,11 +210,17 @@ impl OperatorIdentity {
                 ));
             }
             Chain::InstanceMetadata if self.environment.metadata_disabled => {
-                return Err(metadata_disabled(
+                return Err(imds::disabled(
                     "AWS_EC2_METADATA_DISABLED is true in the operator's environment; take that out",
                 ));
             }
-            _ => {}
+            // Asked first: the SDK waits longer and cannot say why it got nothing.
+            Chain::InstanceMetadata => {
+                if let Some(fault) = self.imds.verdict().await.fault() {
+                    return Err(fault);
+                }
+            }
+            Chain::Default | Chain::PodIdentity => {}
         }
         let provider = self.provider.get_or_init(|| self.make()).await;
         let bound = match self.chain {
@@ -199,7 +231,7 @@ impl OperatorIdentity {
         let got = tokio::time::timeout(bound, provider.provide_credentials()).await;
         match (self.chain, got) {
             (_, Ok(Ok(credentials))) => Ok(credentials),
-            (Chain::Default, Ok(Err(error))) => Err(self.chain_fault(&error, now)),
+            (Chain::Default, Ok(Err(error))) => Err(self.chain_fault(&error, now).await),
             (Chain::PodIdentity, Ok(Err(_))) => Err(Fault::transient(
                 Reason::CredentialsMissing,
                 "the EKS Pod Identity agent gave the operator no credentials; check that the agent runs on its node \
@@ -210,7 +242,7 @@ impl OperatorIdentity {
                 Reason::CredentialsMissing,
                 "getting the operator's own credentials took too long",
             )),
-            (Chain::InstanceMetadata, Err(_)) => Err(metadata_unreachable()),
+            (Chain::InstanceMetadata, Err(_)) => Err(unreachable_now()),
         }
     }
 
@@ -220,7 +252,7 @@ impl OperatorIdentity {
             .with_behavior_version(Some(behavior()))
             .with_http_client(self.client.clone());
         let metadata = || {
-            imds::Client::builder()
+            sdk_imds::Client::builder()
                 .configure(&config)
                 .connect_timeout(Duration::from_secs(1))
                 .read_timeout(Duration::from_secs(1))
@@ -249,7 +281,7 @@ impl OperatorIdentity {
         }
     }
 
-    fn chain_fault(&self, error: &CredentialsError, now: SystemTime) -> Fault {
+    async fn chain_fault(&self, error: &CredentialsError, now: SystemTime) -> Fault {
         let asked = |operation| Asked {
             operation,
             of: "the operator's role",
@@ -262,6 +294,14 @@ impl OperatorIdentity {
         }
         if let Some(error) = wire::find::<SdkError<AssumeRoleError, HttpResponse>>(error) {
             return error::fault(&asked(Operation::AssumeRole), sdk::failure(error, now));
+        }
+        // The chain ends with the node's role, and does not say what kept it from that.
+        if !self.environment.metadata_disabled
+            && matches!(error, CredentialsError::CredentialsNotLoaded(_))
+            && self.imds.verdict().await == Verdict::HopLimitTooLow
+            && let Some(fault) = Verdict::HopLimitTooLow.fault()
+        {
+            return fault;
         }
         let what = "the operator finds no AWS credentials of its own; give it a role (IRSA, EKS Pod Identity or an \
                     instance role), or set `credentials` of the seal";
@@ -278,9 +318,9 @@ fn metadata_fault(error: &CredentialsError) -> Fault {
     let status = |response: &HttpResponse| response.status().as_u16();
     let refused = |status: u16| {
         (status == 403).then(|| {
-            metadata_disabled(
-                "switch it on for the operator's node (aws ec2 modify-instance-metadata-options \
-                           --http-endpoint enabled --instance-id …)",
+            imds::disabled(
+                "switch it on for the operator's node (aws ec2 modify-instance-metadata-options --http-endpoint enabled \
+                 --instance-id …)",
             )
         })
     };
@@ -288,7 +328,7 @@ fn metadata_fault(error: &CredentialsError) -> Fault {
         return error
             .raw_response()
             .and_then(|response| refused(status(response)))
-            .unwrap_or_else(metadata_unreachable);
+            .unwrap_or_else(unreachable_now);
     }
     match wire::find::<ImdsError>(error) {
         Some(ImdsError::ErrorResponse(context)) => {
@@ -298,7 +338,7 @@ fn metadata_fault(error: &CredentialsError) -> Fault {
         None if error.source().is_some() && matches!(error, CredentialsError::CredentialsNotLoaded(_)) => {
             no_node_role()
         }
-        Some(_) | None => metadata_unreachable(),
+        Some(_) | None => unreachable_now(),
     }
 }
 
@@ -309,20 +349,11 @@ fn no_node_role() -> Fault {
     )
 }
 
-fn metadata_unreachable() -> Fault {
+/// It answered the probe and then no more.
+fn unreachable_now() -> Fault {
     Fault::transient(
         Reason::ImdsUnreachable,
-        "the instance metadata service gave the operator no answer within 3 seconds; check network policies and the \
-         node's hop limit (aws ec2 modify-instance-metadata-options --http-put-response-hop-limit 2 --instance-id …), \
-         or use IRSA or EKS Pod Identity instead",
-    )
-}
-
-fn metadata_disabled(fix: &str) -> Fault {
-    Fault::denied(
-        Reason::ImdsDisabled,
-        format!(
-            "the instance metadata service is switched off for the operator; {fix}, or use IRSA or EKS Pod Identity"
-        ),
+        "the instance metadata service issued a token and then gave the operator no answer within 3 seconds; it is tried \
+         again",
     )
 }

@@ -115,6 +115,8 @@ impl Observer for Notes {
         self.requests.lock().unwrap().push((operation, outcome));
     }
 
+    fn imds_probe(&self, _: &'static str) {}
+
     fn credential_expiry(&self, _: &'static str, source: &'static str, unix_seconds: i64) {
         self.expiries.lock().unwrap().push((source, unix_seconds));
     }
