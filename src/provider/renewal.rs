@@ -15,11 +15,11 @@ use crate::{
     seal::{Fault, backoff},
 };
 
-/// Credentials are renewed when they have less than this left, or less than half of their life if that is less.
+/// Credentials are renewed when they have less than this left; brief ones at half of their life if that is later.
 const RENEW_BEFORE: Duration = Duration::from_mins(5);
 
-/// When renewing fails, credentials are still used until they have less than this left, or less than a tenth of their
-/// life if that is less.
+/// When renewing fails, credentials are still used until they have less than this left; brief ones until the last tenth
+/// of their life.
 const USABLE_UNTIL: Duration = Duration::from_secs(30);
 
 /// A failed load is not repeated sooner than its backoff, of which this is the most: a mended policy shows soon.
@@ -27,6 +27,9 @@ const LONGEST_FAILURE: Duration = Duration::from_secs(30);
 
 /// Credentials that may expire.
 pub(crate) trait Expires: Clone {
+    /// Whether their life may be a matter of minutes, so that what must be left of it is a part of it.
+    const BRIEF: bool;
+
     /// When; `None` = never.
     fn expiry(&self) -> Option<SystemTime>;
 }
@@ -163,13 +166,18 @@ impl<C: Expires> Renewal<C> {
         self.lasting(USABLE_UNTIL, 10)
     }
 
-    /// Credentials that have at least this left, or that part of their life: tokens may live for seconds.
+    /// Credentials that have at least this left, or that part of a brief life.
     fn lasting(&self, at_least: Duration, part: u32) -> Option<C> {
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
         let held = current.as_ref()?;
         if let Some(expiry) = held.credentials.expiry() {
             let life = expiry.duration_since(held.loaded).unwrap_or_default();
-            if expiry < (self.clock)() + at_least.min(life / part) {
+            let at_least = if C::BRIEF {
+                at_least.min(life / part)
+            } else {
+                at_least
+            };
+            if expiry < (self.clock)() + at_least {
                 return None;
             }
         }
@@ -187,6 +195,8 @@ mod tests {
     struct Token(usize, Option<SystemTime>);
 
     impl Expires for Token {
+        const BRIEF: bool = true;
+
         fn expiry(&self) -> Option<SystemTime> {
             self.1
         }

@@ -219,7 +219,10 @@ pub fn status(
 }
 
 fn needs_a_human(fault: &Fault) -> bool {
-    matches!(fault.kind, FaultKind::Invalid | FaultKind::Denied | FaultKind::Nearby)
+    matches!(
+        fault.kind,
+        FaultKind::Invalid | FaultKind::Denied | FaultKind::Nearby
+    )
 }
 
 fn stalled(fault: &Fault) -> Verdict {

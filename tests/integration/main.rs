@@ -17,6 +17,7 @@ mod cli;
 mod crash;
 mod drift;
 mod endpoints;
+mod imds;
 mod main_job;
 mod moto_auth;
 mod operator_identity;

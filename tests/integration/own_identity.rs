@@ -19,7 +19,7 @@ use crate::support::{
 };
 
 /// An operator whose identity this namespace may use for the scene's key.
-fn granted(scene: &Scene) -> Operator {
+pub fn granted(scene: &Scene) -> Operator {
     let file = std::env::temp_dir().join(format!("autounseal-grants-{}.json", unique()));
     let mut grants = json!({});
     grants[&scene.stage.namespace] = json!([scene.key.arn]);
@@ -33,7 +33,7 @@ fn granted(scene: &Scene) -> Operator {
         .flags(["--operator-identity-grants", file.to_str().unwrap()])
 }
 
-fn spec(scene: &Scene, credentials: &Value, secret: &str, bytes: &[u8]) -> Value {
+pub fn spec(scene: &Scene, credentials: &Value, secret: &str, bytes: &[u8]) -> Value {
     let mut spec = scene.spec(secret, bytes);
     spec["seals"][0]["awskms"]["credentials"] = credentials.clone();
     spec
@@ -52,6 +52,7 @@ fn credentials(access_key_id: &str) -> String {
 enum Put {
     Answers,
     StaysSilent,
+    SilencesAll,
     Refuses,
 }
 
@@ -83,9 +84,12 @@ impl Metadata {
                         )],
                         body: b"the-token".to_vec(),
                     },
-                    Put::StaysSilent => Reply::Hang,
+                    Put::StaysSilent | Put::SilencesAll => Reply::Hang,
                     Put::Refuses => text(403, "forbidden"),
                 };
+            }
+            if matches!(put, Put::SilencesAll) {
+                return Reply::Hang;
             }
             if !token {
                 return text(401, "unauthorized");
@@ -181,7 +185,8 @@ async fn instance_metadata_is_asked_by_version_2_only() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_metadata_service_that_is_silent_or_refuses_is_told_within_seconds() {
     for (name, put, reason) in [
-        ("imds-silent", Put::StaysSilent, "IMDSUnreachable"),
+        ("imds-hop-limit", Put::StaysSilent, "IMDSHopLimitTooLow"),
+        ("imds-silent", Put::SilencesAll, "IMDSUnreachable"),
         ("imds-403", Put::Refuses, "IMDSDisabled"),
     ] {
         let scene = Scene::new(name).await;

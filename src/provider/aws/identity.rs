@@ -46,6 +46,9 @@ pub(super) struct Source {
 }
 
 impl Expires for Credentials {
+    // STS issues nothing for less than fifteen minutes.
+    const BRIEF: bool = false;
+
     fn expiry(&self) -> Option<SystemTime> {
         Credentials::expiry(self)
     }

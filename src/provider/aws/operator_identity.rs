@@ -296,8 +296,11 @@ impl OperatorIdentity {
             return error::fault(&asked(Operation::AssumeRole), sdk::failure(error, now));
         }
         // The chain ends with the node's role, and does not say what kept it from that.
+        let came_to_metadata = matches!(error, CredentialsError::CredentialsNotLoaded(_))
+            || wire::find::<SdkError<TokenError, HttpResponse>>(error).is_some()
+            || wire::find::<ImdsError>(error).is_some();
         if !self.environment.metadata_disabled
-            && matches!(error, CredentialsError::CredentialsNotLoaded(_))
+            && came_to_metadata
             && self.imds.verdict().await == Verdict::HopLimitTooLow
             && let Some(fault) = Verdict::HopLimitTooLow.fault()
         {

@@ -37,6 +37,8 @@ impl fmt::Debug for Session {
 }
 
 impl Expires for Arc<Session> {
+    const BRIEF: bool = true;
+
     fn expiry(&self) -> Option<SystemTime> {
         self.expires
     }

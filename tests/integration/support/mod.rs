@@ -7,6 +7,7 @@ pub mod http;
 pub mod kms;
 pub mod moto;
 pub mod needle;
+pub mod netns;
 pub mod oci;
 pub mod operator;
 pub mod plane;

@@ -17,6 +17,8 @@ use rustix::process::{Pid, Signal, kill_process};
 pub struct Operator {
     flags: Vec<String>,
     environment: BTreeMap<String, String>,
+    /// Words before the program, which run it somewhere else.
+    launcher: Vec<String>,
 }
 
 /// A running operator; killed when dropped.
@@ -51,6 +53,7 @@ impl Operator {
         Self {
             flags: Vec::new(),
             environment,
+            launcher: Vec::new(),
         }
     }
 
@@ -82,11 +85,22 @@ impl Operator {
         self
     }
 
+    /// Runs it by another program, such as one that puts it into a network namespace; then only [`Operator::spawn`]
+    /// starts it, for its metrics are not on this machine's loopback.
+    #[must_use]
+    pub fn launched_by(mut self, words: Vec<String>) -> Self {
+        self.launcher = words;
+        self
+    }
+
     /// Starts it without waiting.
     pub fn spawn(&self) -> Running {
         let metrics = free_port();
         let started = Instant::now();
-        let mut child = Command::new(super::binary())
+        let binary = super::binary();
+        let mut words = self.launcher.iter().chain([&binary]);
+        let mut child = Command::new(words.next().unwrap())
+            .args(words)
             .arg("controller")
             .arg("--metrics-addr")
             .arg(metrics.to_string())
