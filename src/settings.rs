@@ -24,7 +24,7 @@ pub struct ControllerArgs {
     /// Namespaces that may use the operator's own cloud identity, comma-separated.
     #[arg(long, env = "AUTOUNSEAL_OPERATOR_IDENTITY_NAMESPACES", value_delimiter = ',')]
     pub operator_identity_namespaces: Vec<String>,
-    /// A YAML file, namespace: [ARN, …]: keys and roles that a namespace may use through the operator's identity,
+    /// A YAML file, namespace: [ARN or OCID, …]: keys and roles that a namespace may use through the operator's identity,
     /// beside those of its annotation autounseal.dev/operator-identity-grants.
     #[arg(long, env = "AUTOUNSEAL_OPERATOR_IDENTITY_GRANTS")]
     pub operator_identity_grants: Option<PathBuf>,
@@ -126,7 +126,7 @@ pub struct IdentityPolicy {
 pub enum SettingsError {
     /// The grants file is not what it should be.
     #[error(
-        "--operator-identity-grants: the file cannot be read, or is not YAML of the form `namespace: [ARN, …]`"
+        "--operator-identity-grants: the file cannot be read, or is not YAML of the form `namespace: [ARN or OCID, …]`"
     )]
     Grants,
     /// There is no leader election yet.

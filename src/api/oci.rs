@@ -15,13 +15,13 @@ use super::Empty;
     },
 ]))]
 pub struct OciKms {
-    /// OCID of the key. Immutable, for OCI decrypts by it: add a new seal, then disable this one.
+    /// OCID of the key. Immutable, for OCI decrypts by it: add a seal with the new key, then take this one out.
     #[serde(rename = "keyID")]
     #[schemars(
         regex(pattern = r"^ocid1\.key\.[a-z0-9]+\.[a-z][a-z0-9-]*\.[A-Za-z0-9._-]+$"),
         length(min = 1, max = 255),
         extend("x-kubernetes-validations" = [
-            {"rule": "self == oldSelf", "message": "keyID is immutable: add a seal with the new key, then disable this one"},
+            {"rule": "self == oldSelf", "message": "keyID is immutable: add a seal with the new key, then take this one out"},
         ])
     )]
     pub key_id: String,

@@ -57,6 +57,8 @@ pub(super) enum Subject {
     Instance,
     /// A function or other resource, by a dynamic group.
     Resource,
+    /// Somebody with a session token, whose kind it does not tell.
+    Session,
     /// A workload of OKE.
     Workload {
         namespace: String,
@@ -71,6 +73,7 @@ impl Subject {
             Subject::User { .. } => ("group <a group of the user>", String::new()),
             Subject::Instance => ("dynamic-group <one that holds the instance>", String::new()),
             Subject::Resource => ("dynamic-group <one that holds the resource>", String::new()),
+            Subject::Session => ("group <a group of yours>", String::new()),
             Subject::Workload {
                 namespace,
                 service_account,
@@ -366,7 +369,7 @@ fn unauthenticated(asked: &Asked<'_>) -> Fault {
                  fingerprint is among the user's keys, and that the tenancy belongs to the key's realm"
             ),
         ),
-        Subject::Instance | Subject::Resource | Subject::Workload { .. } => (
+        Subject::Instance | Subject::Resource | Subject::Session | Subject::Workload { .. } => (
             Reason::CredentialsRejected,
             "the vault does not take the token that OCI's identity service issued; a new one is asked for; check that the \
              vault belongs to the realm of the operator's cluster"

@@ -105,7 +105,7 @@ impl Identity {
                     user: user.clone(),
                     other_fingerprint: session.other_fingerprint.clone(),
                 },
-                _ => Subject::Instance,
+                _ => Subject::Session,
             },
         }
     }

@@ -25,7 +25,7 @@ use crate::{
     api::Reason,
     provider::{Timeouts, wire},
     seal::{
-        Fault,
+        Fault, FaultKind,
         oci::{self, Atlas},
     },
 };
@@ -299,16 +299,18 @@ fn auth_host(region: &str, domain: Option<&str>, atlas: &Atlas) -> Option<String
 
 fn metadata_fault(failure: &Failure) -> Fault {
     match failure {
-        Failure::Refused(refusal) if matches!(refusal.status, 401 | 403 | 404) => Fault::denied(
+        Failure::Refused(refusal) if matches!(refusal.status, 401 | 403 | 404) => Fault::new(
             Reason::ImdsDisabled,
+            FaultKind::Nearby,
             format!(
-                "OCI's instance metadata service does not answer version 2 requests (status {}); enable it for the instance, or \
-                 give the seal other credentials (workloadIdentity, apiKey)",
+                "OCI's instance metadata service refuses the certificates of the instance principal (status {}); check that what \
+                 answers at 169.254.169.254 is OCI's own, or give the seal other credentials (workloadIdentity, apiKey)",
                 refusal.status
             ),
         ),
-        Failure::Unreachable | Failure::Timeout | Failure::NoAddress => Fault::transient(
+        Failure::Unreachable | Failure::Timeout | Failure::NoAddress => Fault::new(
             Reason::ImdsUnreachable,
+            FaultKind::Nearby,
             "OCI's instance metadata service (169.254.169.254) does not answer; the operator must run on an instance of OCI and \
              no network policy may block it; else give the seal other credentials (workloadIdentity, apiKey)",
         ),

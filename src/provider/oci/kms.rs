@@ -379,15 +379,15 @@ impl Kms {
 
     /// Sends a request, signed anew at each try: told to the observer, its error said in our words.
     async fn call(&self, call: &Call<'_>) -> Result<Answer, Fault> {
-        let started = Instant::now();
-        let (mut tries, mut renewed) = (0, false);
+        let bound = self.connection.timeouts.operation;
+        let (mut tries, mut renewed, mut spent) = (0, false, Duration::ZERO);
         loop {
-            // The session first, outside of the request's bounds in time: its faults are not the vault's.
+            // The session first, outside of the operation's bound in time: its faults are not the vault's.
             let session = self.connection.identity.get().await?;
             self.check_realm(&session)?;
             tries += 1;
             let sent = Instant::now();
-            let outcome = self.send(call, &session).await;
+            let outcome = self.send(call, &session, bound.saturating_sub(spent)).await;
             let failure = match outcome {
                 Ok(answer) => {
                     self.observe(call.operation, "ok", sent);
@@ -395,6 +395,7 @@ impl Kms {
                 }
                 Err(failure) => failure,
             };
+            spent += sent.elapsed();
             let subject = self.connection.identity.subject(&session);
             let fault = error::kms(&self.asked(call, &subject), &failure);
             self.observe(call.operation, fault.reason.as_str(), sent);
@@ -405,19 +406,17 @@ impl Kms {
                 tries -= 1;
                 continue;
             }
-            let left = self
-                .connection
-                .timeouts
-                .operation
-                .saturating_sub(started.elapsed());
-            match retry::wait(&failure, tries, left, wire::jitter()) {
-                Some(wait) => tokio::time::sleep(wait).await,
-                None => return Err(fault),
-            }
+            let left = bound.saturating_sub(spent);
+            let Some(wait) = retry::wait(&failure, tries, left, wire::jitter()) else {
+                return Err(fault);
+            };
+            tokio::time::sleep(wait).await;
+            spent += wait;
         }
     }
 
-    async fn send(&self, call: &Call<'_>, session: &Session) -> Result<Answer, Failure> {
+    /// One try, which has no more than `left`.
+    async fn send(&self, call: &Call<'_>, session: &Session, left: Duration) -> Result<Answer, Failure> {
         let Connection {
             crypto, management, ..
         } = &self.connection;
@@ -449,7 +448,7 @@ impl Kms {
             target: call.target,
             headers,
             body: has_body.then(|| call.body.clone()),
-            timeout: self.connection.timeouts.attempt,
+            timeout: self.connection.timeouts.attempt.min(left),
         };
         let answer = client.send(request).await?;
         if (200..300).contains(&answer.status) {

@@ -66,7 +66,16 @@ impl Environment {
                 }
             }),
             atlas: Atlas {
-                added: set("OCI_REGION_METADATA").and_then(|text| region_metadata(&text)),
+                added: set("OCI_REGION_METADATA").and_then(|text| {
+                    let read = region_metadata(&text);
+                    if read.is_none() {
+                        tracing::warn!(
+                            "OCI_REGION_METADATA is not read: it must be JSON with regionKey, regionIdentifier, realmKey and \
+                             realmDomainComponent"
+                        );
+                    }
+                    read
+                }),
             },
             kubernetes_host: set("KUBERNETES_SERVICE_HOST"),
             cluster_ca: set("OCI_KUBERNETES_SERVICE_ACCOUNT_CERT_PATH")

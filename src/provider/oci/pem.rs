@@ -53,9 +53,9 @@ pub enum PemError {
          openssl pkcs8 -topk8 -v2 aes-256-cbc -v2prf hmacWithSHA256 -in key.pem -out new.pem"
     )]
     EncryptionUnsupported,
-    /// More than ten million rounds of PBKDF2.
+    /// More than two million rounds of PBKDF2.
     #[error(
-        "opening the private key takes more than 10 million rounds of PBKDF2; encrypt it anew with \
+        "opening the private key takes more than 2 million rounds of PBKDF2; encrypt it anew with \
          openssl pkcs8 -topk8 -v2 aes-256-cbc -v2prf hmacWithSHA256 -iter 600000 -in key.pem -out new.pem"
     )]
     TooManyIterations,
@@ -98,7 +98,7 @@ pub enum PemError {
 /// Reads the first private key of a text.
 ///
 /// Text around the block is skipped: OCI's console writes a line `OCI_API_KEY` after it. A pass phrase that nothing
-/// needs is ignored. Up to ten million rounds of PBKDF2 are worked off here, which takes seconds: not for a thread
+/// needs is ignored. Up to two million rounds of PBKDF2 are worked off here, which takes seconds: not for a thread
 /// that others wait for.
 pub fn private_key(text: &[u8], pass_phrase: Option<&[u8]>) -> Result<KeyPair, PemError> {
     if text.len() > MAX_BYTES {
