@@ -195,7 +195,13 @@ async fn probe(address: &str) -> Verdict {
     if let Ok(heard) = timeout(SILENCE, &mut put).await {
         return verdict(heard, None);
     }
-    let get = ask(to, address, "GET /latest/meta-data/", "", PATIENCE - SILENCE);
+    let get = ask(
+        to,
+        address,
+        "GET /latest/meta-data/",
+        "",
+        PATIENCE.saturating_sub(SILENCE),
+    );
     // The PUT may still be answered meanwhile: then the service is slow, and no hop is missing.
     let (put, get) = tokio::join!(put, get);
     verdict(put, Some(get))
@@ -204,9 +210,8 @@ async fn probe(address: &str) -> Verdict {
 /// Sends one request and reads the status of its answer.
 async fn ask(to: SocketAddr, host: &str, line: &str, headers: &str, patience: Duration) -> Heard {
     let exchange = async {
-        let mut stream = match timeout(CONNECT, TcpStream::connect(to)).await {
-            Ok(Ok(stream)) => stream,
-            _ => return Err(Heard::Nothing),
+        let Ok(Ok(mut stream)) = timeout(CONNECT, TcpStream::connect(to)).await else {
+            return Err(Heard::Nothing);
         };
         let request = format!(
             "{line} HTTP/1.1\r\nhost: {host}\r\nuser-agent: autounseal\r\nconnection: close\r\n{headers}\r\n"
