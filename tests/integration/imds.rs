@@ -31,7 +31,7 @@ impl Behind {
 
     /// May use its own identity for the scene's key.
     fn operator(&self) -> Operator {
-        granted(&self.scene).launched_by(self.network.into_pod())
+        granted(&self.scene).launched_by(self.network.pod_launcher())
     }
 
     /// Applies a SealConfig with these credentials, and gives back its bytes.

@@ -49,7 +49,7 @@ impl Network {
         let mut outside = Command::new(python());
         outside.arg(&relay).arg("outside").arg(&socket);
         network.start(outside);
-        let mut inside = network.command_in(&network.pod(), Path::new(&python()));
+        let mut inside = command_in(&network.pod(), Path::new(&python()));
         inside.arg(&relay).arg("inside").arg(&socket);
         inside.args(ports.iter().map(ToString::to_string));
         network.start(inside);
@@ -148,7 +148,7 @@ impl Network {
 
     fn serve(&mut self, address: &str) {
         let server = repository("tests/support/imds/server.py");
-        let mut command = self.command_in(&self.imds(), Path::new(&python()));
+        let mut command = command_in(&self.imds(), Path::new(&python()));
         command.arg(server).args([address, "80"]).arg(self.state());
         self.start(command);
     }
@@ -190,16 +190,10 @@ impl Network {
     }
 
     /// The words before a program that put it into the pod's namespace.
-    pub fn into_pod(&self) -> Vec<String> {
+    pub fn pod_launcher(&self) -> Vec<String> {
         ["ip", "netns", "exec", &self.pod()]
             .map(ToOwned::to_owned)
             .to_vec()
-    }
-
-    fn command_in(&self, namespace: &str, program: &Path) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", namespace]).arg(program);
-        command
     }
 }
 
@@ -216,6 +210,12 @@ impl Drop for Network {
         }
         let _ = std::fs::remove_dir_all(&self.folder);
     }
+}
+
+fn command_in(namespace: &str, program: &Path) -> Command {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", namespace]).arg(program);
+    command
 }
 
 fn python() -> String {
