@@ -39,6 +39,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "provider",
             "delivery",
             "controller",
+            "kube_ext",
             "settings",
             "telemetry",
             "yaml",

@@ -1,9 +1,11 @@
 //! The command line: one file a subcommand. Help text is documentation, errors name the fix.
 
 mod check;
+mod cluster;
 mod controller;
 mod crd;
 mod destination;
+mod doctor;
 mod manifest;
 mod offline;
 mod output;
@@ -36,6 +38,7 @@ Examples:
   autounseal check -f seal.yaml
   head -c 32 /dev/urandom | autounseal wrap -f seal.yaml --key master --to arn:aws:kms:eu-west-1:123456789012:key/…
   autounseal unwrap -f seal.yaml --key master --out-file master.key
+  autounseal doctor -n billing app
 
 Exit codes: 0 well, 1 the answer is no (a manifest is wrong, a key cannot be opened), 2 misuse (the command itself
 cannot be carried out as it was given)."
@@ -56,6 +59,7 @@ pub enum Command {
     Check(check::CheckArgs),
     Wrap(wrap::WrapArgs),
     Unwrap(unwrap::UnwrapArgs),
+    Doctor(doctor::DoctorArgs),
     Version(version::VersionArgs),
 }
 
@@ -67,6 +71,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Wrap(args) => wrap::run(&args).await,
         Command::Unwrap(args) => unwrap::run(&args).await,
+        Command::Doctor(args) => doctor::run(&args).await,
         Command::Version(args) => {
             version::run(&args);
             Ok(())

@@ -147,10 +147,7 @@ impl Caller {
     pub(super) fn new<'s>(object: &Object, seals: impl Iterator<Item = &'s Seal>, trust_file: bool) -> Self {
         let trusted = seals
             .filter(|_| trust_file)
-            .flat_map(|seal| match &seal.cloud {
-                Cloud::Aws(aws) => aws.endpoint.iter().cloned().collect(),
-                Cloud::Oci(oci) => vec![oci.crypto_endpoint.clone(), oci.management_endpoint.clone()],
-            })
+            .flat_map(|seal| seal.cloud.endpoints())
             .collect();
         let environment = provider::Environment::read();
         let endpoints = environment.endpoints(trusted);
@@ -194,7 +191,7 @@ impl Caller {
 }
 
 /// A command has no metrics.
-struct Nobody;
+pub(super) struct Nobody;
 
 impl Observer for Nobody {
     fn kms_request(&self, _: &'static str, _: &'static str, _: &'static str, _: f64) {}

@@ -105,7 +105,7 @@ pub(super) async fn run(args: &UnwrapArgs) -> Done {
     Ok(())
 }
 
-fn wrong(object: &Object, problems: &[Problem]) -> Failure {
+pub(super) fn wrong(object: &Object, problems: &[Problem]) -> Failure {
     let list: Vec<_> = problems.iter().map(ToString::to_string).collect();
     Failure::No(format!("{}: {}", object.place, list.join("; ")))
 }
@@ -188,7 +188,7 @@ fn fits(model: &Model, key: &Key, bytes: &KeyBytes) -> Result<(), Fault> {
 }
 
 /// The bytes of a copy, from the manifest or from an object beside it.
-fn wrapped(copy: &Copy, others: &[Object], namespace: &str) -> Result<Ciphertext, String> {
+pub(super) fn wrapped(copy: &Copy, others: &[Object], namespace: &str) -> Result<Ciphertext, String> {
     match &copy.source {
         Source::Inline(wrapped) => Ok(wrapped.clone()),
         Source::Entry(entry) => {

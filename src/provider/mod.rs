@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use futures::future::BoxFuture;
+use futures::{FutureExt, future::BoxFuture};
 use jiff::Timestamp;
 use zeroize::Zeroizing;
 
@@ -48,13 +48,13 @@ impl Clouds {
     /// A refused endpoint, and what is wrong with the credentials as far as the cluster tells.
     pub async fn connect(&self, seal: &Seal, tenant: Tenant<'_>) -> Result<Kms, Fault> {
         match &seal.cloud {
-            Cloud::Aws(aws) => self.aws.connect(aws, tenant).await.map(Kms::Aws),
-            Cloud::Oci(oci) => self.oci.connect(oci, tenant).await.map(Kms::Oci),
+            Cloud::Aws(aws) => self.aws.connect(aws, tenant).boxed().await.map(Kms::Aws),
+            Cloud::Oci(oci) => self.oci.connect(oci, tenant).boxed().await.map(Kms::Oci),
         }
     }
 }
 
-/// One seal's key, with the credentials to use it.
+/// One seal's key, with the credentials to use it. The clouds' futures are large and deep; here they end up in boxes.
 #[expect(
     clippy::large_enum_variant,
     reason = "one at a time, on the way to a call of a KMS"
@@ -75,18 +75,29 @@ impl Kms {
         }
     }
 
+    /// Gets credentials, if there are none yet that last.
+    ///
+    /// # Errors
+    /// Why there are none.
+    pub async fn authenticate(&self) -> Result<(), Fault> {
+        match self {
+            Kms::Aws(kms) => kms.authenticate().boxed().await,
+            Kms::Oci(kms) => kms.authenticate().boxed().await,
+        }
+    }
+
     /// What the KMS says of the key, asked at most once an hour for all who have the same identity and key.
     ///
     /// # Errors
     /// What kept the KMS from answering.
     pub async fn describe(&self) -> Result<Description, Fault> {
         match self {
-            Kms::Aws(kms) => kms.describe().await.map(|described| Description {
+            Kms::Aws(kms) => kms.describe().boxed().await.map(|described| Description {
                 key: described.arn.to_string(),
                 at: described.at,
                 fault: described.fault(),
             }),
-            Kms::Oci(kms) => kms.describe().await,
+            Kms::Oci(kms) => kms.describe().boxed().await,
         }
     }
 
@@ -101,8 +112,8 @@ impl Kms {
         context: &BTreeMap<String, String>,
     ) -> Result<Opened, Fault> {
         match self {
-            Kms::Aws(kms) => kms.unwrap(format, ciphertext, context).await,
-            Kms::Oci(kms) => kms.unwrap(format, ciphertext, context).await,
+            Kms::Aws(kms) => kms.unwrap(format, ciphertext, context).boxed().await,
+            Kms::Oci(kms) => kms.unwrap(format, ciphertext, context).boxed().await,
         }
     }
 
@@ -119,9 +130,10 @@ impl Kms {
         match self {
             Kms::Aws(kms) => kms
                 .wrap(key, format, context)
+                .boxed()
                 .await
                 .map(|(bytes, _)| Ciphertext::new(bytes)),
-            Kms::Oci(kms) => kms.wrap(key, format, context).await,
+            Kms::Oci(kms) => kms.wrap(key, format, context).boxed().await,
         }
     }
 }

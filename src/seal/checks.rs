@@ -6,7 +6,7 @@ use super::{
     Fault,
     aws::AwsSeal,
     digest,
-    endpoint::{VaultEndpoint, allow_aws, allow_oci},
+    endpoint::{EndpointPolicy, VaultEndpoint, allow_aws, allow_oci},
     model::{BOUND_NAMESPACE, Cloud, Copy, Model, Seal, Source, SourceRef, Target},
     observed::{NamespaceFacts, Observed, SecretFacts, SourceFacts},
 };
@@ -62,27 +62,44 @@ pub fn check(model: &Model, observed: &Observed) -> Findings {
 }
 
 fn seal_allowed(model: &Model, seal: &Seal, observed: &Observed) -> Result<(), Fault> {
+    endpoints_allowed(seal, &observed.endpoints)?;
+    identity_allowed(model, seal, &observed.namespace)
+}
+
+/// Whether the endpoints that a seal names may be spoken to (security rule S1).
+///
+/// # Errors
+/// `EndpointNotAllowed`, `RealmMismatch`.
+pub fn endpoints_allowed(seal: &Seal, policy: &EndpointPolicy) -> Result<(), Fault> {
     match &seal.cloud {
         Cloud::Aws(aws) => {
             if let (Some(endpoint), Some(region)) = (&aws.endpoint, &aws.region) {
-                allow_aws(endpoint, region, &observed.endpoints)?;
+                allow_aws(endpoint, region, policy)?;
             }
         }
         Cloud::Oci(oci) => {
-            let endpoints = [
-                (&oci.crypto_endpoint, VaultEndpoint::Crypto),
-                (&oci.management_endpoint, VaultEndpoint::Management),
-            ];
-            for (endpoint, which) in endpoints {
-                allow_oci(endpoint, which, &oci.key, &observed.endpoints)?;
-            }
+            allow_oci(&oci.crypto_endpoint, VaultEndpoint::Crypto, &oci.key, policy)?;
+            allow_oci(
+                &oci.management_endpoint,
+                VaultEndpoint::Management,
+                &oci.key,
+                policy,
+            )?;
         }
     }
+    Ok(())
+}
+
+/// Whether the namespace may use the identity that a seal means (security rule S3).
+///
+/// # Errors
+/// `OperatorIdentityNotAllowed`, with the command that mends it.
+pub fn identity_allowed(model: &Model, seal: &Seal, facts: &NamespaceFacts) -> Result<(), Fault> {
     if !seal.cloud.is_operators() {
         return Ok(());
     }
     let namespace = &model.id.namespace;
-    if !observed.namespace.operator_identity {
+    if !facts.operator_identity {
         return Err(Fault::denied(
             Reason::OperatorIdentityNotAllowed,
             format!(
@@ -93,7 +110,7 @@ fn seal_allowed(model: &Model, seal: &Seal, observed: &Observed) -> Result<(), F
         ));
     }
     match &seal.cloud {
-        Cloud::Aws(aws) => role_granted(namespace, aws, &observed.namespace),
+        Cloud::Aws(aws) => role_granted(namespace, aws, facts),
         Cloud::Oci(_) => Ok(()),
     }
 }

@@ -112,6 +112,14 @@ impl Cloud {
         }
     }
 
+    /// The endpoints that the spec names.
+    pub fn endpoints(&self) -> Vec<String> {
+        match self {
+            Cloud::Aws(seal) => seal.endpoint.iter().cloned().collect(),
+            Cloud::Oci(seal) => vec![seal.crypto_endpoint.clone(), seal.management_endpoint.clone()],
+        }
+    }
+
     /// Whether it is reached with the operator's own identity, which needs a grant (security rule S3).
     pub fn is_operators(&self) -> bool {
         match self {

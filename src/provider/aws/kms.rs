@@ -84,6 +84,14 @@ impl Kms {
         self.identity.clone()
     }
 
+    /// Gets credentials, if there are none yet that last.
+    ///
+    /// # Errors
+    /// Why there are none.
+    pub async fn authenticate(&self) -> Result<(), Fault> {
+        self.connection.source.get().await.map(drop)
+    }
+
     /// The region that requests go to.
     pub fn region(&self) -> &Region {
         &self.region

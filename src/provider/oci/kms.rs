@@ -93,6 +93,15 @@ impl Kms {
         self.connection.identity.principal()
     }
 
+    /// Gets a session to sign with, if there is none yet that lasts.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn authenticate(&self) -> Result<(), Fault> {
+        let session = self.connection.identity.get().await?;
+        self.check_realm(&session)
+    }
+
     /// What get-key says, asked at most once an hour per identity, vault and key.
     ///
     /// # Errors

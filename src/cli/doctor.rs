@@ -1,0 +1,414 @@
+//! `autounseal doctor`: walks the way to each seal's key, step by step, and says where it ends and why.
+
+use std::{path::PathBuf, sync::Arc, time::Instant};
+
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
+use kube::{Api, Client};
+
+mod report;
+
+use report::{Outcome, Report, Step, Walk};
+
+use super::{
+    Done, Failure, Output, check,
+    cluster::{self, ClusterArgs},
+    manifest, offline, output, unwrap,
+};
+use crate::{
+    api::{Reason, SealConfig},
+    kube_ext::{
+        bounded,
+        cluster::{ApiserverCluster, entries, read_fault},
+        names,
+    },
+    provider::{self, Clouds, Kms, Tenant},
+    seal::{
+        Ciphertext, Fault,
+        checks::{endpoints_allowed, identity_allowed},
+        endpoint::EndpointPolicy,
+        model::{self, Cloud, Copy, Model, Seal, Source, SourceKind, unarmor},
+        observed::NamespaceFacts,
+    },
+};
+
+/// Walk every step to a SealConfig's keys, and say which one fails and why
+///
+/// For each seal, in order: the endpoint, whether the namespace may use the identity, the credentials, signing in, the
+/// key's state, and opening each copy that names the seal (what opens is thrown away at once). The walk to a seal ends at
+/// its first failure, with the finding, the evidence and the fix.
+///
+/// A SealConfig in the cluster is walked with what it names: its Secrets and ServiceAccounts, read with your own rights in
+/// the cluster. Where it means the operator's own identity, the identity of the machine on which doctor runs is tried: run it
+/// in a pod beside the operator to see what the operator sees (kubectl debug, kubectl exec). With -f a file is walked with your own cloud identity, as
+/// `wrap` and `unwrap` do, and the hosts are printed before anything is sent.
+///
+/// Examples:
+///
+///   autounseal doctor -n billing app
+///   kubectl autounseal doctor -n billing app -o json
+///   autounseal doctor -f seal.yaml
+///
+/// Exit codes: 0 every step was taken, 1 one failed, 2 misuse.
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub struct DoctorArgs {
+    /// The SealConfig in the cluster
+    #[arg(value_name = "NAME", required_unless_present = "file")]
+    name: Option<String>,
+    /// Its namespace. Default: that of the context, or of the file
+    #[arg(short, long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
+    /// A file with the SealConfig, YAML or JSON, at most 1 MiB, instead of a cluster; NAME chooses among several
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Use the endpoints and roles that the file names
+    #[arg(long, requires = "file")]
+    trust_file: bool,
+    /// KMS endpoints that the operator allows beyond the clouds' own (its flag of the same name)
+    #[arg(long, value_name = "PATTERN", value_delimiter = ',')]
+    allowed_endpoints: Vec<String>,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    /// How to print the report
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+pub(super) async fn run(args: &DoctorArgs) -> Done {
+    let report = match &args.file {
+        Some(file) => of_file(args, file).await?,
+        None => of_cluster(args).await?,
+    };
+    match args.output {
+        Output::Json => output::json(&report.json()),
+        Output::Text => output::report(&report.text()),
+    }
+    if report.is_well() {
+        Ok(())
+    } else {
+        Err(Failure::Told)
+    }
+}
+
+/// What a walk is taken with.
+struct Guide<'a> {
+    model: &'a Model,
+    clouds: Clouds,
+    endpoints: EndpointPolicy,
+    /// `None` = a file, which asks nobody's leave.
+    namespace: Option<Result<NamespaceFacts, Fault>>,
+    bytes: Bytes<'a>,
+}
+
+/// Where the bytes of copies come from.
+enum Bytes<'a> {
+    Cluster(Client),
+    File(&'a [manifest::Object]),
+}
+
+async fn of_file(args: &DoctorArgs, file: &std::path::Path) -> Result<Report, Failure> {
+    let (object, others) = manifest::one_seal_config(file, args.name.as_deref(), args.namespace.as_deref())?;
+    let mut model = check::check(&object).map_err(|problems| unwrap::wrong(&object, &problems))?;
+    for seal in &mut model.seals {
+        let own = offline::with_own_identity(seal, args.trust_file);
+        own.notes.iter().for_each(|note| output::note(note));
+        *seal = own.seal;
+    }
+    let mut allowed = args.allowed_endpoints.clone();
+    if args.trust_file {
+        allowed.extend(model.seals.iter().flat_map(|seal| seal.cloud.endpoints()));
+    }
+    let (clouds, endpoints) = clouds(allowed, None);
+    for seal in &model.seals {
+        output::note(&format!("seal {:?}: requests go to {}", seal.name, host(seal)));
+    }
+    let guide = Guide {
+        model: &model,
+        clouds,
+        endpoints,
+        namespace: None,
+        bytes: Bytes::File(&others),
+    };
+    Ok(Report {
+        of: object.place.clone(),
+        fault: None,
+        walks: guide.walk_all().await,
+        operator: None,
+    })
+}
+
+async fn of_cluster(args: &DoctorArgs) -> Result<Report, Failure> {
+    let cluster = cluster::connect(&args.cluster).await?;
+    let namespace = args.namespace.clone().unwrap_or(cluster.namespace);
+    let name = args.name.clone().unwrap_or_default();
+    let api: Api<SealConfig> = Api::namespaced(cluster.client.clone(), &namespace);
+    let found = bounded(api.get_opt(&name)).await.map_err(|error| {
+        Failure::No(read_fault(&error, "get sealconfigs", &namespace, Reason::SourceMissing).message)
+    })?;
+    let Some(config) = found else {
+        return Err(Failure::Misuse(format!(
+            "there is no SealConfig {name} in namespace {namespace}; see: kubectl get sealconfigs -A"
+        )));
+    };
+    let mut report = Report {
+        of: format!("{namespace}/{name}"),
+        fault: None,
+        walks: Vec::new(),
+        operator: said_by_the_operator(&config),
+    };
+    let model = match model::parse(&config) {
+        Ok(model) => model,
+        Err(fault) => {
+            report.fault = Some(fault);
+            return Ok(report);
+        }
+    };
+    let asked = Arc::new(ApiserverCluster::new(cluster.client.clone()));
+    let (clouds, endpoints) = clouds(args.allowed_endpoints.clone(), Some(asked));
+    let guide = Guide {
+        model: &model,
+        clouds,
+        endpoints,
+        namespace: Some(namespace_facts(&cluster.client, &namespace).await),
+        bytes: Bytes::Cluster(cluster.client),
+    };
+    report.walks = guide.walk_all().await;
+    Ok(report)
+}
+
+fn clouds(allowed: Vec<String>, cluster: Option<Arc<dyn provider::Cluster>>) -> (Clouds, EndpointPolicy) {
+    let environment = provider::Environment::read();
+    let endpoints = environment.endpoints(allowed);
+    let settings = provider::Settings::new("autounseal".to_owned(), endpoints.clone(), environment);
+    (
+        Clouds::new(settings, cluster, Arc::new(offline::Nobody)),
+        endpoints,
+    )
+}
+
+fn said_by_the_operator(config: &SealConfig) -> Option<(String, String, String)> {
+    let conditions = &config.status.as_ref()?.conditions;
+    let ready = conditions.iter().find(|condition| condition.type_ == "Ready")?;
+    Some((ready.status.clone(), ready.reason.clone(), ready.message.clone()))
+}
+
+/// What the namespace's label and annotation allow; the operator's flags are not known here.
+async fn namespace_facts(client: &Client, namespace: &str) -> Result<NamespaceFacts, Fault> {
+    let api: Api<Namespace> = Api::all(client.clone());
+    let found = bounded(api.get_metadata(namespace)).await.map_err(|error| {
+        read_fault(
+            &error,
+            "get namespaces",
+            namespace,
+            Reason::OperatorIdentityNotAllowed,
+        )
+    })?;
+    let labels = found.metadata.labels.unwrap_or_default();
+    let annotations = found.metadata.annotations.unwrap_or_default();
+    let grants = annotations
+        .get(names::GRANTS)
+        .map(String::as_str)
+        .unwrap_or_default();
+    Ok(NamespaceFacts {
+        operator_identity: labels
+            .get(names::OPERATOR_IDENTITY)
+            .is_some_and(|value| value == names::ALLOWED),
+        grants: grants
+            .split(',')
+            .map(|grant| grant.trim().to_owned())
+            .filter(|grant| !grant.is_empty())
+            .collect(),
+    })
+}
+
+/// The host that a seal's requests go to.
+fn host(seal: &Seal) -> String {
+    match &seal.cloud {
+        Cloud::Aws(aws) => match (&aws.endpoint, &aws.region) {
+            (Some(endpoint), _) => endpoint.clone(),
+            (None, Some(region)) => format!("kms.{region}.{}", region.dns_suffix()),
+            (None, None) => "KMS in the region of your own AWS configuration".to_owned(),
+        },
+        Cloud::Oci(oci) => format!("{} and {}", oci.crypto_endpoint, oci.management_endpoint),
+    }
+}
+
+impl Guide<'_> {
+    /// One seal after the other: the times of one say nothing of another's.
+    async fn walk_all(&self) -> Vec<Walk> {
+        let mut walks = Vec::new();
+        for seal in &self.model.seals {
+            let mut walk = Walk {
+                seal: seal.name.clone(),
+                provider: seal.cloud.provider(),
+                key: seal.cloud.configured_key(),
+                steps: Vec::new(),
+            };
+            // The walk ends where a step fails, and the step is in it.
+            let _ = self.walk(seal, &mut walk.steps).await;
+            walks.push(walk);
+        }
+        walks
+    }
+
+    async fn walk(&self, seal: &Seal, steps: &mut Vec<Step>) -> Result<(), Ended> {
+        take(steps, "endpoint", async {
+            endpoints_allowed(seal, &self.endpoints).map(|()| (Outcome::Well(host(seal)), ()))
+        })
+        .await?;
+        if seal.cloud.is_operators() && self.namespace.is_some() {
+            take(steps, "allowed", async { self.allowed(seal) }).await?;
+        }
+        let tenant = Tenant {
+            namespace: &self.model.id.namespace,
+            name: &self.model.id.name,
+        };
+        let kms = take(steps, "credentials", async {
+            let kms = self.clouds.connect(seal, tenant).await?;
+            let source = seal.cloud.credential_source();
+            let seen = kms
+                .identity()
+                .map_or_else(|| source.clone(), |who| format!("{source}: {who}"));
+            Ok((Outcome::Well(seen), kms))
+        })
+        .await?;
+        take(steps, "sign in", async {
+            kms.authenticate().await?;
+            Ok((
+                Outcome::Well(
+                    kms.identity()
+                        .unwrap_or_else(|| "credentials were had".to_owned()),
+                ),
+                (),
+            ))
+        })
+        .await?;
+        take(steps, "key", async { described(&kms).await }).await?;
+        let copies: Vec<(&str, &Copy)> = self
+            .model
+            .keys
+            .iter()
+            .flat_map(|key| key.copies.iter().map(move |copy| (key.name.as_str(), copy)))
+            .filter(|(_, copy)| copy.seal == seal.name)
+            .collect();
+        if copies.is_empty() {
+            take(steps, "open", async {
+                Ok((Outcome::Skipped("no copy names this seal".into()), ()))
+            })
+            .await?;
+        }
+        for (key, copy) in copies {
+            take(steps, "open", async {
+                let bytes = self.bytes_of(copy).await?;
+                let opened = kms.unwrap(copy.format, &bytes, &copy.context).await?;
+                Ok((Outcome::Well(format!("key {key}, by {}", opened.key_id)), ()))
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    fn allowed(&self, seal: &Seal) -> Result<(Outcome, ()), Fault> {
+        let Some(Ok(facts)) = &self.namespace else {
+            let why = "you may not read the namespace, so whether it is labelled is not known";
+            return Ok((Outcome::Skipped(why.to_owned()), ()));
+        };
+        identity_allowed(self.model, seal, facts)?;
+        let said =
+            "by the namespace's label; the identity of this machine stands for the operator's from here on";
+        Ok((Outcome::Well(said.to_owned()), ()))
+    }
+
+    async fn bytes_of(&self, copy: &Copy) -> Result<Ciphertext, Fault> {
+        let entry = match (&copy.source, &self.bytes) {
+            (Source::Inline(bytes), _) => return Ok(bytes.clone()),
+            (Source::Entry(_), Bytes::File(others)) => {
+                return unwrap::wrapped(copy, others, &self.model.id.namespace)
+                    .map_err(|why| Fault::invalid(Reason::SourceMissing, why));
+            }
+            (Source::Entry(entry), Bytes::Cluster(_)) => entry,
+        };
+        let Bytes::Cluster(client) = &self.bytes else {
+            return Err(Fault::invalid(
+                Reason::SourceMissing,
+                "the copy's source is not in the file",
+            ));
+        };
+        let namespace = &self.model.id.namespace;
+        let found = match entry.kind {
+            SourceKind::Secret => {
+                let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+                let secret = bounded(api.get_opt(&entry.name))
+                    .await
+                    .map_err(|error| read_fault(&error, "get secrets", namespace, Reason::SourceMissing))?;
+                secret.and_then(|secret| entries(secret).remove(&entry.key).map(|bytes| bytes.to_vec()))
+            }
+            SourceKind::ConfigMap => {
+                let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+                let map = bounded(api.get_opt(&entry.name)).await.map_err(|error| {
+                    read_fault(&error, "get configmaps", namespace, Reason::SourceMissing)
+                })?;
+                map.and_then(|map| {
+                    let binary = map
+                        .binary_data
+                        .and_then(|mut data| data.remove(&entry.key))
+                        .map(|bytes| bytes.0);
+                    binary.or_else(|| {
+                        map.data
+                            .and_then(|mut data| data.remove(&entry.key))
+                            .map(String::into_bytes)
+                    })
+                })
+            }
+        };
+        let bytes = found.ok_or_else(|| {
+            Fault::invalid(
+                Reason::SourceMissing,
+                format!("{entry} with an entry {:?} does not exist in this namespace; create it, or correct the name", entry.key),
+            )
+        })?;
+        unarmor(&bytes, entry.armor).ok_or_else(|| {
+            Fault::invalid(
+                Reason::CiphertextInvalid,
+                format!("entry {:?} of {entry} is empty, larger than 64 KiB, or not base64 although armor says so", entry.key),
+            )
+        })
+    }
+}
+
+/// What the KMS says of the key; that it may not be asked is no fault.
+async fn described(kms: &Kms) -> Result<(Outcome, ()), Fault> {
+    match kms.describe().await {
+        Ok(description) => match description.fault {
+            Some(fault) => Err(fault),
+            None => Ok((Outcome::Well(format!("{} can be used", description.key)), ())),
+        },
+        Err(fault) if fault.reason == Reason::AccessDenied => Ok((
+            Outcome::Note("the identity may not describe the key, which is no fault".to_owned()),
+            (),
+        )),
+        Err(fault) => Err(fault),
+    }
+}
+
+/// The walk has ended.
+struct Ended;
+
+/// Takes a step and writes down how it went.
+async fn take<T>(
+    steps: &mut Vec<Step>,
+    name: &'static str,
+    step: impl Future<Output = Result<(Outcome, T), Fault>>,
+) -> Result<T, Ended> {
+    let started = Instant::now();
+    let (outcome, value) = match step.await {
+        Ok((outcome, value)) => (outcome, Ok(value)),
+        Err(fault) => (Outcome::Failed(fault), Err(Ended)),
+    };
+    steps.push(Step {
+        name,
+        outcome,
+        took: started.elapsed(),
+    });
+    value
+}
