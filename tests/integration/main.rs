@@ -15,6 +15,7 @@
 mod bad_input;
 mod cli;
 mod crash;
+mod doctor;
 mod drift;
 mod endpoints;
 mod imds;
