@@ -59,6 +59,8 @@ reasons! {
     FederationRejected "FederationRejected",
     /// STS refused `assumeRole`.
     AssumeRoleDenied "AssumeRoleDenied",
+    /// STS gave an identity other than the one that was asked for.
+    IdentityMismatch "IdentityMismatch",
     /// The instance metadata service answers, but its tokens do not reach the operator's pod.
     ImdsHopLimitTooLow "IMDSHopLimitTooLow",
     /// The instance metadata service does not answer.

@@ -274,6 +274,7 @@ impl WebIdentity {
                 error::fault(&asked, sdk::failure(&error, now))
             },
         )?;
+        is_asked_for(&self.irsa.role, answer.assumed_role_user.as_ref())?;
         session(answer.credentials, &asked)
     }
 }
@@ -319,8 +320,36 @@ impl AssumedRole {
         let answer = answer.map_err(|error: aws_sdk_sts::error::SdkError<AssumeRoleError, _>| {
             error::fault(&asked, sdk::failure(&error, now))
         })?;
+        is_asked_for(&self.role, answer.assumed_role_user.as_ref())?;
         session(answer.credentials, &asked)
     }
+}
+
+/// Whether STS gave the role that was asked for: another one would use its keys in the name of this one, unseen.
+///
+/// A session's ARN leaves out the role's path (IAM user guide, "IAM identifiers").
+pub(super) fn is_asked_for(
+    role: &str,
+    user: Option<&aws_sdk_sts::types::AssumedRoleUser>,
+) -> Result<(), Fault> {
+    let Some(user) = user else {
+        return Ok(());
+    };
+    let account = |arn: &str| arn.split(':').nth(4).map(ToOwned::to_owned);
+    let asked = role.rsplit('/').next();
+    let given = user
+        .arn()
+        .split_once(":assumed-role/")
+        .and_then(|(_, rest)| rest.split('/').next());
+    if given == asked && account(role) == account(user.arn()) {
+        return Ok(());
+    }
+    Err(Fault::denied(
+        Reason::IdentityMismatch,
+        format!(
+            "STS was asked for {role} and gave another identity, which is not used; check what answers for STS"
+        ),
+    ))
 }
 
 fn asked<'a>(operation: Operation, role: &'a str, region: &'a Region) -> Asked<'a> {

@@ -470,3 +470,30 @@ fn everything_can_be_spawned() {
     is_send(&bench.aws.connect(&seal, TENANT));
     is_send(&open(&bench, &seal));
 }
+
+#[test]
+fn a_session_of_another_role_is_not_used() {
+    let user = |arn: &str| {
+        aws_sdk_sts::types::AssumedRoleUser::builder()
+            .assumed_role_id("AROA:x")
+            .arn(arn)
+            .build()
+            .unwrap()
+    };
+    let role = "arn:aws:iam::123456789012:role/team/app";
+    let given = |arn: &str| tenant_identity::is_asked_for(role, Some(&user(arn)));
+    assert!(given("arn:aws:sts::123456789012:assumed-role/app/n.app").is_ok());
+    assert!(
+        tenant_identity::is_asked_for(role, None).is_ok(),
+        "some servers do not say"
+    );
+    for other in [
+        "arn:aws:sts::123456789012:assumed-role/other/n.app",
+        "arn:aws:sts::999999999999:assumed-role/app/n.app",
+        "arn:aws:sts::123456789012:federated-user/app",
+        "",
+    ] {
+        let fault = given(other).unwrap_err();
+        assert_eq!(fault.reason, Reason::IdentityMismatch, "{other}");
+    }
+}
