@@ -82,9 +82,13 @@ impl fmt::Display for KeyOcid {
     }
 }
 
-/// The realm in an OCID of any type.
+/// The realm in an OCID of any type. Very old OCIDs of the first region name that in its place, and tell no realm.
 pub fn realm_of(ocid: &str) -> Option<&str> {
-    ocid.split('.').nth(2).filter(|realm| !realm.is_empty())
+    let is_realm = |text: &&str| {
+        text.strip_prefix("oc")
+            .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+    };
+    ocid.split('.').nth(2).filter(is_realm)
 }
 
 /// Whether a text may be a region or the short code of one. It never holds a dot, so it cannot smuggle a domain into a
@@ -278,6 +282,20 @@ mod tests {
         assert_eq!(atlas.realm_of_region("eu-frankfurt-2"), "oc19");
         assert_eq!(atlas.realm_of_region("us-gov-ashburn-1"), "oc3");
         assert_eq!(atlas.realm_of_region("xx-new-1"), "oc1");
+    }
+
+    #[test]
+    fn the_realm_is_read_of_any_ocid() {
+        assert_eq!(realm_of("ocid1.tenancy.oc1..aaaa"), Some("oc1"));
+        assert_eq!(realm_of("ocid1.user.oc19..aaaa"), Some("oc19"));
+        for none in [
+            "ocid1.tenancy.region1..aaaa",
+            "ocid1.tenancy.oc..aaaa",
+            "ocid1",
+            "",
+        ] {
+            assert_eq!(realm_of(none), None, "{none}");
+        }
     }
 
     #[test]
