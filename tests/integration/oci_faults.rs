@@ -59,7 +59,11 @@ async fn damaged_and_foreign_wrapped_keys_are_told_and_never_delivered() {
         ("head", flipped(0), 1),
         ("cut", inline("kms", &good[..good.len() - 7]), 1),
         ("noise", inline("kms", &random(100)), 1),
-        ("of-another-key", json!({"format": "kms", "inline": of_another}), 1),
+        (
+            "of-another-key",
+            json!({"format": "kms", "inline": of_another}),
+            1,
+        ),
         ("blob-as-kms", inline("kms", &blob), 1),
         ("kms-as-blob", inline("blobinfo", &good), 0),
         ("flipped-blob", inline("blobinfo", &flipped_blob), 1),
@@ -78,7 +82,13 @@ async fn damaged_and_foreign_wrapped_keys_are_told_and_never_delivered() {
             "blob-with-a-short-data-key",
             inline(
                 "blobinfo",
-                &blob_info(&random(48), &random(12), 0, &scene.key.version, short_key.as_bytes()),
+                &blob_info(
+                    &random(48),
+                    &random(12),
+                    0,
+                    &scene.key.version,
+                    short_key.as_bytes(),
+                ),
             ),
             1,
         ),
@@ -153,7 +163,11 @@ async fn a_key_that_may_be_used_but_not_looked_at_is_not_unhealthy() {
     delivered(&scene, "one").await;
     within(Duration::from_secs(30), "get-key is refused", async || {
         let asked = scene.oci.count("management", "/keys/");
-        if asked > 0 { Ok(()) } else { Err("not asked".to_owned()) }
+        if asked > 0 {
+            Ok(())
+        } else {
+            Err("not asked".to_owned())
+        }
     })
     .await;
     delivered(&scene, "two").await;

@@ -70,7 +70,10 @@ async fn a_private_key_is_read_in_every_form_that_openssl_writes() {
         let user = scene.oci.api_key(form, phrase);
         // The line end that an editor leaves is no part of the pass phrase.
         let with_end = phrase.map(|phrase| format!("{phrase}\n"));
-        let more: Vec<_> = with_end.iter().map(|phrase| ("pass_phrase", phrase.as_str())).collect();
+        let more: Vec<_> = with_end
+            .iter()
+            .map(|phrase| ("pass_phrase", phrase.as_str()))
+            .collect();
         let secret = format!("key-{name}");
         scene.api_key_secret(&secret, &user, &more).await;
         let bytes = random(32);
@@ -160,7 +163,10 @@ async fn resource_principal(name: &str, files: bool, phrase: Option<&str>) {
         .env("OCI_RESOURCE_PRINCIPAL_VERSION", "2.2")
         .env("OCI_RESOURCE_PRINCIPAL_REGION", &given.region)
         .env("OCI_RESOURCE_PRINCIPAL_RPST", value("rpst", &given.rpst))
-        .env("OCI_RESOURCE_PRINCIPAL_PRIVATE_PEM", value("pem", &given.private_pem));
+        .env(
+            "OCI_RESOURCE_PRINCIPAL_PRIVATE_PEM",
+            value("pem", &given.private_pem),
+        );
     if let Some(phrase) = phrase {
         operator = operator.env(
             "OCI_RESOURCE_PRINCIPAL_PRIVATE_PEM_PASSPHRASE",
@@ -262,15 +268,24 @@ async fn a_service_account_that_is_missing_is_told_and_comes_to_life_when_it_is_
     let scene = cluster("oci-oke-missing").await;
     let _operator = in_cluster(&scene).start();
     let stage = &scene.stage;
-    stage.plane.delete("ServiceAccount", &stage.namespace, "app").await;
+    stage
+        .plane
+        .delete("ServiceAccount", &stage.namespace, "app")
+        .await;
     let bytes = random(32);
     stage
-        .apply("one", &scene.spec_as(&by_account(), &scene.kms_copy(&bytes), "one"))
+        .apply(
+            "one",
+            &scene.spec_as(&by_account(), &scene.kms_copy(&bytes), "one"),
+        )
         .await;
     let message = scene.not_ready("one", "ServiceAccountMissing").await;
     assert!(message.contains("app"), "{message}");
     assert_eq!(scene.sent(), Vec::<String>::new());
-    stage.plane.apply(&stage.object("v1", "ServiceAccount", "app")).await;
+    stage
+        .plane
+        .apply(&stage.object("v1", "ServiceAccount", "app"))
+        .await;
     stage.delivered("one", &[("root", &bytes)]).await;
 }
 
@@ -278,7 +293,10 @@ async fn a_service_account_that_is_missing_is_told_and_comes_to_life_when_it_is_
 async fn an_operator_outside_of_oke_says_what_workload_identity_needs() {
     let scene = OciScene::new("oci-oke-outside").await;
     let stage = &scene.stage;
-    stage.plane.apply(&stage.object("v1", "ServiceAccount", "app")).await;
+    stage
+        .plane
+        .apply(&stage.object("v1", "ServiceAccount", "app"))
+        .await;
     let _operator = scene.start();
     stage
         .apply("one", &scene.spec_as(&by_account(), &scene.kms_copy(b"x"), "one"))

@@ -51,7 +51,10 @@ async fn outlives_its_tokens(scene: &OciScene, service: &str, credentials: &Valu
     let (tokens, decrypts) = (scene.oci.count(service, ""), scene.decrypts());
     let lives = start.elapsed().as_secs_f64() / LIFE as f64;
     println!("{service}: {tokens} tokens, {decrypts} decrypts in {lives:.1} lives of a token");
-    assert!(tokens >= 2, "a token of {LIFE} s does not last for {lives:.1} lives");
+    assert!(
+        tokens >= 2,
+        "a token of {LIFE} s does not last for {lives:.1} lives"
+    );
     // They are renewed at half of their life, so that their end is never met.
     assert!(
         (tokens as f64) <= 2.0 * lives + 2.0,
@@ -180,7 +183,9 @@ async fn files_of_a_resource_principal_are_read_anew_when_the_platform_renews_th
     write(3600);
     within(Duration::from_secs(90), "Ready again by itself", async || {
         let (ready, _) = verdict(&scene, "one").await;
-        (ready["status"] == "True").then_some(()).ok_or_else(|| ready.to_string())
+        (ready["status"] == "True")
+            .then_some(())
+            .ok_or_else(|| ready.to_string())
     })
     .await;
     scene.untouched(&one).await;

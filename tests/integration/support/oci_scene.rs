@@ -56,9 +56,11 @@ impl OciScene {
 
     /// In a namespace that may use the operator's identity for the first key.
     pub async fn granted(name: &str) -> Self {
-        Self::set_up(name, &Options::default(), |key| {
-            json!({"labels": {LABEL: "allowed"}, "annotations": {GRANTS: key.id}})
-        })
+        Self::set_up(
+            name,
+            &Options::default(),
+            |key| json!({"labels": {LABEL: "allowed"}, "annotations": {GRANTS: key.id}}),
+        )
         .await
     }
 
@@ -110,7 +112,10 @@ impl OciScene {
     pub async fn entries(&self, name: &str, entries: &Value) {
         let mut secret = self.stage.object("v1", "Secret", name);
         secret["stringData"] = entries.clone();
-        self.stage.plane.delete("Secret", &self.stage.namespace, name).await;
+        self.stage
+            .plane
+            .delete("Secret", &self.stage.namespace, name)
+            .await;
         self.stage.plane.create(&secret).await;
     }
 
@@ -245,7 +250,10 @@ impl OciScene {
         .await;
         println!("{name}: {reason}: {message}");
         assert!(message.len() > 20, "{name}: a sentence is wanted: {message}");
-        assert!(message.contains("oci"), "{name}: the seal is not named: {message}");
+        assert!(
+            message.contains("oci"),
+            "{name}: the seal is not named: {message}"
+        );
         message
     }
 
