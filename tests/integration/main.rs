@@ -25,6 +25,7 @@ mod oci_guard;
 mod oci_identities;
 mod oci_over_time;
 mod oci_schema;
+mod oci_secrecy;
 mod oci_thrift;
 mod operator_identity;
 mod own_identity;
