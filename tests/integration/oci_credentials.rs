@@ -202,6 +202,32 @@ async fn a_refused_federation_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_refused_federation_is_not_asked_by_every_seal_config() {
+    let scene = OciScene::granted("oci-fed-many").await;
+    let _operator = scene.start();
+    scene
+        .oci
+        .fault(&json!({"service": "federation", "kind": "status", "status": 401, "times": -1}));
+    for index in 0..10 {
+        let name = format!("c{index}");
+        let spec = scene.spec_as(&by_instance(), &scene.kms_copy(b"x"), &name);
+        scene.stage.apply(&name, &spec).await;
+    }
+    let start = Instant::now();
+    for index in 0..10 {
+        scene.not_ready(&format!("c{index}"), "FederationRejected").await;
+    }
+    // One for all of them, and its backoff of 5 s and more.
+    let most = usize::try_from(start.elapsed().as_secs() / 3 + 2).unwrap();
+    let asked = scene.oci.count("federation", "");
+    assert!((1..=most).contains(&asked), "{asked} requests");
+    scene.oci.clear_faults();
+    for index in 0..10 {
+        scene.stage.ready(&format!("c{index}")).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_instance_of_another_tenancy_is_refused_by_the_vault_and_told() {
     let scene = OciScene::granted("oci-tenancy").await;
     scene

@@ -221,11 +221,11 @@ async fn a_tenants_configuration_never_names_a_file_of_the_operator() {
     );
     let service_account = "/var/run/secrets/kubernetes.io/serviceaccount/token";
     let lines = |lines: &[(&str, &str)]| {
-        let lines: String = lines
-            .iter()
-            .map(|(name, value)| format!("{name}={value}\n"))
-            .collect();
-        head.clone() + &lines
+        let mut text = head.clone();
+        for (name, value) in lines {
+            text.extend([name, "=", value, "\n"]);
+        }
+        text
     };
     let cases = [
         ("readable", lines(&[("key_file", &key_file)]), false),

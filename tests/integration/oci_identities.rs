@@ -134,10 +134,39 @@ async fn without_credentials_it_is_the_instance_principal_that_asks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_old_metadata_service_that_tells_a_short_code_only_is_understood() {
+async fn an_old_metadata_service_that_tells_a_short_code_only_is_asked_for_that() {
     let scene = OciScene::granted("oci-short").await;
     scene.oci.metadata("/instance/regionInfo", None);
-    scene.oci.metadata("/instance/region", Some("fra\n"));
+    scene.oci.metadata("/instance/region", Some("XYZ\n"));
+    // The endpoint that follows from the code is none of this machine; `.invalid` never resolves (RFC 6761).
+    let region = json!({"regionKey": "xyz", "regionIdentifier": "xx-test-1", "realmKey": "oc99",
+        "realmDomainComponent": "realm.invalid"});
+    let _operator = scene
+        .operator()
+        .without("OCI_SDK_AUTH_CLIENT_REGION_URL")
+        .env("OCI_REGION_METADATA", region.to_string())
+        .start();
+    let spec = scene.spec_as(&json!({"instancePrincipal": {}}), &scene.blob_copy(b"x"), "one");
+    scene.stage.apply("one", &spec).await;
+    let message = scene.not_ready("one", "EndpointUnresolvable").await;
+    assert!(message.contains("identity service"), "{message}");
+    let asked: Vec<_> = scene
+        .oci
+        .log()
+        .iter()
+        .take(2)
+        .map(|entry| (entry["path"].clone(), entry["status"].clone()))
+        .collect();
+    let expected = [("regionInfo", 404), ("region", 200)]
+        .map(|(path, status)| (json!(format!("/opc/v2/instance/{path}")), json!(status)));
+    assert_eq!(asked, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_for_tokens_in_the_environment_saves_the_question_for_the_region() {
+    let scene = OciScene::granted("oci-auth-url").await;
+    scene.oci.metadata("/instance/regionInfo", None);
+    scene.oci.metadata("/instance/region", None);
     let _operator = scene.start();
     let bytes = random(32);
     let spec = scene.spec_as(&json!({"instancePrincipal": {}}), &scene.blob_copy(&bytes), "one");
@@ -202,6 +231,48 @@ async fn an_operator_without_a_resource_principal_says_so() {
     let message = scene.not_ready("one", "CredentialsMissing").await;
     assert!(message.contains("OCI_RESOURCE_PRINCIPAL_VERSION"), "{message}");
     assert_eq!(scene.sent(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrapped_key_is_read_from_secrets_and_config_maps_with_or_without_armour() {
+    let scene = OciScene::new("oci-sources").await;
+    let _operator = scene.start();
+    let (stage, bytes) = (&scene.stage, random(32));
+    // What `oci kms crypto encrypt` prints, as somebody would paste it: that is base64 already.
+    let text = scene.kms_copy(&bytes)["inline"].as_str().unwrap().to_owned();
+    let blob = scene.oci.wrapped(&scene.key, &bytes);
+    stage
+        .secret_of(
+            "sources",
+            &[
+                ("text", format!("{text}\n").as_bytes()),
+                ("bare", text.as_bytes()),
+                ("blob", &blob),
+            ],
+        )
+        .await;
+    let mut map = stage.object("v1", "ConfigMap", "sources");
+    map["data"] = json!({"text": text});
+    stage.plane.apply(&map).await;
+    let secret =
+        |key: &str, armor: &str| json!({"secretKeyRef": {"name": "sources", "key": key, "armor": armor}});
+    for (name, format, source) in [
+        ("text-auto", "kms", secret("text", "Auto")),
+        ("text-base64", "kms", secret("text", "Base64")),
+        ("text-none", "kms", secret("bare", "None")),
+        ("blob-auto", "blobinfo", secret("blob", "Auto")),
+        ("blob-none", "blobinfo", secret("blob", "None")),
+        (
+            "config-map",
+            "kms",
+            json!({"configMapKeyRef": {"name": "sources", "key": "text"}}),
+        ),
+    ] {
+        let mut copy = source;
+        copy["format"] = json!(format);
+        let spec = scene.spec_as(&by_secret("oci"), &copy, name);
+        scene.deliver(name, spec, &bytes).await;
+    }
 }
 
 /// A scene of an OKE cluster: the token endpoint at an address of its own, ServiceAccount `app` in the namespace.
