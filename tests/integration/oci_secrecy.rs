@@ -133,11 +133,8 @@ async fn life(name: &str, format: &str) {
         "a ServiceAccount token",
         b"eyJhbGciOiJSUzI1NiIsImtpZCI6",
     ));
-    needles.push(Needle::new("a signature", b"Signature version=\"1\""));
-    needles.push(Needle::new(
-        "a signature's algorithm",
-        b"algorithm=\"rsa-sha256\"",
-    ));
+    // Without what follows: a quote is escaped in JSON.
+    needles.push(Needle::new("a signature", b"Signature version="));
 
     let fresh = |needles: &mut Vec<Needle>, what: &str| {
         let bytes = random(32);
