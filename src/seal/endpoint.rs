@@ -115,7 +115,14 @@ pub fn allow_oci(
     let elsewhere = atlas
         .domains()
         .find(|(_, other)| Some(*other) != domain && is_vault("*", other));
-    if let Some((realm, _)) = elsewhere {
+    if let Some((first, domain)) = elsewhere {
+        // Realms may share a domain; then the region tells which of them it is.
+        let realm = host
+            .split_once(".kms.")
+            .and_then(|(_, rest)| rest.split('.').next())
+            .map(|region| atlas.realm_of_region(region))
+            .filter(|realm| atlas.domain(realm) == Some(domain))
+            .unwrap_or(first);
         return Err(Fault::invalid(
             Reason::RealmMismatch,
             format!(
@@ -429,13 +436,21 @@ mod tests {
 
     #[test]
     fn a_vault_of_another_realm_is_named() {
-        for endpoint in [
-            "https://v-crypto.kms.eu-madrid-2.oraclecloud.eu",
-            "https://v-crypto.kms.us-langley-1.oraclegovcloud.com",
+        for (endpoint, realm) in [
+            ("https://v-crypto.kms.eu-madrid-2.oraclecloud.eu", "realm oc19,"),
+            (
+                "https://v-crypto.kms.us-langley-1.oraclegovcloud.com",
+                "realm oc2,",
+            ),
+            (
+                "https://v-crypto.kms.us-gov-ashburn-1.oraclegovcloud.com",
+                "realm oc3,",
+            ),
         ] {
             let fault = crypto(endpoint, KEY).unwrap_err();
             assert_eq!(fault.reason, Reason::RealmMismatch, "{endpoint}");
-            assert!(fault.message.contains("realm oc1"), "{}", fault.message);
+            assert!(fault.message.contains(realm), "{}", fault.message);
+            assert!(fault.message.contains("realm oc1;"), "{}", fault.message);
         }
     }
 }

@@ -9,20 +9,20 @@ use crate::support::{
     operator::Running,
     plane::{eventually, within},
     scene::Scene,
-    stage::{condition, random, speaks_of_now},
+    stage::{Stage, condition, random, speaks_of_now},
     sts::Sts,
 };
 
 /// Everything that the operator said anywhere.
-async fn said(scene: &Scene, written: &str, metrics: &str) -> Vec<(&'static str, String)> {
-    let plane = &scene.stage.plane;
+pub async fn said(stage: &Stage, written: &str, metrics: &str) -> Vec<(&'static str, String)> {
+    let plane = &stage.plane;
     let mut status = String::new();
-    for config in plane.list("SealConfig", &scene.stage.namespace).await {
+    for config in plane.list("SealConfig", &stage.namespace).await {
         status.push_str(&config["status"].to_string());
     }
-    let events = plane.list("Event", &scene.stage.namespace).await;
+    let events = plane.list("Event", &stage.namespace).await;
     let mut metadata = String::new();
-    for secret in plane.list("Secret", &scene.stage.namespace).await {
+    for secret in plane.list("Secret", &stage.namespace).await {
         let mut of = secret["metadata"].clone();
         // The field manager lists names, and those of the user's own objects hold what the user put there.
         of.as_object_mut().unwrap().remove("managedFields");
@@ -37,7 +37,8 @@ async fn said(scene: &Scene, written: &str, metrics: &str) -> Vec<(&'static str,
     ]
 }
 
-fn search(needles: &[Needle], places: &[(&'static str, String)]) {
+/// Nothing of what is secret is found anywhere.
+pub fn search(needles: &[Needle], places: &[(&'static str, String)]) {
     let mut found = Vec::new();
     for (place, text) in places {
         for needle in needles {
@@ -246,7 +247,7 @@ async fn life(name: &str, format: &str) {
     let metrics = running.metrics();
     let written = running.stop();
     assert!(written.len() > 1000, "the operator was silent at trace level");
-    search(&needles, &said(&scene, &written, &metrics).await);
+    search(&needles, &said(stage, &written, &metrics).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

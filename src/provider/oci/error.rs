@@ -256,7 +256,8 @@ pub(super) fn skewed(refusal: &Refusal, what: &str) -> Option<Fault> {
         format!(
             "the clock of the operator's node and {what}'s differ by {} minutes, and signatures hold for 5; set the \
              node's clock (NTP)",
-            skew.as_secs() / 60
+            // To the nearest, for a skew of ten minutes is measured as a second less.
+            (skew.as_secs() + 30) / 60
         ),
     ))
 }

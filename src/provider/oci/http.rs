@@ -183,11 +183,22 @@ fn failure(error: &reqwest::Error) -> Failure {
         }
     } else if error.is_connect() {
         Failure::Unreachable
-    } else if wire::find::<std::io::Error>(error).is_some() || error.is_body() || error.is_decode() {
+    } else if wire::find::<std::io::Error>(error).is_some()
+        || error.is_body()
+        || error.is_decode()
+        || cut(error)
+    {
         Failure::Broken
     } else {
         Failure::Garbage
     }
+}
+
+/// Whether the connection was closed before there was an answer: what becomes of a request on a kept connection that the
+/// server closes at the same moment.
+fn cut(error: &reqwest::Error) -> bool {
+    wire::find::<hyper::Error>(error)
+        .is_some_and(|error| error.is_incomplete_message() || error.is_closed() || error.is_canceled())
 }
 
 /// How far the server's clock is from ours, if it tells.
@@ -264,6 +275,31 @@ mod tests {
         ] {
             assert_eq!(host_of(base).as_deref(), Some(host), "{base}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_closed_without_an_answer_is_broken_and_no_garbage() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let closes = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            // All of the request is read: closing with bytes unread is a reset, which is another error.
+            tokio::io::AsyncReadExt::read(&mut stream, &mut [0; 4096])
+                .await
+                .unwrap();
+        });
+        let lookup: Lookup = Arc::new(SystemLookup);
+        let client = Client::new(false, &lookup, Duration::from_secs(1), None);
+        let request = Request {
+            method: Method::GET,
+            base: &base,
+            target: "/",
+            headers: Vec::new(),
+            body: None,
+            timeout: Duration::from_secs(5),
+        };
+        assert_eq!(client.send(request).await.err(), Some(Failure::Broken));
+        closes.await.unwrap();
     }
 
     #[tokio::test]

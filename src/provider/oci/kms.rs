@@ -204,8 +204,11 @@ impl Kms {
             associated_data: context,
         };
         let call = post(Operation::Decrypt, "/20180608/decrypt", &body, context)?;
+        let asked = (self.connection.clock)();
         let answer = match self.call(&call).await {
-            Err(fault) if fault.reason == Reason::KeyUnusable => return Err(self.tell_state(fault).await),
+            Err(fault) if fault.reason == Reason::KeyUnusable => {
+                return Err(self.tell_state(fault, asked).await);
+            }
             outcome => outcome?,
         };
         let answer: Decrypted =
@@ -306,8 +309,11 @@ impl Kms {
             associated_data: context,
         };
         let call = post(Operation::Encrypt, "/20180608/encrypt", &body, context)?;
+        let asked = (self.connection.clock)();
         let answer = match self.call(&call).await {
-            Err(fault) if fault.reason == Reason::KeyUnusable => return Err(self.tell_state(fault).await),
+            Err(fault) if fault.reason == Reason::KeyUnusable => {
+                return Err(self.tell_state(fault, asked).await);
+            }
             outcome => outcome?,
         };
         let answer: Encrypted =
@@ -362,13 +368,20 @@ impl Kms {
         })
     }
 
-    /// The vault says that the key's state is wrong, but not which it is. Get-key knows.
-    async fn tell_state(&self, fault: Fault) -> Fault {
-        let since = (self.connection.clock)().checked_sub(Duration::from_mins(1));
-        match self.facts(since).await {
-            Ok(facts) => facts.fault.clone().unwrap_or(fault),
-            Err(_) => fault,
+    /// The vault says that the key's state is wrong, but not which it is. Get-key knows: what it found wrong in the last
+    /// minute, else what it says now, for an older word that all is well has just been refuted.
+    async fn tell_state(&self, fault: Fault, asked: SystemTime) -> Fault {
+        for since in [asked.checked_sub(Duration::from_mins(1)), Some(asked)] {
+            match self.facts(since).await {
+                Ok(facts) => {
+                    if let Some(known) = &facts.fault {
+                        return known.clone();
+                    }
+                }
+                Err(_) => return fault,
+            }
         }
+        fault
     }
 
     /// The key that the vault says it used, where it says so, must be the seal's (security rule S4).
