@@ -46,6 +46,17 @@ impl Behind {
         bytes
     }
 
+    /// Waits for the key, as long as a probe's verdict and a backoff may hold it.
+    async fn delivers(&self, name: &str, bytes: &[u8]) {
+        within(Duration::from_mins(1), "the key", async || {
+            let data = self.scene.stage.secret(name).await.unwrap_or_default();
+            (data.get("root").map(Vec::as_slice) == Some(bytes))
+                .then_some(())
+                .ok_or_else(|| "no key".to_owned())
+        })
+        .await;
+    }
+
     /// Never version 1: nothing but the probe's plain look at the list, and nothing of it without a token.
     fn asks_by_version_2_only(&self) {
         for (method, path, token) in self.network.seen() {
@@ -140,13 +151,7 @@ async fn the_default_chain_says_so_too_and_tokens_that_are_optional_change_nothi
     behind.scene.not_ready("one", &["IMDSHopLimitTooLow"]).await;
     behind.asks_by_version_2_only();
     behind.network.set(&json!({"hop_limit": 2, "tokens": "optional"}));
-    within(Duration::from_mins(1), "the key", async || {
-        let data = behind.scene.stage.secret("one").await.unwrap_or_default();
-        (data.get("root") == Some(&bytes))
-            .then_some(())
-            .ok_or_else(|| "no key".to_owned())
-    })
-    .await;
+    behind.delivers("one", &bytes).await;
     behind.asks_by_version_2_only();
 }
 
@@ -158,13 +163,7 @@ async fn every_forwarding_node_takes_one() {
     let bytes = behind.apply("one", &by_metadata()).await;
     behind.scene.not_ready("one", &["IMDSHopLimitTooLow"]).await;
     behind.network.set(&json!({"hop_limit": 3}));
-    within(Duration::from_mins(1), "the key", async || {
-        let data = behind.scene.stage.secret("one").await.unwrap_or_default();
-        (data.get("root") == Some(&bytes))
-            .then_some(())
-            .ok_or_else(|| "no key".to_owned())
-    })
-    .await;
+    behind.delivers("one", &bytes).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -177,13 +176,7 @@ async fn the_hop_limit_is_found_over_ipv6_too() {
     let bytes = behind.apply("one", &by_metadata()).await;
     behind.scene.not_ready("one", &["IMDSHopLimitTooLow"]).await;
     behind.network.set(&json!({"hop_limit": 2}));
-    within(Duration::from_mins(1), "the key", async || {
-        let data = behind.scene.stage.secret("one").await.unwrap_or_default();
-        (data.get("root") == Some(&bytes))
-            .then_some(())
-            .ok_or_else(|| "no key".to_owned())
-    })
-    .await;
+    behind.delivers("one", &bytes).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

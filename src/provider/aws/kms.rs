@@ -303,7 +303,9 @@ impl Kms {
             ));
         };
         if !(1..=MAX_CIPHERTEXT).contains(&ciphertext.len())
-            || ciphertext.windows(bytes.len()).any(|window| window == bytes)
+            || ciphertext == bytes
+            // A few bytes stand in any ciphertext by chance.
+            || (bytes.len() >= 8 && ciphertext.windows(bytes.len()).any(|window| window == bytes))
         {
             return Err(garbage());
         }

@@ -5,60 +5,34 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
 use data_encoding::BASE64;
 use jiff::Timestamp;
 use reqwest::Method;
-use serde::{Deserialize, Serialize, de};
+use serde::Serialize;
 use zeroize::Zeroizing;
 
 use super::{
-    error::{self, Asked, Failure, Operation, Subject},
-    http::{self, Answer, Client, Request},
-    identity::Identity,
-    instance_principal::refusal,
-    retry,
-    session::Session,
-    signature::{self, Form, Unsigned},
+    call::{Call, Connection, check_realm},
+    error::Operation,
+    messages::{
+        self, MAX_CIPHERTEXT, MAX_PLAINTEXT, check_context, ciphertext_bytes, ciphertext_text,
+        context_with_blob, decoded, garbage, state_fault,
+    },
 };
 use crate::{
     api::Reason,
-    provider::{Clock, Description, Format, Observer, Opened, Timeouts, recent::Recent, wire},
+    provider::{Description, Format, Opened, wire},
     seal::{
         Ciphertext, Fault, KeyBytes,
-        endpoint::AllowedEndpoint,
         oci::{KeyOcid, is_ocid},
     },
     wrapped::blob_info::{self, BlobInfo, KeyInfo},
 };
-
-/// The largest plaintext that an AES key encrypts; the service's own limit.
-const MAX_PLAINTEXT: usize = 4096;
-
-/// The longest ciphertext that is sent or taken. The service's are some hundred characters longer than the plaintext.
-const MAX_CIPHERTEXT: usize = 16 * 1024;
-
-/// The SDK's documentation of `associatedData`: fewer characters than this, as JSON.
-const MAX_CONTEXT: usize = 4096;
-
-/// The way to the vault.
-pub(super) struct Connection {
-    pub(super) crypto: AllowedEndpoint,
-    pub(super) management: AllowedEndpoint,
-    pub(super) open: Arc<Client>,
-    pub(super) guarded: Arc<Client>,
-    pub(super) identity: Arc<Identity>,
-    pub(super) timeouts: Timeouts,
-    pub(super) clock: Clock,
-    pub(super) observer: Arc<dyn Observer>,
-    /// Shared by all seals with one identity, endpoint and key.
-    pub(super) description: Arc<Recent<KeyFacts>>,
-}
 
 /// One seal's key, with the credentials to use it.
 pub struct Kms {
@@ -69,18 +43,9 @@ pub struct Kms {
 /// What get-key says.
 pub(super) struct KeyFacts {
     /// OCID of the version that encrypts.
-    version: String,
+    version: Option<String>,
     fault: Option<Fault>,
     at: Timestamp,
-}
-
-/// What is asked, before it is known who asks.
-struct Call<'a> {
-    operation: Operation,
-    method: Method,
-    target: &'a str,
-    body: Bytes,
-    context: bool,
 }
 
 impl Kms {
@@ -99,7 +64,7 @@ impl Kms {
     /// Why there is none.
     pub async fn authenticate(&self) -> Result<(), Fault> {
         let session = self.connection.identity.get().await?;
-        self.check_realm(&session)
+        check_realm(&self.key, &session)
     }
 
     /// What get-key says, asked at most once an hour per identity, vault and key.
@@ -176,20 +141,6 @@ impl Kms {
     }
 
     async fn decrypt(&self, ciphertext: &str, context: &BTreeMap<String, String>) -> Result<KeyBytes, Fault> {
-        #[derive(Serialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Body<'a> {
-            ciphertext: &'a str,
-            key_id: &'a str,
-            #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-            associated_data: &'a BTreeMap<String, String>,
-        }
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Decrypted {
-            plaintext: SecretText,
-            key_id: Option<String>,
-        }
         if !(1..=MAX_CIPHERTEXT).contains(&ciphertext.len()) {
             return Err(Fault::invalid(
                 Reason::CiphertextInvalid,
@@ -198,20 +149,20 @@ impl Kms {
             ));
         }
         check_context(context)?;
-        let body = Body {
+        let body = messages::Decrypt {
             ciphertext,
             key_id: self.key.as_str(),
             associated_data: context,
         };
-        let call = post(Operation::Decrypt, "/20180608/decrypt", &body, context)?;
+        let call = self.post(Operation::Decrypt, "/20180608/decrypt", &body, context)?;
         let asked = (self.connection.clock)();
-        let answer = match self.call(&call).await {
+        let answer = match self.connection.call(&call).await {
             Err(fault) if fault.reason == Reason::KeyUnusable => {
                 return Err(self.tell_state(fault, asked).await);
             }
             outcome => outcome?,
         };
-        let answer: Decrypted =
+        let answer: messages::Decrypted =
             serde_json::from_slice(&answer.body).map_err(|_| garbage(Operation::Decrypt))?;
         self.check_key(answer.key_id.as_deref())?;
         let plain = decoded(&answer.plaintext).ok_or_else(|| garbage(Operation::Decrypt))?;
@@ -254,7 +205,12 @@ impl Kms {
                 let version = match version {
                     Some(version) => version,
                     // The wrapper always asks the management endpoint; the answer to encrypt says the same, sooner.
-                    None => self.facts(None).await?.version.clone(),
+                    None => self
+                        .facts(None)
+                        .await?
+                        .version
+                        .clone()
+                        .ok_or_else(|| garbage(Operation::GetKey))?,
                 };
                 let blob = BlobInfo {
                     ciphertext: sealed.ciphertext,
@@ -277,21 +233,6 @@ impl Kms {
         key: &KeyBytes,
         context: &BTreeMap<String, String>,
     ) -> Result<(String, Option<String>), Fault> {
-        #[derive(Serialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Body<'a> {
-            key_id: &'a str,
-            plaintext: &'a str,
-            #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-            associated_data: &'a BTreeMap<String, String>,
-        }
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Encrypted {
-            ciphertext: String,
-            key_id: Option<String>,
-            key_version_id: Option<String>,
-        }
         let bytes = key.expose();
         if !(1..=MAX_PLAINTEXT).contains(&bytes.len()) {
             return Err(Fault::invalid(
@@ -303,66 +244,45 @@ impl Kms {
         let mut plaintext = Zeroizing::new(vec![0; BASE64.encode_len(bytes.len())]);
         BASE64.encode_mut(bytes, &mut plaintext);
         let plaintext = std::str::from_utf8(&plaintext).unwrap_or_default();
-        let body = Body {
+        let body = messages::Encrypt {
             key_id: self.key.as_str(),
             plaintext,
             associated_data: context,
         };
-        let call = post(Operation::Encrypt, "/20180608/encrypt", &body, context)?;
+        let call = self.post(Operation::Encrypt, "/20180608/encrypt", &body, context)?;
         let asked = (self.connection.clock)();
-        let answer = match self.call(&call).await {
+        let answer = match self.connection.call(&call).await {
             Err(fault) if fault.reason == Reason::KeyUnusable => {
                 return Err(self.tell_state(fault, asked).await);
             }
             outcome => outcome?,
         };
-        let answer: Encrypted =
+        let answer: messages::Encrypted =
             serde_json::from_slice(&answer.body).map_err(|_| garbage(Operation::Encrypt))?;
         self.check_key(answer.key_id.as_deref())?;
         let text = answer.ciphertext;
-        let honest = (1..=MAX_CIPHERTEXT).contains(&text.len())
-            && text.bytes().all(|b| b.is_ascii_graphic())
-            && !text.contains(plaintext)
-            && !ciphertext_bytes(&text)
-                .windows(bytes.len())
-                .any(|window| window == bytes);
-        if !honest {
+        if !messages::is_honest(&text, bytes) {
             return Err(garbage(Operation::Encrypt));
         }
         Ok((text, answer.key_version_id.filter(|version| is_ocid(version))))
     }
 
     async fn ask_facts(&self) -> Result<KeyFacts, Fault> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Shape {
-            algorithm: Option<String>,
-        }
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Key {
-            id: String,
-            current_key_version: String,
-            lifecycle_state: String,
-            #[serde(rename = "keyShape")]
-            shape: Option<Shape>,
-        }
         let call = Call {
             operation: Operation::GetKey,
+            key: &self.key,
             method: Method::GET,
             target: &format!("/20180608/keys/{}", self.key),
             body: Bytes::new(),
             context: false,
         };
-        let answer = self.call(&call).await?;
-        let key: Key = serde_json::from_slice(&answer.body).map_err(|_| garbage(Operation::GetKey))?;
+        let answer = self.connection.call(&call).await?;
+        let key: messages::Key =
+            serde_json::from_slice(&answer.body).map_err(|_| garbage(Operation::GetKey))?;
         self.check_key(Some(&key.id))?;
-        if !is_ocid(&key.current_key_version) {
-            return Err(garbage(Operation::GetKey));
-        }
         let algorithm = key.shape.and_then(|shape| shape.algorithm);
         Ok(KeyFacts {
-            version: key.current_key_version,
+            version: key.current_key_version.filter(|version| is_ocid(version)),
             fault: state_fault(&self.key, &key.lifecycle_state, algorithm.as_deref()),
             at: wire::timestamp((self.connection.clock)()),
         })
@@ -399,303 +319,21 @@ impl Kms {
         ))
     }
 
-    /// Sends a request, signed anew at each try: told to the observer, its error said in our words.
-    async fn call(&self, call: &Call<'_>) -> Result<Answer, Fault> {
-        let bound = self.connection.timeouts.operation;
-        let (mut tries, mut renewed, mut spent) = (0, false, Duration::ZERO);
-        loop {
-            // The session first, outside of the operation's bound in time: its faults are not the vault's.
-            let session = self.connection.identity.get().await?;
-            self.check_realm(&session)?;
-            tries += 1;
-            let sent = Instant::now();
-            let outcome = self.send(call, &session, bound.saturating_sub(spent)).await;
-            let failure = match outcome {
-                Ok(answer) => {
-                    self.observe(call.operation, "ok", sent);
-                    return Ok(answer);
-                }
-                Err(failure) => failure,
-            };
-            spent += sent.elapsed();
-            let subject = self.connection.identity.subject(&session);
-            let fault = error::kms(&self.asked(call, &subject), &failure);
-            self.observe(call.operation, fault.reason.as_str(), sent);
-            // A token that was revoked, or whose certificate has rotated away: one new one is worth a try.
-            if failure.is_unauthenticated() && session.expires.is_some() && !renewed {
-                self.connection.identity.forget(&session);
-                renewed = true;
-                tries -= 1;
-                continue;
-            }
-            let left = bound.saturating_sub(spent);
-            let Some(wait) = retry::wait(&failure, tries, left, wire::jitter()) else {
-                return Err(fault);
-            };
-            tokio::time::sleep(wait).await;
-            spent += wait;
-        }
-    }
-
-    /// One try, which has no more than `left`.
-    async fn send(&self, call: &Call<'_>, session: &Session, left: Duration) -> Result<Answer, Failure> {
-        let Connection {
-            crypto, management, ..
-        } = &self.connection;
-        let endpoint = match call.operation {
-            Operation::Decrypt | Operation::Encrypt => crypto,
-            Operation::GetKey => management,
-        };
-        let client = if endpoint.trusted {
-            &self.connection.open
-        } else {
-            &self.connection.guarded
-        };
-        let now = (self.connection.clock)();
-        let host = http::host_of(&endpoint.url).ok_or(Failure::NoAddress)?;
-        let unsigned = Unsigned {
-            method: call.method.as_str(),
-            target: call.target,
-            host: &host,
-            content_type: "application/json",
-            body: &call.body,
-        };
-        let date = signature::http_date(wire::timestamp(now).as_second());
-        let headers = signature::headers(&session.key, &session.key_id, &unsigned, &date, Form::Service)
-            .map_err(|_| Failure::Garbage)?;
-        let has_body = call.method == Method::POST;
-        let request = Request {
-            method: call.method.clone(),
-            base: &endpoint.url,
-            target: call.target,
-            headers,
-            body: has_body.then(|| call.body.clone()),
-            timeout: self.connection.timeouts.attempt.min(left),
-        };
-        let answer = client.send(request).await?;
-        if (200..300).contains(&answer.status) {
-            return Ok(answer);
-        }
-        tracing::debug!(
-            operation = call.operation.as_str(),
-            status = answer.status,
-            request_id = answer.header("opc-request-id").and_then(wire::request_id),
-            "OCI answered with an error"
-        );
-        Err(refusal(&answer, now))
-    }
-
-    fn asked<'a>(&'a self, call: &Call<'_>, subject: &'a Subject) -> Asked<'a> {
-        Asked {
-            operation: call.operation,
-            key: self.key.as_str(),
-            context: call.context,
-            subject,
-        }
-    }
-
-    fn observe(&self, operation: Operation, outcome: &'static str, since: Instant) {
-        let seconds = since.elapsed().as_secs_f64();
-        self.connection
-            .observer
-            .kms_request("ocikms", operation.as_str(), outcome, seconds);
-    }
-
-    /// Realms are islands: an identity of one is unknown in every other.
-    fn check_realm(&self, session: &Session) -> Result<(), Fault> {
-        match &session.realm {
-            Some(realm) if realm != self.key.realm() => Err(Fault::invalid(
-                Reason::RealmMismatch,
-                format!(
-                    "the identity belongs to realm {realm} and the key to realm {}, which know nothing of each other; use an \
-                     identity of the key's realm",
-                    self.key.realm()
-                ),
-            )),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// A request with a body.
-fn post<'a>(
-    operation: Operation,
-    target: &'a str,
-    body: &impl Serialize,
-    context: &BTreeMap<String, String>,
-) -> Result<Call<'a>, Fault> {
-    // Room for all of it, so that no copy of a plaintext is left behind by growth; wiped when the last try is over.
-    let room = 2 * (MAX_CIPHERTEXT + MAX_CONTEXT);
-    let mut buffer = Zeroizing::new(Vec::with_capacity(room));
-    serde_json::to_writer(&mut *buffer, body).map_err(|_| garbage(operation))?;
-    Ok(Call {
-        operation,
-        method: Method::POST,
-        target,
-        body: Bytes::from_owner(buffer),
-        context: !context.is_empty(),
-    })
-}
-
-/// Why the key cannot be used, if it cannot.
-///
-/// Source: `keymanagement/key.go` of the Go SDK for the states.
-fn state_fault(key: &KeyOcid, state: &str, algorithm: Option<&str>) -> Option<Fault> {
-    let (reason, message) = match state {
-        "ENABLED" | "UPDATING" | "BACKUP_IN_PROGRESS" => match algorithm {
-            None | Some("AES") => return None,
-            Some(_) => (
-                Reason::KeyUnusable,
-                format!("{key} is no AES key; a seal needs one: make it and name it"),
-            ),
-        },
-        "DISABLED" | "DISABLING" => (
-            Reason::KeyDisabled,
-            format!(
-                "the key {key} is disabled; enable it (oci kms management key enable --key-id {key} --endpoint …)"
-            ),
-        ),
-        "PENDING_DELETION" | "SCHEDULING_DELETION" | "DELETING" => (
-            Reason::KeyPendingDeletion,
-            format!(
-                "the key {key} is about to be deleted; cancel that now (oci kms management key cancel-deletion --key-id {key} \
-                 --endpoint …), or everything wrapped under it alone is lost"
-            ),
-        ),
-        "DELETED" => (
-            Reason::KeyNotFound,
-            format!("the key {key} is deleted; name another"),
-        ),
-        _ => (
-            Reason::KeyUnusable,
-            format!(
-                "the key {key} is in no state in which it can be used; look at it (oci kms management key get --key-id {key} \
-                 --endpoint …)"
-            ),
-        ),
-    };
-    Some(Fault::denied(reason, message))
-}
-
-fn garbage(operation: Operation) -> Fault {
-    error::transport(&Failure::Garbage, "the vault", operation.as_str())
-}
-
-fn context_with_blob() -> Fault {
-    Fault::invalid(
-        Reason::InvalidSpec,
-        "a BlobInfo has no associatedData; take `context` out, or set format: kms if it is the KMS's own ciphertext",
-    )
-}
-
-fn check_context(context: &BTreeMap<String, String>) -> Result<(), Fault> {
-    let length = serde_json::to_string(context).map_or(usize::MAX, |text| text.len());
-    if length < MAX_CONTEXT {
-        Ok(())
-    } else {
-        Err(Fault::invalid(
-            Reason::InvalidSpec,
-            "the context is longer than the 4096 characters that OCI takes as associatedData; shorten it",
-        ))
-    }
-}
-
-/// OCI's ciphertext is base64 text. A copy is kept as what it decodes to; where that is itself such a text, somebody has
-/// packed it once more (a Secret made with `armor: None` from OCI's answer), and it is sent as it is.
-fn ciphertext_text(bytes: &[u8]) -> String {
-    let is_text = bytes.len() >= 16 && BASE64.decode(bytes).is_ok();
-    match std::str::from_utf8(bytes) {
-        Ok(text) if is_text => text.to_owned(),
-        _ => BASE64.encode(bytes),
-    }
-}
-
-/// The other way: what the text decodes to, or the text itself where it is no base64.
-fn ciphertext_bytes(text: &str) -> Vec<u8> {
-    BASE64
-        .decode(text.as_bytes())
-        .unwrap_or_else(|_| text.as_bytes().to_vec())
-}
-
-/// Text that is a key: wiped when dropped, never shown.
-struct SecretText(Zeroizing<String>);
-
-impl fmt::Debug for SecretText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[redacted]")
-    }
-}
-
-impl<'de> Deserialize<'de> for SecretText {
-    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-
-        impl de::Visitor<'_> for Visitor {
-            type Value = SecretText;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("text")
-            }
-
-            // Copied once into its own buffer; the answer's is wiped too.
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<SecretText, E> {
-                Ok(SecretText(Zeroizing::new(text.to_owned())))
-            }
-        }
-
-        deserializer.deserialize_str(Visitor)
-    }
-}
-
-/// Base64 into a buffer that is wiped.
-fn decoded(text: &SecretText) -> Option<Zeroizing<Vec<u8>>> {
-    let text = text.0.as_bytes();
-    let mut plain = Zeroizing::new(vec![0; BASE64.decode_len(text.len()).ok()?]);
-    let length = BASE64.decode_mut(text, &mut plain).ok()?;
-    plain.truncate(length);
-    Some(plain)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_ciphertext_is_the_same_text_again() {
-        for text in [
-            "IXIAQwF5dQo=",
-            "TU9DS09DSTFdLSWtRA0V8YmH3cYABuZZEs62aGjDwtAFg88XF9Yf4PH1aHgR0i8focTNx1pvR3NB",
-        ] {
-            assert_eq!(ciphertext_text(&ciphertext_bytes(text)), text);
-            // The text itself in a Secret, with armor: None.
-            if text.len() >= 16 {
-                assert_eq!(ciphertext_text(text.as_bytes()), text);
-            }
-        }
-    }
-
-    #[test]
-    fn every_state_of_a_key_is_told() {
-        let key: KeyOcid = "ocid1.key.oc1.iad.v.k".parse().unwrap();
-        let reason = |state: &str| state_fault(&key, state, Some("AES")).map(|fault| fault.reason);
-        assert_eq!(reason("ENABLED"), None);
-        assert_eq!(reason("UPDATING"), None);
-        assert_eq!(reason("DISABLED"), Some(Reason::KeyDisabled));
-        assert_eq!(reason("PENDING_DELETION"), Some(Reason::KeyPendingDeletion));
-        assert_eq!(reason("DELETED"), Some(Reason::KeyNotFound));
-        assert_eq!(reason("CREATING"), Some(Reason::KeyUnusable));
-        assert_eq!(reason("<b>"), Some(Reason::KeyUnusable));
-        assert_eq!(
-            state_fault(&key, "ENABLED", Some("RSA")).unwrap().reason,
-            Reason::KeyUnusable
-        );
-        assert_eq!(state_fault(&key, "ENABLED", None), None);
-    }
-
-    #[test]
-    fn a_key_in_an_answer_is_never_shown() {
-        let text: SecretText = serde_json::from_str(r#""aHVudGVyMg\u003d\u003d""#).unwrap();
-        assert_eq!(format!("{text:?}"), "[redacted]");
-        assert_eq!(decoded(&text).unwrap().as_slice(), b"hunter2");
+    /// A request with a body.
+    fn post<'a>(
+        &'a self,
+        operation: Operation,
+        target: &'a str,
+        body: &impl Serialize,
+        context: &BTreeMap<String, String>,
+    ) -> Result<Call<'a>, Fault> {
+        Ok(Call {
+            operation,
+            key: &self.key,
+            method: Method::POST,
+            target,
+            body: Bytes::from_owner(messages::body(operation, body)?),
+            context: !context.is_empty(),
+        })
     }
 }

@@ -2,14 +2,15 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | `kms` | decrypt, encrypt and get-key, their signed requests, and the checks of their answers |
+//! | `kms`, `messages` | decrypt, encrypt and get-key, and the checks of their answers |
+//! | `call`, `retry` | a signed request, and what is tried again |
 //! | `identity`, `session` | who asks: shared, renewed, with faults that name the fix |
 //! | `api_key`, `workload_identity` | … from a tenant's Secrets and ServiceAccounts |
 //! | `instance_principal` | … of the operator's node |
 //! | `operator_identity` | … in the operator's environment; the only place that reads environment and files |
 //! | `signature`, `pem`, `config_file` | the formats |
 //! | `http` | the client: guarded, bounded, shared |
-//! | `error`, `retry` | faults in our words; what is tried again |
+//! | `error` | faults in our words |
 
 use std::{fmt, sync::Arc, time::SystemTime};
 
@@ -26,12 +27,14 @@ use crate::{
 };
 
 mod api_key;
+mod call;
 pub mod config_file;
 mod error;
 mod http;
 mod identity;
 mod instance_principal;
 mod kms;
+mod messages;
 mod operator_identity;
 pub mod pem;
 mod retry;
@@ -42,9 +45,10 @@ mod workload_identity;
 pub use kms::Kms;
 pub use operator_identity::Environment;
 
+use call::Connection;
 use identity::{Identity, Loader};
 use instance_principal::InstancePrincipal;
-use kms::{Connection, KeyFacts};
+use kms::KeyFacts;
 use operator_identity::{Caller, ResourcePrincipal};
 use workload_identity::WorkloadIdentity;
 
