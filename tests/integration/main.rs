@@ -19,6 +19,8 @@ mod drift;
 mod endpoints;
 mod main_job;
 mod moto_auth;
+
+mod oci_interop;
 mod operator_identity;
 mod own_identity;
 mod ownership;

@@ -8,6 +8,7 @@ pub mod kms;
 pub mod moto;
 pub mod needle;
 pub mod oci;
+pub mod oci_caller;
 pub mod operator;
 pub mod plane;
 pub mod scene;
