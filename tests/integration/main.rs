@@ -19,7 +19,7 @@ mod drift;
 mod endpoints;
 mod main_job;
 mod moto_auth;
-
+mod oci_cli;
 mod oci_interop;
 mod operator_identity;
 mod own_identity;

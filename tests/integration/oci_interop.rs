@@ -16,6 +16,7 @@ use autounseal::{
 };
 use data_encoding::{BASE64, HEXLOWER};
 use proptest::{
+    collection::{btree_map, vec},
     prelude::{Just, Strategy, any, prop_oneof},
     sample::select,
     strategy::ValueTree,
@@ -130,18 +131,14 @@ fn piece() -> impl Strategy<Value = String> {
 
 fn target() -> impl Strategy<Value = String> {
     // A segment of points is resolved away by clients.
-    let segment = proptest::collection::vec(piece(), 1..4)
+    let segment = vec(piece(), 1..4)
         .prop_map(|pieces| pieces.concat())
         .prop_filter("no segment of points", |text| !text.starts_with('.'));
     let pair = (piece(), piece()).prop_map(|(name, value)| format!("{name}={value}"));
-    (
-        proptest::collection::vec(segment, 1..5),
-        proptest::collection::vec(pair, 0..4),
-    )
-        .prop_map(|(path, query)| {
-            let mark = if query.is_empty() { "" } else { "?" };
-            format!("/{}{mark}{}", path.join("/"), query.join("&"))
-        })
+    (vec(segment, 1..5), vec(pair, 0..4)).prop_map(|(path, query)| {
+        let mark = if query.is_empty() { "" } else { "?" };
+        format!("/{}{mark}{}", path.join("/"), query.join("&"))
+    })
 }
 
 fn host() -> impl Strategy<Value = String> {
@@ -163,11 +160,11 @@ fn body() -> impl Strategy<Value = String> {
     prop_oneof![
         2 => Just(String::new()),
         1 => Just("{}".to_owned()),
-        4 => ("ocid1\\.key\\.oc1\\.iad\\.[a-z0-9]{8}", any::<Vec<u8>>()).prop_map(|(key, bytes)| {
+        4 => ("ocid1\\.key\\.oc1\\.iad\\.[a-z0-9]{8}", vec(any::<u8>(), 0..100)).prop_map(|(key, bytes)| {
             json!({"keyId": key, "plaintext": BASE64.encode(&bytes)}).to_string()
         }),
-        // Any text at all, in serde_json's own spelling: outside of ASCII as it is.
-        4 => any::<BTreeMap<String, String>>().prop_map(|map| json!({"associatedData": map}).to_string()),
+        // Any text at all; outside of ASCII it goes as it is.
+        4 => btree_map(".{0,20}", ".{0,20}", 0..6).prop_map(|map| json!({"associatedData": map}).to_string()),
         1 => "[a-zäöü€漢😀 ]{0,2000}".prop_map(|text| json!({"note": text}).to_string()),
     ]
 }

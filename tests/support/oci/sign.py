@@ -37,11 +37,13 @@ def signed(by_form, key_id, request):
     # A keyId of any kind.
     signer._basic_signer.reset_signer(key_id, by_form["key"])
     signer._body_signer.reset_signer(key_id, by_form["key"])
+    # Bytes, as they are sent: of a text the SDK's client counts the characters for content-length.
+    body = request["body"] and request["body"].encode()
     prepared = requests.Request(
         request["method"],
         request["url"],
         headers={"date": request["date"], "content-type": "application/json"},
-        data=request["body"],
+        data=body,
         auth=signer,
     ).prepare()
     authorization = prepared.headers["authorization"]
