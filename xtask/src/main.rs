@@ -51,8 +51,9 @@ cargo xtask COMMAND
   demo [--cloud aws|oci]
         The product's main job, step by step, on a throwaway control plane. The KMS is moto's (aws, the default)
         or the OCI test server's.
-  bench reconcile [ARGS...]
-        Measures the release build on a throwaway control plane. ARGS go to the measuring program.
+  bench NAME [ARGS...]
+        Measures the release build on a throwaway control plane. NAME is reconcile or oci; ARGS go to the measuring
+        program.
   gen   Writes crds/ anew from the code.
   tools Builds or fetches every tool that the other commands need, and prints where they are.
 ";

@@ -9,6 +9,7 @@ pub mod moto;
 pub mod needle;
 pub mod netns;
 pub mod oci;
+pub mod oci_caller;
 pub mod oci_scene;
 pub mod operator;
 pub mod plane;

@@ -2,7 +2,7 @@
 
 Reads `{"private_key_pem", "key_id", "requests": [{"method", "url", "body", "date", "form": "service" | "federation"}]}`
 from standard input and writes `[{"authorization", "headers": {name: value}, "target"}]`: the headers are the signed ones,
-`target` is path and query as the SDK sends them.
+`target` is path and query as the SDK sends them. A request may bring a `private_key_pem` or `key_id` of its own.
 """
 
 import json
@@ -25,22 +25,25 @@ class Held:
         return self._key
 
 
-def signers(pem, key_id):
-    """The SDK's signer for each form, with a keyId of any kind put in."""
+def signers(pem):
+    """The SDK's signer for each form."""
     service = oci.signer.Signer("tenancy", "user", "fingerprint", None, private_key_content=pem)
     federation = AuthTokenRequestSigner("tenancy", "fingerprint", Held(service.private_key))
-    for signer in (service, federation):
-        signer._basic_signer.reset_signer(key_id, service.private_key)
-        signer._body_signer.reset_signer(key_id, service.private_key)
-    return {"service": service, "federation": federation}
+    return {"service": service, "federation": federation, "key": service.private_key}
 
 
-def signed(signer, request):
+def signed(by_form, key_id, request):
+    signer = by_form[request["form"]]
+    # A keyId of any kind.
+    signer._basic_signer.reset_signer(key_id, by_form["key"])
+    signer._body_signer.reset_signer(key_id, by_form["key"])
+    # Bytes, as they are sent: of a text the SDK's client counts the characters for content-length.
+    body = request["body"] and request["body"].encode()
     prepared = requests.Request(
         request["method"],
         request["url"],
         headers={"date": request["date"], "content-type": "application/json"},
-        data=request["body"],
+        data=body,
         auth=signer,
     ).prepare()
     authorization = prepared.headers["authorization"]
@@ -54,8 +57,13 @@ def signed(signer, request):
 
 def main():
     given = json.load(sys.stdin)
-    by_form = signers(given["private_key_pem"], given["key_id"])
-    json.dump([signed(by_form[request["form"]], request) for request in given["requests"]], sys.stdout)
+    by_key, answers = {}, []
+    for request in given["requests"]:
+        pem, key_id = (request.get(name) or given[name] for name in ("private_key_pem", "key_id"))
+        if pem not in by_key:
+            by_key[pem] = signers(pem)
+        answers.append(signed(by_key[pem], key_id, request))
+    json.dump(answers, sys.stdout)
 
 
 if __name__ == "__main__":
