@@ -170,6 +170,11 @@ impl Network {
         self.folder.join("state.json")
     }
 
+    /// The first node drops what is for this address without a word, as a network policy does.
+    pub fn drops(&self, address: &str) {
+        self.ip_in(1, &["route", "add", "blackhole", &format!("{address}/32")]);
+    }
+
     /// How the service behaves from now on; see `tests/support/imds/server.py`.
     pub fn set(&self, state: &Value) {
         let next = self.folder.join("next.json");
