@@ -7,6 +7,7 @@ use crate::operator::Profile;
 use crate::process;
 use crate::repository;
 use crate::session::Session;
+use crate::tools;
 
 /// `cargo xtask bench NAME [ARGS…]`: NAME is a `[[bench]]` of the operator's package.
 pub fn run(session: &Session, arguments: &[String]) -> Outcome<i32> {
@@ -15,6 +16,9 @@ pub fn run(session: &Session, arguments: &[String]) -> Outcome<i32> {
             "`bench` needs the name of a measurement: cargo xtask bench reconcile --count 1000".into(),
         );
     };
+    if name == "imds" {
+        tools::iproute2(session)?;
+    }
     let target = repository::target_folder(session)?;
     // Compiled before anything runs that is to be measured.
     let mut compile = repository::cargo(&target);

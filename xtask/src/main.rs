@@ -51,9 +51,9 @@ cargo xtask COMMAND
   demo [--cloud aws|oci]
         The product's main job, step by step, on a throwaway control plane. The KMS is moto's (aws, the default)
         or the OCI test server's.
-  bench NAME [ARGS...]
-        Measures the release build on a throwaway control plane. NAME is reconcile or oci; ARGS go to the measuring
-        program.
+  bench reconcile|oci|imds [ARGS...]
+        Measures the release build on a throwaway control plane. ARGS go to the measuring program.
+        imds lays networks of its own, and so needs root and iproute2.
   gen   Writes crds/ anew from the code.
   tools Builds or fetches every tool that the other commands need, and prints where they are.
 ";

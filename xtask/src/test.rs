@@ -110,6 +110,7 @@ fn integration(session: &Session, target: &Path, rest: &[String]) -> Outcome<boo
         // A gate that ran nothing has not been passed.
         return Err("no file of tests/ stands behind the feature `integration`, so nothing was run.".into());
     }
+    tools::iproute2(session)?;
     let command = |target: &Path, more: &[&str]| {
         let mut cargo = repository::cargo(target);
         cargo

@@ -210,6 +210,31 @@ fn ready_made(tool: &Pinned) -> Outcome<Option<PathBuf>> {
     Ok(path.is_file().then_some(path))
 }
 
+/// `ip`, with which tests and measurements lay networks of their own: the one on PATH, else Debian's package, if this is
+/// root's machine to install on. It belongs to the system's kernel and is built into no cache.
+pub fn iproute2(session: &Session) -> Outcome<()> {
+    let runs = |program: &str, argument: &str| process::answer(Command::new(program).arg(argument)).is_some();
+    if runs("ip", "-V") {
+        return Ok(());
+    }
+    if !rustix::process::geteuid().is_root() || !runs("apt-get", "--version") {
+        return Err(
+            "the hop limit of instance metadata is tried in network namespaces, and there is no `ip` on PATH to make them. \
+             Install iproute2 (on Debian and Ubuntu: apt-get install iproute2) and try again as root."
+                .into(),
+        );
+    }
+    eprintln!("==> installing iproute2");
+    let log = session.temporary_folder("iproute2")?.join("apt-get.log");
+    let install = ["install", "--yes", "--no-install-recommends", "iproute2"];
+    for arguments in [&["update"][..], &install] {
+        let mut command = Command::new("apt-get");
+        command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+        session.run_logged(&mut command, "installing iproute2", &log)?;
+    }
+    Ok(())
+}
+
 /// cargo-deny: the one on PATH if it is of the same minor version, else built into the cache.
 pub fn cargo_deny(session: &Session) -> Outcome<PathBuf> {
     let version = process::answer(Command::new("cargo-deny").arg("--version")).unwrap_or_default();

@@ -327,7 +327,7 @@ impl AssumedRole {
 
 /// Whether STS gave the role that was asked for: another one would use its keys in the name of this one, unseen.
 ///
-/// A session's ARN leaves out the role's path (IAM user guide, "IAM identifiers").
+/// A session's ARN leaves out the role's path (IAM user guide, "IAM identifiers"); servers in the place of STS may leave it in.
 pub(super) fn is_asked_for(
     role: &str,
     user: Option<&aws_sdk_sts::types::AssumedRoleUser>,
@@ -336,12 +336,13 @@ pub(super) fn is_asked_for(
         return Ok(());
     };
     let account = |arn: &str| arn.split(':').nth(4).map(ToOwned::to_owned);
-    let asked = role.rsplit('/').next();
+    let asked = role.rsplit('/').next().unwrap_or_default();
     let given = user
         .arn()
         .split_once(":assumed-role/")
-        .and_then(|(_, rest)| rest.split('/').next());
-    if given == asked && account(role) == account(user.arn()) {
+        .and_then(|(_, rest)| rest.rsplit_once('/'))
+        .is_some_and(|(role, _)| role.rsplit('/').next() == Some(asked));
+    if given && account(role) == account(user.arn()) {
         return Ok(());
     }
     Err(Fault::denied(

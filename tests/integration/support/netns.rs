@@ -81,6 +81,8 @@ impl Network {
                 // 169.254.0.0/16 is link-local, and comes from further away here.
                 ("ipv4/conf/all/rp_filter", 0),
                 ("ipv4/conf/default/rp_filter", 0),
+                // Else who asks second within a second is not told that there is no way.
+                ("ipv4/icmp_ratelimit", 0),
                 ("ipv6/conf/all/accept_dad", 0),
                 ("ipv6/conf/default/accept_dad", 0),
             ] {
@@ -168,6 +170,11 @@ impl Network {
 
     fn state(&self) -> PathBuf {
         self.folder.join("state.json")
+    }
+
+    /// The first node drops what is for this address without a word, as a network policy does.
+    pub fn drops(&self, address: &str) {
+        self.ip_in(1, &["route", "add", "blackhole", &format!("{address}/32")]);
     }
 
     /// How the service behaves from now on; see `tests/support/imds/server.py`.

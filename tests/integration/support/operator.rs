@@ -151,6 +151,11 @@ impl Running {
         String::from_utf8_lossy(&self.output.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
     }
 
+    /// Where its metrics are, on the loopback of the place where it runs.
+    pub fn metrics_address(&self) -> SocketAddr {
+        self.metrics
+    }
+
     /// `/metrics`.
     pub fn metrics(&self) -> String {
         get(self.metrics, "/metrics")
