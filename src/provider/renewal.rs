@@ -15,8 +15,8 @@ use crate::{
     seal::{Fault, backoff},
 };
 
-/// Credentials are renewed when they have less than this left; brief ones in the last quarter
-/// of their life if that is later.
+/// Credentials are renewed when they have less than this left; brief ones at half of their life
+/// if that is later.
 const RENEW_BEFORE: Duration = Duration::from_mins(5);
 
 /// When renewing fails, credentials are still used until they have less than this left; brief ones until the last tenth
@@ -94,7 +94,7 @@ impl<C: Expires> Renewal<C> {
         &self,
         load: impl AsyncFnOnce(SystemTime) -> Result<C, Fault>,
     ) -> Result<C, Fault> {
-        if let Some(credentials) = self.lasting(RENEW_BEFORE, 4) {
+        if let Some(credentials) = self.lasting(RENEW_BEFORE, 2) {
             return Ok(credentials);
         }
         let mut failed = match self.usable() {
@@ -104,7 +104,7 @@ impl<C: Expires> Renewal<C> {
             },
             None => self.loading.lock().await,
         };
-        if let Some(credentials) = self.lasting(RENEW_BEFORE, 4) {
+        if let Some(credentials) = self.lasting(RENEW_BEFORE, 2) {
             return Ok(credentials);
         }
         let now = (self.clock)();
@@ -261,9 +261,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_short_lived_token_is_renewed_in_the_last_quarter_of_its_life() {
+    async fn a_short_lived_token_is_renewed_at_half_its_life() {
         let scene = Scene::new();
-        for expected in [1, 1, 1, 1, 2] {
+        for expected in [1, 1, 1, 2] {
             assert_eq!(scene.get(20).await, Ok(expected));
             scene.pass(4);
         }

@@ -482,6 +482,7 @@ fn a_session_of_another_role_is_not_used() {
     };
     let role = "arn:aws:iam::123456789012:role/team/app";
     let given = |arn: &str| tenant_identity::is_asked_for(role, Some(&user(arn)));
+    assert!(given("arn:aws:sts::123456789012:assumed-role/team/app/n.app").is_ok());
     assert!(given("arn:aws:sts::123456789012:assumed-role/app/n.app").is_ok());
     assert!(
         tenant_identity::is_asked_for(role, None).is_ok(),
