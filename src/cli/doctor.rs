@@ -24,7 +24,7 @@ use crate::{
     provider::{self, Clouds, Kms, Tenant},
     seal::{
         Ciphertext, Fault,
-        checks::{endpoints_allowed, identity_allowed},
+        checks::{endpoints_allowed, identity_allowed, key_granted},
         endpoint::EndpointPolicy,
         model::{self, Cloud, Copy, Model, Seal, Source, SourceKind, unarmor},
         observed::NamespaceFacts,
@@ -67,6 +67,9 @@ pub struct DoctorArgs {
     /// KMS endpoints that the operator allows beyond the clouds' own (its flag of the same name)
     #[arg(long, value_name = "PATTERN", value_delimiter = ',')]
     allowed_endpoints: Vec<String>,
+    /// What the operator sends as external id when it takes a role with its own identity (its flag of the same name)
+    #[arg(long, value_name = "TEXT", default_value = "autounseal")]
+    binding_domain: String,
     #[command(flatten)]
     cluster: ClusterArgs,
     /// How to print the report
@@ -118,9 +121,13 @@ async fn of_file(args: &DoctorArgs, file: &std::path::Path) -> Result<Report, Fa
     if args.trust_file {
         allowed.extend(model.seals.iter().flat_map(|seal| seal.cloud.endpoints()));
     }
-    let (clouds, endpoints) = clouds(allowed, None);
+    let (clouds, endpoints) = clouds(args, allowed, None);
     for seal in &model.seals {
-        output::note(&format!("seal {:?}: requests go to {}", seal.name, host(seal)));
+        output::note(&format!(
+            "seal {:?}: requests go to {}",
+            seal.name,
+            host(seal, &endpoints)
+        ));
     }
     let guide = Guide {
         model: &model,
@@ -164,7 +171,7 @@ async fn of_cluster(args: &DoctorArgs) -> Result<Report, Failure> {
         }
     };
     let asked = Arc::new(ApiserverCluster::new(cluster.client.clone()));
-    let (clouds, endpoints) = clouds(args.allowed_endpoints.clone(), Some(asked));
+    let (clouds, endpoints) = clouds(args, args.allowed_endpoints.clone(), Some(asked));
     let guide = Guide {
         model: &model,
         clouds,
@@ -176,10 +183,14 @@ async fn of_cluster(args: &DoctorArgs) -> Result<Report, Failure> {
     Ok(report)
 }
 
-fn clouds(allowed: Vec<String>, cluster: Option<Arc<dyn provider::Cluster>>) -> (Clouds, EndpointPolicy) {
+fn clouds(
+    args: &DoctorArgs,
+    allowed: Vec<String>,
+    cluster: Option<Arc<dyn provider::Cluster>>,
+) -> (Clouds, EndpointPolicy) {
     let environment = provider::Environment::read();
     let endpoints = environment.endpoints(allowed);
-    let settings = provider::Settings::new("autounseal".to_owned(), endpoints.clone(), environment);
+    let settings = provider::Settings::new(args.binding_domain.clone(), endpoints.clone(), environment);
     (
         Clouds::new(settings, cluster, Arc::new(offline::Nobody)),
         endpoints,
@@ -222,9 +233,12 @@ async fn namespace_facts(client: &Client, namespace: &str) -> Result<NamespaceFa
 }
 
 /// The host that a seal's requests go to.
-fn host(seal: &Seal) -> String {
+fn host(seal: &Seal, endpoints: &EndpointPolicy) -> String {
     match &seal.cloud {
-        Cloud::Aws(aws) => match (&aws.endpoint, &aws.region) {
+        Cloud::Aws(aws) => match (
+            aws.endpoint.as_ref().or(endpoints.environment.first()),
+            &aws.region,
+        ) {
             (Some(endpoint), _) => endpoint.clone(),
             (None, Some(region)) => format!("kms.{region}.{}", region.dns_suffix()),
             (None, None) => "KMS in the region of your own AWS configuration".to_owned(),
@@ -253,7 +267,8 @@ impl Guide<'_> {
 
     async fn walk(&self, seal: &Seal, steps: &mut Vec<Step>) -> Result<(), Ended> {
         take(steps, "endpoint", async {
-            endpoints_allowed(seal, &self.endpoints).map(|()| (Outcome::Well(host(seal)), ()))
+            endpoints_allowed(seal, &self.endpoints)
+                .map(|()| (Outcome::Well(host(seal, &self.endpoints)), ()))
         })
         .await?;
         if seal.cloud.is_operators() && self.namespace.is_some() {
@@ -283,7 +298,8 @@ impl Guide<'_> {
             ))
         })
         .await?;
-        take(steps, "key", async { described(&kms).await }).await?;
+        let key = take(steps, "key", async { described(&kms).await }).await?;
+        let key = key.or_else(|| seal.cloud.full_key());
         let copies: Vec<(&str, &Copy)> = self
             .model
             .keys
@@ -297,26 +313,37 @@ impl Guide<'_> {
             })
             .await?;
         }
-        for (key, copy) in copies {
+        for (name, copy) in copies {
             take(steps, "open", async {
+                if let Some(key) = &key {
+                    self.granted(seal, copy, key)?;
+                }
                 let bytes = self.bytes_of(copy).await?;
                 let opened = kms.unwrap(copy.format, &bytes, &copy.context).await?;
-                Ok((Outcome::Well(format!("key {key}, by {}", opened.key_id)), ()))
+                self.granted(seal, copy, &opened.key_id)?;
+                Ok((Outcome::Well(format!("key {name}, by {}", opened.key_id)), ()))
             })
             .await?;
         }
         Ok(())
     }
 
+    /// With the identity of this machine nothing is asked that the operator would not ask with its own.
     fn allowed(&self, seal: &Seal) -> Result<(Outcome, ()), Fault> {
-        let Some(Ok(facts)) = &self.namespace else {
-            let why = "you may not read the namespace, so whether it is labelled is not known";
-            return Ok((Outcome::Skipped(why.to_owned()), ()));
-        };
-        identity_allowed(self.model, seal, facts)?;
+        if let Some(facts) = &self.namespace {
+            identity_allowed(self.model, seal, facts.as_ref().map_err(Clone::clone)?)?;
+        }
         let said =
             "by the namespace's label; the identity of this machine stands for the operator's from here on";
         Ok((Outcome::Well(said.to_owned()), ()))
+    }
+
+    /// The same for one copy, by the key that it is to be opened with.
+    fn granted(&self, seal: &Seal, copy: &Copy, key: &str) -> Result<(), Fault> {
+        match &self.namespace {
+            Some(Ok(facts)) => key_granted(self.model, seal, copy, key, facts),
+            Some(Err(_)) | None => Ok(()),
+        }
     }
 
     async fn bytes_of(&self, copy: &Copy) -> Result<Ciphertext, Fault> {
@@ -376,17 +403,20 @@ impl Guide<'_> {
     }
 }
 
-/// What the KMS says of the key; that it may not be asked is no fault.
-async fn described(kms: &Kms) -> Result<(Outcome, ()), Fault> {
+/// What the KMS says of the key, and its full name; that it may not be asked is no fault.
+async fn described(kms: &Kms) -> Result<(Outcome, Option<String>), Fault> {
     match kms.describe().await {
-        Ok(description) => match description.fault {
-            Some(fault) => Err(fault),
-            None => Ok((Outcome::Well(format!("{} can be used", description.key)), ())),
-        },
-        Err(fault) if fault.reason == Reason::AccessDenied => Ok((
-            Outcome::Note("the identity may not describe the key, which is no fault".to_owned()),
-            (),
-        )),
+        Ok(description) => {
+            if let Some(fault) = description.fault {
+                return Err(fault);
+            }
+            let said = format!("{} can be used", description.key);
+            Ok((Outcome::Well(said), Some(description.key)))
+        }
+        Err(fault) if fault.reason == Reason::AccessDenied => {
+            let said = "the identity may not describe the key, which is no fault";
+            Ok((Outcome::Note(said.to_owned()), None))
+        }
         Err(fault) => Err(fault),
     }
 }
