@@ -13,6 +13,7 @@
 
 mod bench;
 mod cache;
+mod chart;
 mod cluster;
 mod control_plane;
 mod credentials;
@@ -53,7 +54,7 @@ cargo xtask COMMAND
         or the OCI test server's.
   bench reconcile [ARGS...]
         Measures the release build on a throwaway control plane. ARGS go to the measuring program.
-  gen   Writes crds/ anew from the code.
+  gen   Writes crds/ anew from the code, and in the chart its copy and the table of values.
   tools Builds or fetches every tool that the other commands need, and prints where they are.
 ";
 
