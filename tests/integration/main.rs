@@ -13,6 +13,7 @@
 )]
 
 mod bad_input;
+mod chart;
 mod cli;
 mod crash;
 mod doctor;
