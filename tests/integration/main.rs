@@ -34,6 +34,7 @@ mod operator_identity;
 mod own_identity;
 mod ownership;
 mod pods;
+mod rights;
 mod schema;
 mod scripted_servers;
 mod secrecy;

@@ -73,7 +73,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- define "autounseal.rules" -}}
 - apiGroups: [autounseal.dev]
   resources: [sealconfigs]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [autounseal.dev]
   resources: [sealconfigs/status]
   verbs: [patch]
