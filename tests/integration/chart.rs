@@ -257,6 +257,42 @@ fn values_that_make_no_sense_are_refused_and_the_reason_is_said() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn definitions_applied_by_hand_are_taken_over_only_when_asked_and_stay_at_the_uninstall() {
+    let stage = Stage::bare("chart-crds", &json!({})).await;
+    let name = stage.namespace.as_str();
+    let tenants = format!("tenantNamespaces={{{name}}}");
+    let chart = chart();
+    let install = [
+        "install",
+        name,
+        &chart,
+        "--namespace",
+        name,
+        "--set",
+        "image.repository=registry.example.com/auto-unseal-operator",
+        "--set",
+        &tenants,
+    ];
+    let (fine, said) = helm(&install);
+    assert!(!fine && said.contains("cannot be imported"), "{said}");
+    let (fine, said) = helm(&[install.as_slice(), &["--take-ownership"]].concat());
+    assert!(fine, "{said}");
+    let definition = "sealconfigs.autounseal.dev";
+    let kind = "CustomResourceDefinition";
+    let before = stage.plane.get(kind, "", definition).await.unwrap();
+    assert_eq!(
+        before["metadata"]["annotations"]["meta.helm.sh/release-name"],
+        name
+    );
+    let (fine, said) = helm(&["uninstall", name, "--namespace", name]);
+    assert!(fine && said.contains("kept due to the resource policy"), "{said}");
+    let after = stage.plane.get(kind, "", definition).await.unwrap();
+    assert_eq!(after["metadata"]["uid"], before["metadata"]["uid"]);
+    assert_eq!(after["metadata"].get("deletionTimestamp"), None);
+    assert_eq!(stage.plane.list("Deployment", name).await.len(), 0);
+}
+
 /// A spec whose seal takes the identity of the ServiceAccount `app`.
 fn by_account(key: &Key, ciphertext: &[u8], secret: &str) -> Value {
     let mut spec = simple(&key.arn, ciphertext, secret);

@@ -56,7 +56,10 @@ fn values(text: &str) -> Outcome<Vec<Value>> {
     for line in text.lines() {
         let bare = line.trim_start();
         if let Some(words) = bare.strip_prefix("# ") {
-            comment = [comment.as_str(), words].join(" ").trim_start().to_owned();
+            if !comment.is_empty() {
+                comment.push(' ');
+            }
+            comment.push_str(words);
             continue;
         }
         if bare.is_empty() {
