@@ -13,6 +13,7 @@
 )]
 
 mod bad_input;
+mod chart;
 mod cli;
 mod crash;
 mod doctor;
@@ -35,6 +36,7 @@ mod operator_identity;
 mod own_identity;
 mod ownership;
 mod pods;
+mod rights;
 mod schema;
 mod scripted_servers;
 mod secrecy;

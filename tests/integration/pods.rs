@@ -24,12 +24,12 @@ async fn counts(scene: &Scene, config: &str, expected: [u64; 3]) -> Value {
 }
 
 /// Kubernetes tells times in whole seconds: what happens within one cannot be told apart.
-async fn a_second_later() {
+pub(crate) async fn a_second_later() {
     tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
 }
 
 /// A workload whose template mounts the Secret, with a finished rollout, as its controller would report it.
-async fn workload(scene: &Scene, kind: &str, name: &str, secret: &str, allowed: bool) -> Value {
+pub(crate) async fn workload(scene: &Scene, kind: &str, name: &str, secret: &str, allowed: bool) -> Value {
     let mut object = scene.stage.object("apps/v1", kind, name);
     if allowed {
         object["metadata"]["annotations"] = json!({"autounseal.dev/restart": "allowed"});
@@ -96,7 +96,7 @@ async fn annotation_of(scene: &Scene, kind: &str, name: &str) -> Option<String> 
     )
 }
 
-async fn replica_set(scene: &Scene, deployment: &Value) -> Value {
+pub(crate) async fn replica_set(scene: &Scene, deployment: &Value) -> Value {
     let name = deployment["metadata"]["name"].as_str().unwrap();
     let mut object = scene.stage.object("apps/v1", "ReplicaSet", &format!("{name}-1"));
     object["metadata"]["ownerReferences"] = json!([{"apiVersion": "apps/v1", "kind": "Deployment", "controller": true,
@@ -106,14 +106,14 @@ async fn replica_set(scene: &Scene, deployment: &Value) -> Value {
 }
 
 /// A spec for pods `app=<app>`, restarted when keys change.
-fn restarting(scene: &Scene, app: &str, bytes: &[u8]) -> Value {
+pub(crate) fn restarting(scene: &Scene, app: &str, bytes: &[u8]) -> Value {
     let mut spec = scene.spec(app, bytes);
     spec["targets"][0]["podSelector"] = json!({"matchLabels": {"app": app}});
     spec["targets"][0]["onChange"] = json!("Restart");
     spec
 }
 
-fn rewrapped(scene: &Scene, spec: &Value, bytes: &[u8]) -> Value {
+pub(crate) fn rewrapped(scene: &Scene, spec: &Value, bytes: &[u8]) -> Value {
     let mut spec = spec.clone();
     spec["keys"][0]["wrapped"][0]["inline"] = json!(BASE64.encode(&scene.wrap(bytes)));
     spec

@@ -242,6 +242,7 @@ impl<'a> ControlPlane<'a> {
             // Programs that lie in the repository leave no compiled files beside themselves.
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .env("AUTOUNSEAL_KUBECTL", &self.tools.kubectl)
+            .env("AUTOUNSEAL_HELM", &self.tools.helm)
             .env("AUTOUNSEAL_MOTO", self.tools.moto.program("moto_server"))
             .env("AUTOUNSEAL_PYTHON", self.tools.moto.python())
             .env("AUTOUNSEAL_OCI_PYTHON", self.tools.oci.python())

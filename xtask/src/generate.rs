@@ -5,8 +5,8 @@ use std::process::Command;
 
 use crate::failure::{Doing, Outcome};
 use crate::operator::{self, Profile};
-use crate::repository;
 use crate::session::Session;
+use crate::{chart, repository};
 
 /// Where the CRDs go, relative to the root.
 const DEFINITIONS: &str = "crds/autounseal.dev.yaml";
@@ -36,5 +36,6 @@ pub fn run(session: &Session, arguments: &[String]) -> Outcome<i32> {
     }
     std::fs::write(&path, output.stdout).doing(format!("write {}", path.display()))?;
     println!("wrote {DEFINITIONS}");
+    chart::write(DEFINITIONS)?;
     Ok(0)
 }

@@ -13,6 +13,7 @@
 
 mod bench;
 mod cache;
+mod chart;
 mod cluster;
 mod control_plane;
 mod credentials;
@@ -54,7 +55,7 @@ cargo xtask COMMAND
   bench reconcile|oci|imds [ARGS...]
         Measures the release build on a throwaway control plane. ARGS go to the measuring program.
         imds lays networks of its own, and so needs root and iproute2.
-  gen   Writes crds/ anew from the code.
+  gen   Writes crds/ anew from the code, and in the chart its copy and the table of values.
   tools Builds or fetches every tool that the other commands need, and prints where they are.
 ";
 

@@ -58,6 +58,13 @@ const CONTROLLER_MANAGER: Pinned = Pinned {
     sources: &[],
     variable: "TEST_ASSET_KUBE_CONTROLLER_MANAGER",
 };
+const HELM: Pinned = Pinned {
+    name: "helm",
+    module: "helm",
+    package: "helm.sh/helm/v3/cmd/helm",
+    sources: &[],
+    variable: "TEST_ASSET_HELM",
+};
 /// Ours, around the Go library whose format the product shares.
 const OCIKMS: Pinned = Pinned {
     name: "ocikms",
@@ -75,6 +82,8 @@ pub struct Tools {
     pub apiserver: PathBuf,
     /// The client.
     pub kubectl: PathBuf,
+    /// Renders and installs the chart.
+    pub helm: PathBuf,
     /// Only when asked for.
     pub controller_manager: Option<PathBuf>,
     /// Python with moto, boto3 and cryptography.
@@ -102,6 +111,7 @@ impl Tools {
             etcd: workshop.provide(&ETCD)?,
             apiserver: workshop.provide(&APISERVER)?,
             kubectl: workshop.provide(&KUBECTL)?,
+            helm: workshop.provide(&HELM)?,
             controller_manager: controller_manager
                 .map(|tool| workshop.provide(tool))
                 .transpose()?,
@@ -183,6 +193,16 @@ fn linker_flags(tool: &Pinned) -> String {
     match tool.module {
         "kubernetes" => {
             format!("{strip} -X k8s.io/component-base/version.gitVersion={KUBERNETES_VERSION}")
+        }
+        // The Kubernetes that Helm renders for where it asks no cluster; without the flags one of long ago.
+        "helm" => {
+            let (_, minor) = KUBERNETES_VERSION.split_once('.').unwrap_or_default();
+            let minor = minor.split('.').next().unwrap_or_default();
+            let version = |package: &str| {
+                let package = format!("helm.sh/helm/v3/pkg/{package}");
+                format!(" -X {package}.k8sVersionMajor=1 -X {package}.k8sVersionMinor={minor}")
+            };
+            format!("{strip}{}{}", version("chartutil"), version("lint/rules"))
         }
         _ => strip.to_owned(),
     }
@@ -278,6 +298,7 @@ pub fn run(session: &Session, arguments: &[String]) -> Outcome<i32> {
         &tools.etcd,
         &tools.apiserver,
         &tools.kubectl,
+        &tools.helm,
         &moto,
         &oci,
         &tools.ocikms,
@@ -298,6 +319,13 @@ mod tests {
         assert!(same_minor("0.20.9", "0.20.2"));
         assert!(!same_minor("0.19.2", "0.20.2"));
         assert!(!same_minor("", "0.20.2"));
+    }
+
+    #[test]
+    fn helm_renders_for_the_kubernetes_of_the_tests() {
+        let minor = KUBERNETES_VERSION.split('.').nth(1).unwrap();
+        let flag = format!("-X helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor={minor}");
+        assert!(linker_flags(&HELM).contains(&flag));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "every helper serves some flow, none serves all")]
 
 pub mod blob;
+pub mod helm;
 pub mod http;
 pub mod kms;
 pub mod moto;

@@ -71,6 +71,13 @@ impl Operator {
         self
     }
 
+    /// Takes flags away.
+    #[must_use]
+    pub fn without_flags(mut self, which: impl Fn(&str) -> bool) -> Self {
+        self.flags.retain(|flag| !which(flag));
+        self
+    }
+
     /// Sets a variable.
     #[must_use]
     pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {

@@ -47,6 +47,8 @@ fn root(kind: &str) -> (&'static str, &'static str, bool) {
         "TokenReview" => ("/apis/authentication.k8s.io/v1", "tokenreviews", false),
         "Role" => ("/apis/rbac.authorization.k8s.io/v1", "roles", true),
         "RoleBinding" => ("/apis/rbac.authorization.k8s.io/v1", "rolebindings", true),
+        "ClusterRole" => ("/apis/rbac.authorization.k8s.io/v1", "clusterroles", false),
+        "ClusterRoleBinding" => ("/apis/rbac.authorization.k8s.io/v1", "clusterrolebindings", false),
         other => unreachable!("no path for {other}"),
     }
 }
@@ -97,6 +99,14 @@ impl Plane {
     pub async fn text(&self, path: &str) -> String {
         let request = http::Request::get(path).body(Vec::new()).unwrap();
         self.client.request_text(request).await.unwrap()
+    }
+
+    /// A token of a ServiceAccount for the apiserver, as the kubelet requests it for a pod.
+    pub async fn token(&self, namespace: &str, account: &str) -> String {
+        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
+        let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}});
+        let answer = self.send("POST", &path, "application/json", Some(&request)).await;
+        answer.unwrap()["status"]["token"].as_str().unwrap().to_owned()
     }
 
     /// POST with strict field validation.

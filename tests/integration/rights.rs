@@ -1,0 +1,369 @@
+//! Each right of the chart's Role is needed: taken away, something that people see says so; and with all of them
+//! nothing does.
+
+use std::collections::BTreeSet;
+
+use data_encoding::BASE64;
+use futures::{StreamExt, stream};
+use serde_json::{Value, json};
+
+use crate::{
+    pods::{a_second_later, replica_set, restarting, rewrapped, workload},
+    support::{
+        helm::Release,
+        operator::Operator,
+        plane::{Plane, eventually},
+        scene::Scene,
+        stage::{random, simple},
+        sts::Sts,
+    },
+};
+
+/// Where a missing right shows.
+#[derive(Clone, Copy, Debug)]
+enum Shows {
+    /// In the operator's log.
+    Log(&'static str),
+    /// In the status of this SealConfig.
+    Status(&'static str, &'static str),
+    /// In the status of the SealConfig `web`, once its key has changed and workloads of this kind are to be restarted.
+    Restart(&'static str, &'static str),
+    /// In the operator's log, once the SealConfig `web` is Ready for a second time.
+    SecondEvent(&'static str),
+}
+
+use Shows::{Log, Restart, SecondEvent, Status};
+
+const EVENT: &str = "an event was not taken by the apiserver";
+const WRITE: &str = "a missing right (create and patch secrets)";
+
+/// Group, resource, verb, and where it shows that it is missing.
+const RIGHTS: &[(&str, &str, &str, Shows)] = &[
+    (
+        "autounseal.dev",
+        "sealconfigs",
+        "list",
+        Log("the watch of sealconfigs failed"),
+    ),
+    (
+        "autounseal.dev",
+        "sealconfigs",
+        "watch",
+        Log("the watch of sealconfigs failed"),
+    ),
+    (
+        "autounseal.dev",
+        "sealconfigs/status",
+        "patch",
+        Log("the status was not written"),
+    ),
+    ("", "secrets", "list", Log("\"kind\":\"secrets\"")),
+    ("", "secrets", "watch", Log("\"kind\":\"secrets\"")),
+    ("", "secrets", "get", Status("web", "may not get secrets")),
+    ("", "secrets", "create", Status("web", WRITE)),
+    ("", "secrets", "patch", Status("web", WRITE)),
+    ("", "configmaps", "list", Log("\"kind\":\"configmaps\"")),
+    ("", "configmaps", "watch", Log("\"kind\":\"configmaps\"")),
+    (
+        "",
+        "configmaps",
+        "get",
+        Status("copied", "may not get configmaps"),
+    ),
+    ("", "serviceaccounts", "list", Log("\"kind\":\"serviceaccounts\"")),
+    (
+        "",
+        "serviceaccounts",
+        "watch",
+        Log("\"kind\":\"serviceaccounts\""),
+    ),
+    (
+        "",
+        "serviceaccounts",
+        "get",
+        Status("account", "may not get serviceaccounts"),
+    ),
+    (
+        "",
+        "serviceaccounts/token",
+        "create",
+        Status("account", "may not create serviceaccounts/token"),
+    ),
+    ("", "pods", "list", Log("\"kind\":\"pods\"")),
+    ("", "pods", "watch", Log("\"kind\":\"pods\"")),
+    ("events.k8s.io", "events", "create", Log(EVENT)),
+    ("events.k8s.io", "events", "patch", SecondEvent(EVENT)),
+    (
+        "apps",
+        "replicasets",
+        "get",
+        Restart("Deployment", "may not get replicasets"),
+    ),
+    (
+        "apps",
+        "deployments",
+        "get",
+        Restart("Deployment", "may not get deployments"),
+    ),
+    (
+        "apps",
+        "deployments",
+        "patch",
+        Restart("Deployment", "may not patch deployments"),
+    ),
+    (
+        "apps",
+        "statefulsets",
+        "get",
+        Restart("StatefulSet", "may not get statefulsets"),
+    ),
+    (
+        "apps",
+        "statefulsets",
+        "patch",
+        Restart("StatefulSet", "may not patch statefulsets"),
+    ),
+    (
+        "apps",
+        "daemonsets",
+        "get",
+        Restart("DaemonSet", "may not get daemonsets"),
+    ),
+    (
+        "apps",
+        "daemonsets",
+        "patch",
+        Restart("DaemonSet", "may not patch daemonsets"),
+    ),
+    (
+        "",
+        "pods/eviction",
+        "create",
+        Restart("StatefulSet", "may not create pods/eviction"),
+    ),
+];
+
+/// The rules one by one: a rule with one group, resource and verb each.
+fn single(rules: &Value) -> Vec<Value> {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let mut found = Vec::new();
+    for rule in list(rules) {
+        for (group, resource) in list(&rule["apiGroups"]).iter().flat_map(|group| {
+            list(&rule["resources"])
+                .into_iter()
+                .map(move |resource| (group.clone(), resource))
+        }) {
+            for verb in list(&rule["verbs"]) {
+                found.push(json!({"apiGroups": [group], "resources": [resource], "verbs": [verb]}));
+            }
+        }
+    }
+    found
+}
+
+fn rule(group: &str, resource: &str, verb: &str) -> Value {
+    json!({"apiGroups": [group], "resources": [resource], "verbs": [verb]})
+}
+
+/// One namespace with its KMS, STS and operator.
+struct Trial {
+    scene: Scene,
+    sts: Sts,
+}
+
+impl Trial {
+    async fn new() -> Self {
+        let (scene, sts) = (Scene::new("rights").await, Sts::start());
+        let mut account = scene.stage.object("v1", "ServiceAccount", "app");
+        account["metadata"]["annotations"] =
+            json!({"eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/app"});
+        scene.stage.plane.apply(&account).await;
+        Self { scene, sts }
+    }
+
+    fn operator(&self, of_release: &Operator) -> Operator {
+        of_release
+            .clone()
+            .flags([format!("--watch-namespaces={}", self.scene.stage.namespace)])
+            .env("AWS_ENDPOINT_URL_KMS", self.scene.kms.url())
+            .env("AWS_ENDPOINT_URL_STS", self.sts.url())
+    }
+
+    /// A copy in a ConfigMap, and a seal that takes the identity of a ServiceAccount.
+    async fn sources(&self) {
+        let stage = &self.scene.stage;
+        let wrapped = self.scene.wrap(&random(32));
+        let mut map = stage.object("v1", "ConfigMap", "copies");
+        map["binaryData"] = json!({"root": BASE64.encode(&wrapped)});
+        stage.plane.apply(&map).await;
+        let mut copied = simple(&self.scene.key.arn, &wrapped, "copied");
+        copied["keys"][0]["wrapped"][0] =
+            json!({"seal": "aws", "format": "kms", "configMapKeyRef": {"name": "copies", "key": "root"}});
+        stage.apply("copied", &copied).await;
+        let mut account = simple(&self.scene.key.arn, &wrapped, "account");
+        account["seals"][0]["awskms"]["credentials"] = json!({"serviceAccountRef": {"name": "app"}});
+        stage.apply("account", &account).await;
+    }
+
+    /// Delivers, lets a workload start with it, and changes the key.
+    async fn rotate(&self, kind: &str) {
+        let (scene, stage) = (&self.scene, &self.scene.stage);
+        let made = workload(scene, kind, "web", "web", true).await;
+        let (first, second) = (random(32), random(32));
+        let spec = restarting(scene, "web", &first);
+        stage.apply("web", &spec).await;
+        stage.delivered("web", &[("root", &first)]).await;
+        let owner = match kind {
+            "Deployment" => replica_set(scene, &made).await,
+            _ => made,
+        };
+        for index in 0..3 {
+            stage
+                .pod(&format!("web-{index}"), "web", Some("web"), Some(&owner))
+                .await;
+        }
+        stage.ready("web").await;
+        a_second_later().await;
+        stage.apply("web", &rewrapped(scene, &spec, &second)).await;
+        stage.delivered("web", &[("root", &second)]).await;
+    }
+
+    async fn web(&self) {
+        let bytes = random(32);
+        self.scene
+            .stage
+            .apply("web", &self.scene.spec("web", &bytes))
+            .await;
+    }
+
+    /// Ready, then not, then Ready again.
+    async fn there_and_back(&self) {
+        let stage = &self.scene.stage;
+        let spec = self.scene.deliver("web", &random(32)).await;
+        let mut wrong = spec.clone();
+        wrong["keys"][0]["wrapped"][0] =
+            json!({"seal": "aws", "format": "kms", "configMapKeyRef": {"name": "nowhere", "key": "root"}});
+        stage.apply("web", &wrong).await;
+        stage.not_ready("web", "SourceMissing").await;
+        stage.apply("web", &spec).await;
+        stage.ready("web").await;
+    }
+
+    async fn status(&self, name: &str) -> String {
+        self.scene.stage.config(name).await["status"].to_string()
+    }
+
+    async fn shows(&self, shows: Shows, of_release: &Operator, what: &str) {
+        let running = self.operator(of_release).spawn();
+        match shows {
+            Log(_) => self.web().await,
+            Status(..) => {
+                self.web().await;
+                self.sources().await;
+            }
+            Restart(kind, _) => self.rotate(kind).await,
+            SecondEvent(_) => self.there_and_back().await,
+        }
+        eventually(what, async || {
+            let (text, expected) = match shows {
+                Log(expected) | SecondEvent(expected) => (running.output(), expected),
+                Status(name, expected) => (self.status(name).await, expected),
+                Restart(_, expected) => (self.status("web").await, expected),
+            };
+            text.contains(expected).then_some(()).ok_or(text)
+        })
+        .await;
+    }
+}
+
+/// The Role that the chart has put into a namespace, and its name.
+async fn role(plane: &Plane, namespace: &str) -> Value {
+    let mut roles = plane.list("Role", namespace).await;
+    assert_eq!(roles.len(), 1);
+    roles.remove(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_right_of_the_role_is_missed_when_it_is_taken_away_and_none_is_missed_else() {
+    let plane = Plane::connect().await;
+    let kinds = ["Deployment", "StatefulSet", "DaemonSet"];
+    let mut trials = Vec::new();
+    for _ in 0..RIGHTS.len() + kinds.len() {
+        trials.push(Trial::new().await);
+    }
+    let namespaces: Vec<_> = trials
+        .iter()
+        .map(|trial| trial.scene.stage.namespace.clone())
+        .collect();
+    let values = json!({"tenantNamespaces": namespaces, "log": {"level": "debug"}});
+    let release = Release::install(&plane, values).await;
+    // Each operator looks after one of the namespaces.
+    let of_release = release
+        .operator()
+        .await
+        .without_flags(|flag| flag.starts_with("--watch-namespaces="));
+
+    let granted = single(&role(&plane, &namespaces[0]).await["rules"]);
+    let as_text = |rules: &[Value]| rules.iter().map(Value::to_string).collect::<BTreeSet<_>>();
+    let listed: Vec<_> = RIGHTS
+        .iter()
+        .map(|(group, resource, verb, _)| rule(group, resource, verb))
+        .collect();
+    assert_eq!(
+        as_text(&granted),
+        as_text(&listed),
+        "each right has its line here"
+    );
+
+    let whole = trials.split_off(RIGHTS.len());
+    let (plane, of_release, granted) = (&plane, &of_release, &granted);
+    stream::iter(RIGHTS.iter().zip(&trials))
+        .for_each_concurrent(6, async |((group, resource, verb, shows), trial)| {
+            let namespace = &trial.scene.stage.namespace;
+            let name = role(plane, namespace).await["metadata"]["name"].clone();
+            let missing = rule(group, resource, verb);
+            let left: Vec<_> = granted.iter().filter(|rule| **rule != missing).collect();
+            plane
+                .patch("Role", namespace, name.as_str().unwrap(), &json!({"rules": left}))
+                .await;
+            let what = format!("without {verb} of {resource} ({group:?})");
+            trial.shows(*shows, of_release, &what).await;
+        })
+        .await;
+
+    // With all of them: every way is gone, and nobody complains.
+    for (trial, kind) in whole.iter().zip(kinds) {
+        let stage = &trial.scene.stage;
+        let running = trial.operator(of_release).start();
+        trial.sources().await;
+        for name in ["copied", "account"] {
+            stage.ready(name).await;
+        }
+        trial.rotate(kind).await;
+        eventually("restarted", async || {
+            let workload = stage.plane.get(kind, &stage.namespace, "web").await.unwrap();
+            let annotations = &workload["spec"]["template"]["metadata"]["annotations"];
+            let restarted = annotations.get("autounseal.dev/delivered").is_some();
+            let pods = stage.plane.list("Pod", &stage.namespace).await;
+            // No kubelet ends them.
+            let evicted = pods
+                .iter()
+                .any(|pod| !pod["metadata"]["deletionTimestamp"].is_null());
+            let complete = restarted && (evicted || kind != "StatefulSet");
+            complete.then_some(()).ok_or_else(|| workload.to_string())
+        })
+        .await;
+        let said = running.output();
+        for (_, _, _, shows) in RIGHTS {
+            match shows {
+                Log(fragment) | SecondEvent(fragment) => assert!(!said.contains(fragment), "{said}"),
+                Status(name, fragment) => assert!(!trial.status(name).await.contains(fragment)),
+                Restart(_, fragment) => assert!(!trial.status("web").await.contains(fragment)),
+            }
+        }
+    }
+    let trial = &whole[0];
+    let running = trial.operator(of_release).start();
+    trial.there_and_back().await;
+    assert!(!running.output().contains(EVENT));
+}
