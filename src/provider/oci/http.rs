@@ -128,6 +128,8 @@ impl Client {
             value.set_sensitive(name == "authorization");
             headers.insert(HeaderName::from_static(name), value);
         }
+        // As the SDKs send it: what Oracle's support finds a request by.
+        headers.insert("opc-request-id", request_id());
         let mut builder = client
             .request(request.method, url)
             .headers(headers)
@@ -145,6 +147,15 @@ impl Client {
             body,
         })
     }
+}
+
+/// 32 hexadecimal digits that name one request.
+fn request_id() -> HeaderValue {
+    let mut bytes = [0; 16];
+    // Without randomness all requests have one name, and nothing else depends on it.
+    let _ = aws_lc_rs::rand::fill(&mut bytes);
+    HeaderValue::from_str(&data_encoding::HEXLOWER.encode(&bytes))
+        .unwrap_or_else(|_| HeaderValue::from_static("autounseal"))
 }
 
 /// Reads the whole body, or fails when it is larger than what any honest answer holds. The buffer never grows, so no
