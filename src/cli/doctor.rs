@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
+use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client};
 
 mod report;
@@ -18,15 +18,15 @@ use crate::{
     api::{Reason, SealConfig},
     kube_ext::{
         bounded,
-        cluster::{ApiserverCluster, entries, read_fault},
-        names,
+        cluster::{ApiserverCluster, read_fault, source_facts},
+        facts,
     },
     provider::{self, Clouds, Kms, Tenant},
     seal::{
         Ciphertext, Fault,
-        checks::{endpoints_allowed, identity_allowed, key_granted},
+        checks::{endpoints_allowed, identity_allowed, key_granted, source_found},
         endpoint::EndpointPolicy,
-        model::{self, Cloud, Copy, Model, Seal, Source, SourceKind, unarmor},
+        model::{self, Cloud, Copy, Model, Seal, Source},
         observed::NamespaceFacts,
     },
 };
@@ -214,22 +214,7 @@ async fn namespace_facts(client: &Client, namespace: &str) -> Result<NamespaceFa
             Reason::OperatorIdentityNotAllowed,
         )
     })?;
-    let labels = found.metadata.labels.unwrap_or_default();
-    let annotations = found.metadata.annotations.unwrap_or_default();
-    let grants = annotations
-        .get(names::GRANTS)
-        .map(String::as_str)
-        .unwrap_or_default();
-    Ok(NamespaceFacts {
-        operator_identity: labels
-            .get(names::OPERATOR_IDENTITY)
-            .is_some_and(|value| value == names::ALLOWED),
-        grants: grants
-            .split(',')
-            .map(|grant| grant.trim().to_owned())
-            .filter(|grant| !grant.is_empty())
-            .collect(),
-    })
+    Ok(facts::namespace(&found.metadata))
 }
 
 /// The host that a seal's requests go to.
@@ -347,59 +332,16 @@ impl Guide<'_> {
     }
 
     async fn bytes_of(&self, copy: &Copy) -> Result<Ciphertext, Fault> {
-        let entry = match (&copy.source, &self.bytes) {
-            (Source::Inline(bytes), _) => return Ok(bytes.clone()),
-            (Source::Entry(_), Bytes::File(others)) => {
-                return unwrap::wrapped(copy, others, &self.model.id.namespace)
-                    .map_err(|why| Fault::invalid(Reason::SourceMissing, why));
-            }
-            (Source::Entry(entry), Bytes::Cluster(_)) => entry,
-        };
-        let Bytes::Cluster(client) = &self.bytes else {
-            return Err(Fault::invalid(
-                Reason::SourceMissing,
-                "the copy's source is not in the file",
-            ));
-        };
         let namespace = &self.model.id.namespace;
-        let found = match entry.kind {
-            SourceKind::Secret => {
-                let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
-                let secret = bounded(api.get_opt(&entry.name))
-                    .await
-                    .map_err(|error| read_fault(&error, "get secrets", namespace, Reason::SourceMissing))?;
-                secret.and_then(|secret| entries(secret).remove(&entry.key).map(|bytes| bytes.to_vec()))
+        match (&copy.source, &self.bytes) {
+            (Source::Inline(bytes), _) => Ok(bytes.clone()),
+            (Source::Entry(_), Bytes::File(others)) => unwrap::wrapped(copy, others, namespace)
+                .map_err(|why| Fault::invalid(Reason::SourceMissing, why)),
+            (Source::Entry(entry), Bytes::Cluster(client)) => {
+                let (_, found) = source_facts(client, namespace, entry).await?;
+                source_found(entry, Some(&found)).cloned()
             }
-            SourceKind::ConfigMap => {
-                let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-                let map = bounded(api.get_opt(&entry.name)).await.map_err(|error| {
-                    read_fault(&error, "get configmaps", namespace, Reason::SourceMissing)
-                })?;
-                map.and_then(|map| {
-                    let binary = map
-                        .binary_data
-                        .and_then(|mut data| data.remove(&entry.key))
-                        .map(|bytes| bytes.0);
-                    binary.or_else(|| {
-                        map.data
-                            .and_then(|mut data| data.remove(&entry.key))
-                            .map(String::into_bytes)
-                    })
-                })
-            }
-        };
-        let bytes = found.ok_or_else(|| {
-            Fault::invalid(
-                Reason::SourceMissing,
-                format!("{entry} with an entry {:?} does not exist in this namespace; create it, or correct the name", entry.key),
-            )
-        })?;
-        unarmor(&bytes, entry.armor).ok_or_else(|| {
-            Fault::invalid(
-                Reason::CiphertextInvalid,
-                format!("entry {:?} of {entry} is empty, larger than 64 KiB, or not base64 although armor says so", entry.key),
-            )
-        })
+        }
     }
 }
 

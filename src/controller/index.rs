@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::seal::observed::{PodFacts, SecretFacts};
+use crate::seal::observed::{NamespaceFacts, PodFacts, SecretFacts};
 
 /// Kinds of objects that SealConfigs refer to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -32,7 +32,7 @@ struct Inner {
     /// resourceVersions of ConfigMaps.
     config_maps: HashMap<Name, String>,
     /// Labels and annotations of namespaces.
-    namespaces: HashMap<String, NamespaceMeta>,
+    namespaces: HashMap<String, NamespaceFacts>,
     pods: HashMap<String, BTreeMap<String, Arc<PodFacts>>>,
     /// Who refers to what.
     references: HashMap<(Kind, Name), BTreeSet<String>>,
@@ -51,15 +51,6 @@ pub struct References {
     pub read_secrets: BTreeSet<String>,
     /// It selects pods.
     pub selects_pods: bool,
-}
-
-/// Labels and annotations of a namespace that matter to us.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NamespaceMeta {
-    /// The label says that the operator's identity is allowed.
-    pub identity_allowed: bool,
-    /// The grants annotation, split.
-    pub grants: BTreeSet<String>,
 }
 
 impl Index {
@@ -135,7 +126,7 @@ impl Index {
     }
 
     /// A namespace was seen. Returns whether what matters to us has changed.
-    pub fn saw_namespace(&self, name: &str, meta: NamespaceMeta) -> bool {
+    pub fn saw_namespace(&self, name: &str, meta: NamespaceFacts) -> bool {
         self.lock().namespaces.insert(name.to_owned(), meta.clone()) != Some(meta)
     }
 
@@ -145,7 +136,7 @@ impl Index {
     }
 
     /// A namespace's labels and annotations.
-    pub fn namespace(&self, name: &str) -> NamespaceMeta {
+    pub fn namespace(&self, name: &str) -> NamespaceFacts {
         self.lock().namespaces.get(name).cloned().unwrap_or_default()
     }
 

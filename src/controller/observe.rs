@@ -3,22 +3,19 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::ConfigMap;
-use kube::{Api, core::SelectorExt};
+use kube::core::SelectorExt;
 
 use super::{
     context::{Context, Remembered},
     index::{Kind, References},
 };
 use crate::{
-    api::{Reason, SealConfigStatus},
-    kube_ext::{
-        bounded,
-        cluster::{entries, read_fault},
-    },
+    api::SealConfigStatus,
+    kube_ext::cluster::source_facts,
+    provider,
     seal::{
         Fault,
-        model::{Model, SourceKind, SourceRef, unarmor},
+        model::{Model, SourceKind, SourceRef},
         observed::{NamespaceFacts, Observed, SourceFacts},
     },
 };
@@ -90,7 +87,7 @@ pub async fn observe(
     };
     Ok(Observed {
         now: Timestamp::now(),
-        jitter: jitter(),
+        jitter: provider::jitter(),
         namespace: namespace_facts(context, namespace),
         endpoints: context.settings.endpoints.clone(),
         secrets: secrets.collect(),
@@ -103,20 +100,13 @@ pub async fn observe(
     })
 }
 
-fn jitter() -> f64 {
-    let mut bytes = [0_u8; 4];
-    // Without randomness waits are not spread; nothing else depends on it.
-    let _ = aws_lc_rs::rand::fill(&mut bytes);
-    f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
-}
-
 fn namespace_facts(context: &Context, namespace: &str) -> NamespaceFacts {
     let policy = &context.settings.identity;
     let mut grants = policy.grants.get(namespace).cloned().unwrap_or_default();
     let mut operator_identity = policy.namespaces.contains(namespace);
     if policy.labels {
         let meta = context.index.namespace(namespace);
-        operator_identity |= meta.identity_allowed;
+        operator_identity |= meta.operator_identity;
         grants.extend(meta.grants);
     }
     NamespaceFacts {
@@ -147,7 +137,7 @@ async fn sources(
             .filter(|(seen, _)| version.as_ref() == Some(seen));
         let read = match before {
             Some(before) => before,
-            None => read(context, namespace, source).await?,
+            None => source_facts(&context.client, namespace, source).await?,
         };
         known.insert(source.clone(), read);
     }
@@ -157,53 +147,4 @@ async fn sources(
         .collect();
     remembered.sources = known;
     Ok(facts)
-}
-
-async fn read(
-    context: &Context,
-    namespace: &str,
-    source: &SourceRef,
-) -> Result<(String, SourceFacts), Fault> {
-    let missing = (String::new(), SourceFacts::ObjectMissing);
-    let (version, bytes) = match source.kind {
-        SourceKind::Secret => {
-            let api: Api<k8s_openapi::api::core::v1::Secret> =
-                Api::namespaced(context.client.clone(), namespace);
-            let found = bounded(api.get_opt(&source.name)).await;
-            let Some(secret) =
-                found.map_err(|e| read_fault(&e, "get secrets", namespace, Reason::SourceMissing))?
-            else {
-                return Ok(missing);
-            };
-            let version = secret.metadata.resource_version.clone().unwrap_or_default();
-            (
-                version,
-                entries(secret).remove(&source.key).map(|bytes| bytes.to_vec()),
-            )
-        }
-        SourceKind::ConfigMap => {
-            let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), namespace);
-            let found = bounded(api.get_opt(&source.name)).await;
-            let Some(map) =
-                found.map_err(|e| read_fault(&e, "get configmaps", namespace, Reason::SourceMissing))?
-            else {
-                return Ok(missing);
-            };
-            let version = map.metadata.resource_version.clone().unwrap_or_default();
-            let binary = map
-                .binary_data
-                .and_then(|mut data| data.remove(&source.key))
-                .map(|bytes| bytes.0);
-            let text = map
-                .data
-                .and_then(|mut data| data.remove(&source.key))
-                .map(String::into_bytes);
-            (version, binary.or(text))
-        }
-    };
-    let facts = match bytes {
-        None => SourceFacts::EntryMissing,
-        Some(bytes) => unarmor(&bytes, source.armor).map_or(SourceFacts::Unreadable, SourceFacts::Found),
-    };
-    Ok((version, facts))
 }

@@ -16,14 +16,8 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-use super::{
-    context::Context,
-    index::{Kind, NamespaceMeta},
-};
-use crate::{
-    api::SealConfig,
-    kube_ext::{facts, names},
-};
+use super::{context::Context, index::Kind};
+use crate::{api::SealConfig, kube_ext::facts};
 
 /// SealConfigs to look at again: namespace and name.
 pub type Trigger = UnboundedSender<(String, String)>;
@@ -251,28 +245,8 @@ pub async fn namespaces(context: Arc<Context>, scope: Scope, pending: Pending) {
             Event::InitDone => listed(&pending, &mut first),
             Event::InitApply(namespace) | Event::Apply(namespace) => {
                 let name = namespace.name_any();
-                let allowed = namespace
-                    .labels()
-                    .get(names::OPERATOR_IDENTITY)
-                    .is_some_and(|value| value == names::ALLOWED);
-                let grants = namespace
-                    .annotations()
-                    .get(names::GRANTS)
-                    .map(String::as_str)
-                    .unwrap_or_default();
-                let grants = grants
-                    .split(',')
-                    .map(str::trim)
-                    .filter(|arn| !arn.is_empty())
-                    .map(Into::into)
-                    .collect();
-                if context.index.saw_namespace(
-                    &name,
-                    NamespaceMeta {
-                        identity_allowed: allowed,
-                        grants,
-                    },
-                ) {
+                let facts = facts::namespace(namespace.meta());
+                if context.index.saw_namespace(&name, facts) {
                     scope.look_at(&name, context.index.configs(&name));
                 }
             }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use futures::{FutureExt, future::BoxFuture};
 use k8s_openapi::api::{
     authentication::v1::{TokenRequest, TokenRequestSpec},
-    core::v1::{Secret, ServiceAccount},
+    core::v1::{ConfigMap, Secret, ServiceAccount},
 };
 use kube::{Api, Client, api::PostParams};
 use zeroize::Zeroizing;
@@ -14,7 +14,11 @@ use super::bounded;
 use crate::{
     api::Reason,
     provider::{Audience, Cluster, SecretEntries, Token},
-    seal::Fault,
+    seal::{
+        Fault,
+        model::{SourceKind, SourceRef, unarmor},
+        observed::SourceFacts,
+    },
 };
 
 /// Seconds that a ServiceAccount's token is asked for. It is exchanged at once; the apiserver's least is ten minutes.
@@ -126,6 +130,58 @@ fn code(error: &kube::Error) -> Option<u16> {
         kube::Error::Api(status) => Some(status.code),
         _ => None,
     }
+}
+
+/// What lies where a copy should, and the resourceVersion of the object that was read.
+///
+/// # Errors
+/// A refused read names the missing right; a cluster that does not answer is transient.
+pub async fn source_facts(
+    client: &Client,
+    namespace: &str,
+    source: &SourceRef,
+) -> Result<(String, SourceFacts), Fault> {
+    let missing = (String::new(), SourceFacts::ObjectMissing);
+    let (version, bytes) = match source.kind {
+        SourceKind::Secret => {
+            let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+            let found = bounded(api.get_opt(&source.name)).await;
+            let Some(secret) =
+                found.map_err(|e| read_fault(&e, "get secrets", namespace, Reason::SourceMissing))?
+            else {
+                return Ok(missing);
+            };
+            let version = secret.metadata.resource_version.clone().unwrap_or_default();
+            (
+                version,
+                entries(secret).remove(&source.key).map(|bytes| bytes.to_vec()),
+            )
+        }
+        SourceKind::ConfigMap => {
+            let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+            let found = bounded(api.get_opt(&source.name)).await;
+            let Some(map) =
+                found.map_err(|e| read_fault(&e, "get configmaps", namespace, Reason::SourceMissing))?
+            else {
+                return Ok(missing);
+            };
+            let version = map.metadata.resource_version.clone().unwrap_or_default();
+            let binary = map
+                .binary_data
+                .and_then(|mut data| data.remove(&source.key))
+                .map(|bytes| bytes.0);
+            let text = map
+                .data
+                .and_then(|mut data| data.remove(&source.key))
+                .map(String::into_bytes);
+            (version, binary.or(text))
+        }
+    };
+    let facts = match bytes {
+        None => SourceFacts::EntryMissing,
+        Some(bytes) => unarmor(&bytes, source.armor).map_or(SourceFacts::Unreadable, SourceFacts::Found),
+    };
+    Ok((version, facts))
 }
 
 /// A read that failed: 403 names the missing right, anything else passes by itself.

@@ -8,7 +8,7 @@ use kube::api::ObjectMeta;
 use serde_json::{Map, Value, json};
 
 use super::names;
-use crate::seal::observed::{Delivered, PodFacts, SecretFacts, SecretUse};
+use crate::seal::observed::{Delivered, NamespaceFacts, PodFacts, SecretFacts, SecretUse};
 
 /// A Secret's facts, from its metadata.
 pub fn secret(metadata: &ObjectMeta) -> SecretFacts {
@@ -21,6 +21,29 @@ pub fn secret(metadata: &ObjectMeta) -> SecretFacts {
         adopt_by: annotation(names::ADOPT_BY).cloned(),
         delivered: annotations.map(delivered).unwrap_or_default(),
         deleting: metadata.deletion_timestamp.is_some(),
+    }
+}
+
+/// What a namespace's label and annotation say of the operator's own identity (security rule S3).
+pub fn namespace(metadata: &ObjectMeta) -> NamespaceFacts {
+    let label = metadata
+        .labels
+        .as_ref()
+        .and_then(|all| all.get(names::OPERATOR_IDENTITY));
+    let grants = metadata
+        .annotations
+        .as_ref()
+        .and_then(|all| all.get(names::GRANTS));
+    NamespaceFacts {
+        operator_identity: label.is_some_and(|value| value == names::ALLOWED),
+        grants: grants
+            .map(String::as_str)
+            .unwrap_or_default()
+            .split(',')
+            .map(str::trim)
+            .filter(|grant| !grant.is_empty())
+            .map(Into::into)
+            .collect(),
     }
 }
 

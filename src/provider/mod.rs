@@ -27,6 +27,8 @@ mod recent;
 mod renewal;
 mod wire;
 
+pub use wire::jitter;
+
 /// The clouds: the one place that lists them.
 pub struct Clouds {
     aws: aws::Aws,

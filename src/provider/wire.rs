@@ -78,7 +78,7 @@ pub(crate) fn timestamp(at: SystemTime) -> Timestamp {
 }
 
 /// A number in 0.0..1.0 that spreads what would else happen at once; no secret depends on it.
-pub(crate) fn jitter() -> f64 {
+pub fn jitter() -> f64 {
     let mut bytes = [0; 4];
     // Without randomness everything happens in the middle of its span.
     match aws_lc_rs::rand::fill(&mut bytes) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Fault,
+    Ciphertext, Fault,
     aws::AwsSeal,
     digest,
     endpoint::{EndpointPolicy, VaultEndpoint, allow_aws, allow_oci},
@@ -187,13 +187,17 @@ fn copy_allowed(model: &Model, copy: &Copy, observed: &Observed, findings: &Find
     }
     match &copy.source {
         Source::Inline(_) => Ok(()),
-        Source::Entry(entry) => source_found(entry, observed.sources.get(entry)),
+        Source::Entry(entry) => source_found(entry, observed.sources.get(entry)).map(drop),
     }
 }
 
-fn source_found(entry: &SourceRef, facts: Option<&SourceFacts>) -> Result<(), Fault> {
+/// The bytes that lie where a copy should.
+///
+/// # Errors
+/// `SourceMissing`, `CiphertextInvalid`.
+pub fn source_found<'f>(entry: &SourceRef, facts: Option<&'f SourceFacts>) -> Result<&'f Ciphertext, Fault> {
     let (reason, message) = match facts {
-        Some(SourceFacts::Found(_)) => return Ok(()),
+        Some(SourceFacts::Found(bytes)) => return Ok(bytes),
         Some(SourceFacts::EntryMissing) => (
             Reason::SourceMissing,
             format!("{entry} has no entry {:?}; add it, or correct key", entry.key),
