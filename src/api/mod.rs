@@ -10,9 +10,9 @@ pub use aws::{AssumeRole, AwsCredentials, AwsKms, Empty, SecretCredentialsRef, S
 pub use oci::{ApiKeyRef, NameRef, OciCredentials, OciKms, WorkloadIdentity};
 pub use reason::Reason;
 pub use seal_config::{
-    Armor, BoundedText, ChangePolicy, DataEntry, DeletionPolicy, Encoding, EntryRef, KeyEntry, KeyVersion,
-    Purpose, RootKey, SealConfig, SealConfigSpec, SealSpec, SecretType, Target, TargetSecret, WrappedCopy,
-    WrappedFormat, crd,
+    Armor, BoundedText, ChangePolicy, DataEntry, DeletionPolicy, Encoding, EntryRef, Generate, Import,
+    KeyEntry, KeyVersion, PlainRef, Purpose, RootKey, Rotation, SealConfig, SealConfigSpec, SealSpec,
+    SealUse, SecretType, Target, TargetSecret, WrappedCopy, WrappedFormat, crd,
 };
 pub use status::{
     KeyStatus, PodCounts, SealConfigStatus, SealHealth, SealStatus, Summary, TargetStatus, condition_types,

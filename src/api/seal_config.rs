@@ -36,8 +36,12 @@ use super::{AwsKms, OciKms, status::SealConfigStatus};
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
     {
-        "rule": "!has(self.keys) || self.keys.all(k, k.wrapped.all(w, self.seals.exists(s, s.name == w.seal)))",
-        "message": "every wrapped copy must name one of spec.seals",
+        "rule": "!has(self.keys) || self.keys.all(k, !has(k.wrapped) || k.wrapped.all(w, self.seals.exists(s, s.name == w.seal && s.use.exists(u, u == 'Wrap'))))",
+        "message": "every wrapped copy must name one of spec.seals with use: Wrap",
+    },
+    {
+        "rule": "!has(self.keys) || self.keys.size() == 0 || self.seals.exists(s, s.use.exists(u, u == 'Wrap'))",
+        "message": "keys need a seal with use: Wrap",
     },
     {
         "rule": "!has(self.targets) || self.targets.all(t, !has(t.secret.data) || t.secret.data.all(d, !has(d.key) || (has(self.keys) && self.keys.exists(k, k.name == d.key.name))))",
@@ -69,6 +73,9 @@ pub struct SealConfigSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub targets: Vec<Target>,
+    /// Whether the wrapped store goes with the SealConfig.
+    #[serde(default)]
+    pub wrapped_deletion_policy: DeletionPolicy,
 }
 
 /// One KMS key.
@@ -89,6 +96,13 @@ pub struct SealSpec {
     #[serde(default = "default_priority")]
     #[schemars(range(min = 0, max = 100))]
     pub priority: u8,
+    /// What the seal is for: to wrap and open keys, or only to be named in stanzas and env.
+    #[serde(rename = "use", default = "default_use")]
+    #[schemars(length(min = 1, max = 2), extend("x-kubernetes-list-type" = "set"))]
+    pub use_: Vec<SealUse>,
+    /// It may still open; nothing new is wrapped under it. The way out of a seal.
+    #[serde(default)]
+    pub disabled: bool,
     /// A key of AWS KMS.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub awskms: Option<AwsKms>,
@@ -101,9 +115,36 @@ fn default_priority() -> u8 {
     50
 }
 
+fn default_use() -> Vec<SealUse> {
+    vec![SealUse::Wrap]
+}
+
+/// What a seal is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SealUse {
+    /// The operator wraps and opens keys with it.
+    Wrap,
+    /// The consumer uses it itself: it is only named in stanzas and env.
+    Native,
+}
+
 /// A secret that a workload needs before it can start.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    {
+        "rule": "[has(self.wrapped), has(self.generate), has(self.import)].filter(x, x).size() == 1",
+        "message": "a key takes exactly one of wrapped, generate, import",
+    },
+    {
+        "rule": "has(self.wrapped) == has(oldSelf.wrapped) && has(self.generate) == has(oldSelf.generate)",
+        "message": "a key cannot change from one of wrapped, generate, import to another: give the new one another name",
+    },
+    {
+        "rule": "!has(self.checkValue) || has(self.wrapped)",
+        "message": "checkValue pins a key that is brought in wrapped",
+    },
+]))]
 pub struct RootKey {
     /// How targets name this key.
     #[schemars(
@@ -122,9 +163,77 @@ pub struct RootKey {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[0-9a-f]{64}$"), length(max = 64))]
     pub check_value: Option<String>,
-    /// Copies of the same key, each wrapped under one seal.
+    /// Brought by the user: copies of the same key, each wrapped under one seal.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 5), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["seal"]))]
     pub wrapped: Vec<WrappedCopy>,
+    /// Made by the operator and wrapped under every enabled seal before anything uses it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generate: Option<Generate>,
+    /// A plain key that lies in a Secret: wrapped and read back; the source may then be deleted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub import: Option<Import>,
+}
+
+/// A key that the operator makes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Generate {
+    /// Bytes of the next version that is made.
+    #[serde(default = "default_bytes")]
+    #[schemars(range(min = 16, max = 64))]
+    pub bytes: u8,
+    /// How many versions before the current one are delivered beside it.
+    #[serde(default = "default_keep_previous")]
+    #[schemars(range(min = 0, max = 1))]
+    pub keep_previous: u8,
+    /// When a new version is made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<Rotation>,
+}
+
+fn default_bytes() -> u8 {
+    32
+}
+
+fn default_keep_previous() -> u8 {
+    1
+}
+
+/// When a new version of a key is made.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Rotation {
+    /// So long after the version in use was made, such as `2160h`; at least a day.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^([0-9]{1,9}h)?([0-9]{1,9}m)?([0-9]{1,9}s)?$"), length(min = 2, max = 32), extend("x-kubernetes-validations" = [
+        {"rule": "duration(self) >= duration('24h')", "message": "rotation.after is at least 24h"},
+    ]))]
+    pub after: Option<String>,
+    /// Opaque: each change makes exactly one new version; a first value makes none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub trigger: Option<String>,
+}
+
+/// A plain key in a Secret of the same namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Import {
+    /// The entry that holds the key's bytes as they are.
+    pub secret_key_ref: PlainRef,
+}
+
+/// An entry of a Secret of the same namespace, taken byte for byte.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlainRef {
+    /// Name of the Secret.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Name of the entry.
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
 }
 
 /// What a root key is for.

@@ -47,6 +47,7 @@ pub async fn deliver(
             let delivered = DeliveredKey {
                 current: &key.bytes,
                 consumer_key_id: key.consumer_key_id.clone(),
+                previous: None,
             };
             (name.clone(), delivered)
         })

@@ -20,10 +20,12 @@ pub const MAX_TOTAL: usize = 1024 * 1024;
 /// A key at hand, ready to be written.
 #[derive(Debug)]
 pub struct DeliveredKey<'k> {
-    /// The bytes of the current version. A brought key has no other.
+    /// The bytes of the current version.
     pub current: &'k KeyBytes,
     /// The consumer's name for it.
     pub consumer_key_id: String,
+    /// The version before it and the consumer's name for that one, once there is one that is delivered.
+    pub previous: Option<(&'k KeyBytes, String)>,
 }
 
 /// The data of a Secret. Wiped when dropped; `Debug` tells names and lengths only.
@@ -93,13 +95,9 @@ fn written(
 ) -> Result<Option<Zeroizing<Vec<u8>>>, Fault> {
     match &entry.content {
         EntryContent::Key {
-            version: KeyVersion::Previous,
-            ..
-        } => Ok(None),
-        EntryContent::Key {
             key,
             encoding,
-            version: KeyVersion::Current,
+            version,
         } => {
             let delivered = keys.get(key).ok_or_else(|| {
                 Fault::invalid(
@@ -107,21 +105,39 @@ fn written(
                     format!("there is no key {key:?}; name one of spec.keys"),
                 )
             })?;
-            Ok(Some(encode(delivered.current.expose(), *encoding)))
+            let bytes = match version {
+                KeyVersion::Current => Some(delivered.current),
+                KeyVersion::Previous => delivered.previous.as_ref().map(|(bytes, _)| *bytes),
+            };
+            Ok(bytes.map(|bytes| encode(bytes.expose(), *encoding)))
         }
-        EntryContent::Template(template) => template
-            .render(|name, previous| {
-                // A brought key has no previous version; the check before refused templates that ask for one.
-                if previous {
-                    return None;
-                }
-                keys.get(name).map(|delivered| KeyView {
-                    bytes: delivered.current.expose(),
-                    id: &delivered.consumer_key_id,
+        EntryContent::Template(template) => {
+            let lacks = |key: &str| keys.get(key).is_some_and(|key| key.previous.is_none());
+            // Like an entry of a previous version, such a template is left out until there is one.
+            if template
+                .references()
+                .any(|reference| reference.previous && lacks(&reference.key))
+            {
+                return Ok(None);
+            }
+            template
+                .render(|name, previous| {
+                    let delivered = keys.get(name)?;
+                    if previous {
+                        let (bytes, id) = delivered.previous.as_ref()?;
+                        return Some(KeyView {
+                            bytes: bytes.expose(),
+                            id,
+                        });
+                    }
+                    Some(KeyView {
+                        bytes: delivered.current.expose(),
+                        id: &delivered.consumer_key_id,
+                    })
                 })
-            })
-            .map(Some)
-            .map_err(|error| invalid(&error)),
+                .map(Some)
+                .map_err(|error| invalid(&error))
+        }
     }
 }
 
@@ -143,11 +159,33 @@ fn encode(bytes: &[u8], encoding: Encoding) -> Zeroizing<Vec<u8>> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::{api::DataEntry, seal::entry::entries};
+    use crate::{
+        api::{DataEntry, Purpose},
+        seal::{
+            entry::entries,
+            model::{Key, Origin},
+        },
+    };
+
+    fn generated_key() -> Key {
+        Key {
+            name: "root".into(),
+            purpose: Purpose::Root,
+            consumer_key_id: None,
+            check_value: None,
+            origin: Origin::Generated {
+                bytes: 32,
+                keep_previous: true,
+                after: None,
+                trigger: None,
+            },
+            copies: Vec::new(),
+        }
+    }
 
     pub(crate) fn content(data: &serde_json::Value, bytes: &[u8]) -> Result<Content, Fault> {
         let data: Vec<DataEntry> = serde_json::from_value(data.clone()).unwrap();
-        let entries = entries(&data, &["root"]).unwrap();
+        let entries = entries(&data, &[generated_key()]).unwrap();
         let key = KeyBytes::new(bytes.to_vec());
         render(
             &entries,
@@ -156,6 +194,7 @@ pub(crate) mod tests {
                 DeliveredKey {
                     current: &key,
                     consumer_key_id: "global_root".to_owned(),
+                    previous: None,
                 },
             )]),
         )

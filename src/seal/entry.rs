@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::{
     api::{DataEntry, Encoding, KeyVersion, Reason},
-    seal::{Fault, template::Template},
+    seal::{Fault, model::Key, template::Template},
 };
 
 /// One entry of a Secret.
@@ -42,15 +42,15 @@ impl EntryContent {
     }
 }
 
-/// Reads the entries of one Secret. `keys` are the names of `spec.keys`, in their order; all of them are brought.
+/// Reads the entries of one Secret. `keys` are those of `spec.keys`, in their order.
 ///
 /// Without entries there is one for each key, named after it, with the raw bytes.
 ///
 /// # Errors
 /// Every entry that is wrong, each with the fix: `TemplateInvalid` or `InvalidSpec`.
-pub fn entries(data: &[DataEntry], keys: &[&str]) -> Result<Vec<Entry>, Vec<Fault>> {
+pub fn entries(data: &[DataEntry], keys: &[Key]) -> Result<Vec<Entry>, Vec<Fault>> {
     if data.is_empty() {
-        return Ok(keys.iter().map(|key| default_entry(key)).collect());
+        return Ok(keys.iter().map(|key| default_entry(&key.name)).collect());
     }
     let mut seen = BTreeSet::new();
     let (mut good, mut bad) = (Vec::new(), Vec::new());
@@ -87,10 +87,10 @@ fn default_entry(key: &str) -> Entry {
     }
 }
 
-fn read(entry: &DataEntry, keys: &[&str]) -> Result<EntryContent, Fault> {
+fn read(entry: &DataEntry, keys: &[Key]) -> Result<EntryContent, Fault> {
     match (&entry.key, &entry.template) {
         (Some(key), None) => {
-            if !keys.contains(&key.name.as_str()) {
+            if !keys.iter().any(|known| known.name == key.name) {
                 return Err(Fault::invalid(
                     Reason::InvalidSpec,
                     format!("there is no key {:?}; name one of spec.keys", key.name),
@@ -105,7 +105,14 @@ fn read(entry: &DataEntry, keys: &[&str]) -> Result<EntryContent, Fault> {
         (None, Some(source)) => {
             let template = Template::parse(source).map_err(|error| invalid(&error))?;
             template
-                .check(&keys.iter().copied().collect(), &BTreeSet::new())
+                .check(
+                    &keys.iter().map(|key| key.name.as_str()).collect(),
+                    &keys
+                        .iter()
+                        .filter(|key| key.keeps_previous())
+                        .map(|key| key.name.as_str())
+                        .collect(),
+                )
                 .map_err(|error| invalid(&error))?;
             Ok(EntryContent::Template(template))
         }
@@ -124,7 +131,22 @@ pub fn invalid(error: &crate::seal::template::TemplateError) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::KeyEntry;
+    use crate::{
+        api::{KeyEntry, Purpose},
+        seal::model::Origin,
+    };
+
+    fn brought(names: &[&str]) -> Vec<Key> {
+        let key = |name: &&str| Key {
+            name: (*name).into(),
+            purpose: Purpose::Other,
+            consumer_key_id: None,
+            check_value: None,
+            origin: Origin::Brought,
+            copies: Vec::new(),
+        };
+        names.iter().map(key).collect()
+    }
 
     fn key(name: &str, key: &str) -> DataEntry {
         DataEntry {
@@ -148,7 +170,7 @@ mod tests {
 
     #[test]
     fn without_entries_each_key_is_delivered_raw_under_its_own_name() {
-        let read = entries(&[], &["b", "a"]).unwrap();
+        let read = entries(&[], &brought(&["b", "a"])).unwrap();
         assert_eq!(read, [default_entry("b"), default_entry("a")]);
     }
 
@@ -156,7 +178,7 @@ mod tests {
     fn entries_are_read_in_order() {
         let read = entries(
             &[key("k.hex", "a"), template("t", r#"{{ keys["b"].id }}"#)],
-            &["a", "b"],
+            &brought(&["a", "b"]),
         )
         .unwrap();
         assert_eq!(read[0].content.keys(), BTreeSet::from(["a"]));
@@ -176,7 +198,7 @@ mod tests {
                 key("d", "a"),
                 key("d", "a"),
             ],
-            &["a"],
+            &brought(&["a"]),
         )
         .unwrap_err();
         let reasons: Vec<_> = faults.iter().map(|f| f.reason).collect();

@@ -6,6 +6,7 @@ use std::{
 };
 
 use data_encoding::BASE64;
+use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::Selector;
 
@@ -16,11 +17,15 @@ use super::{
     oci::{self, OciSeal},
 };
 use crate::api::{
-    self, Armor, ChangePolicy, DeletionPolicy, Purpose, Reason, SealConfig, SecretType, WrappedFormat,
+    self, Armor, ChangePolicy, DeletionPolicy, Purpose, Reason, SealConfig, SealUse, SecretType,
+    WrappedFormat,
 };
 
 /// The only context key under our prefix that users may write: it ties a brought copy to a namespace.
 pub const BOUND_NAMESPACE: &str = "autounseal.dev/bound-namespace";
+
+/// The shortest time between two rotations (security rule S19).
+pub const LEAST_ROTATION: SignedDuration = SignedDuration::from_hours(24);
 
 /// The largest source that is read, in bytes (security rule S19).
 pub const MAX_SOURCE: usize = 64 * 1024;
@@ -57,6 +62,8 @@ pub struct Model {
     pub keys: Vec<Key>,
     /// In the order of the spec.
     pub targets: Vec<Target>,
+    /// The wrapped store goes with the SealConfig.
+    pub delete_store: bool,
 }
 
 /// A KMS key.
@@ -66,6 +73,12 @@ pub struct Seal {
     pub name: String,
     /// Lower is tried first.
     pub priority: u8,
+    /// The operator wraps and opens keys with it.
+    pub wraps: bool,
+    /// It may be named in stanzas and env without wrapping anything.
+    pub native: bool,
+    /// It may still open, but nothing new is wrapped under it.
+    pub disabled: bool,
     /// Which cloud, and the way to the key.
     pub cloud: Cloud,
 }
@@ -184,8 +197,53 @@ pub struct Key {
     pub consumer_key_id: Option<String>,
     /// Pins the key.
     pub check_value: Option<String>,
-    /// Copies, by the priority of their seals.
+    /// Where it comes from.
+    pub origin: Origin,
+    /// The copies of a brought key, by the priority of their seals; other keys have none.
     pub copies: Vec<Copy>,
+}
+
+/// Where a key comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The user brings wrapped copies.
+    Brought,
+    /// The operator makes it.
+    Generated {
+        /// Bytes of the next version.
+        bytes: usize,
+        /// The version before the current one is delivered beside it.
+        keep_previous: bool,
+        /// A version lasts so long.
+        after: Option<SignedDuration>,
+        /// Each change makes a version.
+        trigger: Option<String>,
+    },
+    /// It lay in the clear in a Secret.
+    Imported {
+        /// Name of the Secret.
+        secret: String,
+        /// Name of the entry.
+        entry: String,
+    },
+}
+
+impl Key {
+    /// Whether the user brings wrapped copies of it; else its copies lie in the wrapped store.
+    pub fn is_brought(&self) -> bool {
+        self.origin == Origin::Brought
+    }
+
+    /// Whether a version before the current one may be delivered.
+    pub fn keeps_previous(&self) -> bool {
+        matches!(
+            self.origin,
+            Origin::Generated {
+                keep_previous: true,
+                ..
+            }
+        )
+    }
 }
 
 /// One wrapped copy.
@@ -330,6 +388,7 @@ pub fn parse(config: &SealConfig) -> Result<Model, Fault> {
         seals,
         keys,
         targets,
+        delete_store: spec.wrapped_deletion_policy == DeletionPolicy::Delete,
     };
     if let Some(target) = model
         .targets
@@ -362,7 +421,7 @@ impl Model {
             .collect()
     }
 
-    /// Secrets that hold copies or credentials.
+    /// Secrets that hold copies, credentials or plain keys.
     pub fn read_secrets(&self) -> BTreeSet<&str> {
         let copies = self
             .sources()
@@ -373,7 +432,11 @@ impl Model {
             .seals
             .iter()
             .filter_map(|seal| seal.cloud.credentials_secret());
-        copies.chain(credentials).collect()
+        let plain = self.keys.iter().filter_map(|key| match &key.origin {
+            Origin::Imported { secret, .. } => Some(secret.as_str()),
+            Origin::Brought | Origin::Generated { .. } => None,
+        });
+        copies.chain(credentials).chain(plain).collect()
     }
 
     /// ServiceAccounts whose identity is used.
@@ -416,6 +479,9 @@ fn parse_seal(spec: &api::SealSpec) -> Result<Seal, Fault> {
     Ok(Seal {
         name: spec.name.clone(),
         priority: spec.priority,
+        wraps: spec.use_.contains(&SealUse::Wrap),
+        native: spec.use_.contains(&SealUse::Native),
+        disabled: spec.disabled,
         cloud,
     })
 }
@@ -560,8 +626,12 @@ fn parse_key(spec: &api::RootKey, seals: &[Seal], namespace: &str) -> Result<Key
         &format!("{part}: seals of wrapped copies"),
         copies.iter().map(|copy| copy.seal.as_str()),
     )?;
-    if copies.is_empty() {
-        return Err(invalid("wrapped is empty: bring at least one copy").of(&part));
+    let origin = parse_origin(spec).map_err(|fault| fault.of(&part))?;
+    if spec.check_value.is_some() && origin != Origin::Brought {
+        return Err(invalid("checkValue pins a key that is brought in wrapped; take it out").of(&part));
+    }
+    if !seals.iter().any(|seal| seal.wraps) {
+        return Err(invalid("keys need a seal with use: Wrap").of(&part));
     }
     copies.sort_by_key(|copy| seals.iter().position(|seal| seal.name == copy.seal));
     Ok(Key {
@@ -569,14 +639,48 @@ fn parse_key(spec: &api::RootKey, seals: &[Seal], namespace: &str) -> Result<Key
         purpose: spec.purpose,
         consumer_key_id: spec.consumer_key_id.clone(),
         check_value: spec.check_value.clone(),
+        origin,
         copies,
     })
 }
 
+fn parse_origin(spec: &api::RootKey) -> Result<Origin, Fault> {
+    match (spec.wrapped.is_empty(), &spec.generate, &spec.import) {
+        (false, None, None) => Ok(Origin::Brought),
+        (true, Some(generate), None) => {
+            let rotation = generate.rotation.clone().unwrap_or_default();
+            let after = rotation.after.as_deref().map(|text| {
+                text.parse::<SignedDuration>()
+                    .ok()
+                    .filter(|after| *after >= LEAST_ROTATION)
+                    .ok_or_else(|| invalid("rotation.after is a duration of at least 24h, such as 2160h"))
+            });
+            if !(16..=64).contains(&generate.bytes) || generate.keep_previous > 1 {
+                return Err(invalid(
+                    "generate takes 16 to 64 bytes, and 0 or 1 in keepPrevious",
+                ));
+            }
+            Ok(Origin::Generated {
+                bytes: usize::from(generate.bytes),
+                keep_previous: generate.keep_previous == 1,
+                after: after.transpose()?,
+                trigger: rotation.trigger,
+            })
+        }
+        (true, None, Some(import)) => Ok(Origin::Imported {
+            secret: import.secret_key_ref.name.clone(),
+            entry: import.secret_key_ref.key.clone(),
+        }),
+        _ => Err(invalid(
+            "a key takes exactly one of wrapped, generate, import, and wrapped holds at least one copy",
+        )),
+    }
+}
+
 fn parse_copy(spec: &api::WrappedCopy, seals: &[Seal], namespace: &str) -> Result<Copy, Fault> {
-    if !seals.iter().any(|seal| seal.name == spec.seal) {
+    if !seals.iter().any(|seal| seal.name == spec.seal && seal.wraps) {
         return Err(invalid(format!(
-            "a wrapped copy names seal {:?}, which spec.seals does not hold",
+            "a wrapped copy names seal {:?}, which spec.seals does not hold with use: Wrap",
             spec.seal
         )));
     }
@@ -672,8 +776,7 @@ fn parse_target(spec: &api::Target, keys: &[Key]) -> Result<Target, Fault> {
     if restart && selector.is_none() {
         return Err(invalid("onChange: Restart needs a podSelector").of(&part));
     }
-    let names: Vec<_> = keys.iter().map(|key| key.name.as_str()).collect();
-    let entries = entries(&secret.data, &names).map_err(|mut faults| faults.swap_remove(0).of(&part))?;
+    let entries = entries(&secret.data, keys).map_err(|mut faults| faults.swap_remove(0).of(&part))?;
     Ok(Target {
         name: spec.name.clone(),
         selector,
