@@ -99,6 +99,16 @@ reasons! {
     KmsUnavailable "KMSUnavailable",
     /// A Secret or ConfigMap, or an entry of it, that the spec names does not exist.
     SourceMissing "SourceMissing",
+    /// Taking seals out would leave a key that nothing opens.
+    LastSealRemoved "LastSealRemoved",
+    /// The wrapped store's name is taken by a Secret of another type.
+    StoreNotOwned "StoreNotOwned",
+    /// A key existed, and the wrapped store does not hold it any more.
+    StoreMissing "StoreMissing",
+    /// The wrapped store was damaged or edited.
+    StoreCorrupt "StoreCorrupt",
+    /// The wrapped store is older than what was delivered.
+    StoreRolledBack "StoreRolledBack",
     /// The target Secret belongs to somebody else.
     SecretNotOwned "SecretNotOwned",
     /// Somebody keeps changing the delivered Secret.
@@ -111,6 +121,8 @@ reasons! {
     PodsNotUsingSecret "PodsNotUsingSecret",
     /// Pods run with what was delivered before.
     PodsOutdated "PodsOutdated",
+    /// A rotation waits for pods that still run the version before.
+    RotationWaitingForPods "RotationWaitingForPods",
     /// A restart is due and held back.
     RestartBlocked "RestartBlocked",
     /// A workload was restarted (event).

@@ -71,6 +71,9 @@ pub struct SealStatus {
     /// The key's ARN as the KMS resolved it, which pins account and region; or its OCID.
     #[serde(rename = "keyID", skip_serializing_if = "Option::is_none")]
     pub key_id: Option<String>,
+    /// The version of the key's material, as the KMS last told it: copies under another one are made anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_version: Option<String>,
     /// The `kmsKeyID` or `keyID` that `keyID` was resolved from: the pin is renewed when it changes.
     #[serde(rename = "configuredKeyID", skip_serializing_if = "Option::is_none")]
     pub configured_key_id: Option<String>,
@@ -116,20 +119,37 @@ pub enum SealHealth {
 pub struct KeyStatus {
     /// Name in the spec.
     pub name: String,
-    /// Version in use; brought keys have version 1.
+    /// Version in use; brought keys have version 1, a key that was not made yet 0.
     pub version: u32,
     /// How the consumer names the version in use.
     #[serde(rename = "consumerKeyID", skip_serializing_if = "Option::is_none")]
     pub consumer_key_id: Option<String>,
-    /// Seals whose copy was opened and agreed.
+    /// Seals under which there is a copy: brought ones that were opened and agreed, and the operator's own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub wrapped_under: Vec<String>,
     /// The seal whose copy was delivered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub opened_by: Option<String>,
+    /// When the age of the version in use makes a new one due.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_rotation_time: Option<Time>,
+    /// Seals that once opened the version in use and were taken out since: rotate, if one of them is compromised.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exposed_under: Vec<String>,
     /// Digest of the copies and seals that `wrappedUnder` speaks of; tells nothing of the key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inputs_digest: Option<String>,
+    /// The highest counter of the wrapped store that was seen for this key: an older store is not obeyed.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub store_counter: u64,
+    /// Which state of the wrapped store was checked; tells nothing of the key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store_digest: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(counter: &u64) -> bool {
+    *counter == 0
 }
 
 /// What is known of a target.

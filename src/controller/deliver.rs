@@ -21,7 +21,7 @@ use crate::{
     seal::{
         Fault,
         model::{Model, Target},
-        observed::{Delivered, Observed, SecretFacts},
+        observed::{Delivered, Mark, Observed, SecretFacts},
         outcome::TargetOutcome,
         plan::{Delivery, Write},
     },
@@ -47,13 +47,13 @@ pub async fn deliver(
             let delivered = DeliveredKey {
                 current: &key.bytes,
                 consumer_key_id: key.consumer_key_id.clone(),
-                previous: None,
+                previous: key.previous.as_ref().map(|previous| (&previous.bytes, previous.consumer_key_id.clone())),
             };
             (name.clone(), delivered)
         })
         .collect();
     let content = render(&target.entries, &handed)?;
-    let marks: BTreeMap<String, String> = delivery
+    let marks: BTreeMap<String, Mark> = delivery
         .keys
         .iter()
         .filter_map(|name| Some((name.clone(), keys.get(name)?.mark.clone())))
@@ -111,6 +111,7 @@ pub async fn deliver(
         uid: written.uid.clone(),
         resource_version: written.resource_version.clone(),
         owner_uid: written.annotations.get(names::OWNER_UID).cloned(),
+        owner_name: written.annotations.get(names::OWNER_NAME).cloned(),
         adopt_by: written.annotations.get(names::ADOPT_BY).cloned(),
         delivered: facts::delivered(&written.annotations),
         deleting: false,
@@ -180,7 +181,7 @@ fn holds(live: &SecretEntries, content: &Content) -> bool {
 /// The record beside the content: times and counter move only with what they speak of.
 fn next_delivered(
     previous: Option<Delivered>,
-    marks: BTreeMap<String, String>,
+    marks: BTreeMap<String, Mark>,
     changed: bool,
     now: jiff::Timestamp,
 ) -> Delivered {
@@ -192,7 +193,10 @@ fn next_delivered(
             marks,
         },
         Some(before) => {
-            let keys_changed = before.marks != marks;
+            let keys_changed = before.marks.len() != marks.len()
+                || !marks
+                    .iter()
+                    .all(|(key, mark)| before.marks.get(key).is_some_and(|before| before.same_keys(mark)));
             Delivered {
                 count: if keys_changed {
                     before.count + 1

@@ -8,7 +8,7 @@ use kube::api::ObjectMeta;
 use serde_json::{Map, Value, json};
 
 use super::names;
-use crate::seal::observed::{Delivered, NamespaceFacts, PodFacts, SecretFacts, SecretUse};
+use crate::seal::observed::{Delivered, Mark, NamespaceFacts, PodFacts, SecretFacts, SecretUse};
 
 /// A Secret's facts, from its metadata.
 pub fn secret(metadata: &ObjectMeta) -> SecretFacts {
@@ -18,6 +18,7 @@ pub fn secret(metadata: &ObjectMeta) -> SecretFacts {
         uid: metadata.uid.clone().unwrap_or_default(),
         resource_version: metadata.resource_version.clone().unwrap_or_default(),
         owner_uid: annotation(names::OWNER_UID).cloned(),
+        owner_name: annotation(names::OWNER_NAME).cloned(),
         adopt_by: annotation(names::ADOPT_BY).cloned(),
         delivered: annotations.map(delivered).unwrap_or_default(),
         deleting: metadata.deletion_timestamp.is_some(),
@@ -67,9 +68,23 @@ pub fn delivered(annotations: &BTreeMap<String, String>) -> Delivered {
         marks: marks
             .unwrap_or_default()
             .into_iter()
-            .filter_map(|(key, value)| Some((key, value.get("mark")?.as_str()?.to_owned())))
+            .filter_map(|(key, value)| Some((key, mark(&value)?)))
             .collect(),
     }
+}
+
+fn mark(value: &Value) -> Option<Mark> {
+    let number = |value: &Value| u32::try_from(value.get("version")?.as_u64()?).ok();
+    let text = |value: &Value| value.get("mark")?.as_str().map(ToOwned::to_owned);
+    let previous = value
+        .get("previous")
+        .and_then(|previous| Some((number(previous)?, text(previous)?)));
+    Some(Mark {
+        version: number(value)?,
+        mark: text(value)?,
+        previous,
+        stored: value.get("stored").and_then(Value::as_u64).unwrap_or_default(),
+    })
 }
 
 /// The annotations that [`delivered`] reads again.
@@ -87,7 +102,16 @@ pub fn delivered_annotations(delivered: &Delivered) -> BTreeMap<String, String> 
     let marks: Map<String, Value> = delivered
         .marks
         .iter()
-        .map(|(key, mark)| (key.clone(), json!({"version": 1, "mark": mark})))
+        .map(|(key, mark)| {
+            let mut value = json!({"version": mark.version, "mark": mark.mark});
+            if mark.stored > 0 {
+                value["stored"] = json!(mark.stored);
+            }
+            if let Some((version, mark)) = &mark.previous {
+                value["previous"] = json!({"version": version, "mark": mark});
+            }
+            (key.clone(), value)
+        })
         .collect();
     annotations.insert(names::KEYS.to_owned(), Value::Object(marks).to_string());
     annotations
@@ -313,7 +337,16 @@ mod tests {
             count: 7,
             keys_changed: Some("2026-01-01T00:00:00Z".parse().unwrap()),
             content_changed: Some("2026-01-02T00:00:00Z".parse().unwrap()),
-            marks: [("root".to_owned(), "ab".to_owned())].into(),
+            marks: [(
+                "root".to_owned(),
+                Mark {
+                    version: 3,
+                    mark: "ab".to_owned(),
+                    previous: Some((2, "cd".to_owned())),
+                    stored: 9,
+                },
+            )]
+            .into(),
         };
         assert_eq!(super::delivered(&delivered_annotations(&delivered)), delivered);
     }

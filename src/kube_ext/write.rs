@@ -96,7 +96,7 @@ pub async fn patch_status(
     .await
 }
 
-async fn send(
+pub(super) async fn send(
     client: &Client,
     method: Method,
     uri: &str,

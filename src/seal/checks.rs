@@ -7,8 +7,12 @@ use super::{
     aws::AwsSeal,
     digest,
     endpoint::{EndpointPolicy, VaultEndpoint, allow_aws, allow_oci},
-    model::{BOUND_NAMESPACE, Cloud, Copy, Model, Seal, Source, SourceRef, Target},
+    model::{BOUND_NAMESPACE, Cloud, Copy, Key, Model, Origin, Seal, Source, SourceRef, Target},
     observed::{NamespaceFacts, Observed, SecretFacts, SourceFacts},
+    store::{
+        Standing, StoreFacts, standing,
+        standing::{candidates, wrapping},
+    },
 };
 use crate::api::{Reason, WrappedFormat};
 
@@ -17,10 +21,14 @@ use crate::api::{Reason, WrappedFormat};
 pub struct Findings {
     /// Seals that must not be used now.
     pub seals: BTreeMap<String, Fault>,
+    /// Keys that cannot be made now.
+    pub keys: BTreeMap<String, Fault>,
     /// Copies that cannot be opened now, by key and seal.
     pub copies: BTreeMap<(String, String), Fault>,
     /// Targets that must not be written now.
     pub targets: BTreeMap<String, Fault>,
+    /// Where each key stands with the wrapped store.
+    pub standings: BTreeMap<String, Standing>,
     /// Digest of each copy's inputs, by key and seal.
     pub copy_inputs: BTreeMap<(String, String), String>,
     /// Digest of each key's inputs.
@@ -47,9 +55,26 @@ pub fn check(model: &Model, observed: &Observed) -> Findings {
                 findings.copies.insert(id, fault);
             }
         }
-        findings
-            .key_inputs
-            .insert(key.name.clone(), digest::key_inputs(model, key, observed));
+        let standing = standing(model, key, observed);
+        let inputs = if key.is_brought() {
+            digest::key_inputs(model, key, observed)
+        } else {
+            digest::standing_inputs(key, &standing, observed)
+        };
+        findings.key_inputs.insert(key.name.clone(), inputs);
+        for seal in stored_seals(model, key, &standing, observed) {
+            let id = (key.name.clone(), seal.name.clone());
+            findings
+                .copy_inputs
+                .insert(id.clone(), digest::stored_copy_inputs(key, seal, observed));
+            if let Some(fault) = findings.seals.get(&seal.name) {
+                findings.copies.insert(id, fault.clone());
+            }
+        }
+        if let Some(fault) = cannot_be_made(model, key, &standing, observed) {
+            findings.keys.insert(key.name.clone(), fault);
+        }
+        findings.standings.insert(key.name.clone(), standing);
     }
     for target in &model.targets {
         let inputs = digest::target_inputs(model, target, &findings.key_inputs);
@@ -59,6 +84,47 @@ pub fn check(model: &Model, observed: &Observed) -> Findings {
         }
     }
     findings
+}
+
+/// The seals whose stored copies of a key may be opened.
+fn stored_seals<'m>(
+    model: &'m Model,
+    key: &Key,
+    standing: &Standing,
+    observed: &Observed,
+) -> Vec<&'m Seal> {
+    let (Standing::Kept(kept), StoreFacts::Found(store)) = (standing, &observed.store) else {
+        return Vec::new();
+    };
+    // Copies of a brought key are used only while they match what is brought (`api.md`, meaning 3).
+    if kept.due.renew {
+        return Vec::new();
+    }
+    let opens = candidates(model, key, store, kept.current);
+    model
+        .seals
+        .iter()
+        .filter(|seal| opens.iter().any(|candidate| candidate.seal == seal.name))
+        .collect()
+}
+
+fn cannot_be_made(model: &Model, key: &Key, standing: &Standing, observed: &Observed) -> Option<Fault> {
+    if *standing != Standing::New || key.is_brought() {
+        return None;
+    }
+    if wrapping(model, key).next().is_none() {
+        return Some(Fault::invalid(
+            Reason::InvalidSpec,
+            "no seal may wrap it: every one is disabled or has another use; enable one, or add another",
+        ));
+    }
+    match &key.origin {
+        Origin::Imported { secret, .. } if !observed.plain.contains_key(secret) => Some(Fault::invalid(
+            Reason::SourceMissing,
+            format!("Secret {secret} does not exist in this namespace; create it, or correct name"),
+        )),
+        _ => None,
+    }
 }
 
 fn seal_allowed(model: &Model, seal: &Seal, observed: &Observed) -> Result<(), Fault> {

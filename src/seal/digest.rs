@@ -8,6 +8,7 @@ use super::{
     entry::EntryContent,
     model::{Cloud, Copy, Key, Model, Seal, Source, Target},
     observed::{Observed, SourceFacts},
+    store::{Kept, Standing, StoreFacts},
 };
 
 /// A digest over length-prefixed parts, so that no two different inputs read the same.
@@ -80,6 +81,11 @@ pub fn copy_inputs(model: &Model, copy: &Copy, observed: &Observed) -> String {
     if let Some(seal) = model.seal(&copy.seal) {
         key_place(&mut parts, &seal.cloud);
     }
+    packed(&mut parts, copy, observed);
+    parts.hex()
+}
+
+fn packed(parts: &mut Parts, copy: &Copy, observed: &Observed) {
     parts.text(match copy.format {
         crate::api::WrappedFormat::BlobInfo => "blobinfo",
         crate::api::WrappedFormat::Kms => "kms",
@@ -94,7 +100,70 @@ pub fn copy_inputs(model: &Model, copy: &Copy, observed: &Observed) -> String {
             Some(SourceFacts::ObjectMissing) | None => parts.text("missing"),
         },
     }
+}
+
+/// What a brought key's copies hold, wherever their seals lie: operator-made copies are used while this stays the same.
+pub fn brought_inputs(key: &Key, observed: &Observed) -> String {
+    let mut parts = Parts::new("brought/v1");
+    for copy in &key.copies {
+        parts.text(&copy.seal);
+        packed(&mut parts, copy, observed);
+    }
     parts.hex()
+}
+
+/// What a stored key is delivered from: its versions. Where its copies lie does not matter.
+pub fn stored_inputs(key: &Key, kept: &Kept, observed: &Observed) -> String {
+    let mut parts = Parts::new("stored/v1");
+    parts.text(&key.name);
+    if let StoreFacts::Found(store) = &observed.store
+        && let Some(sealed) = store.header.keys.get(&key.name)
+    {
+        for version in [Some(kept.current), kept.previous].into_iter().flatten() {
+            let record = sealed.section.versions.get(&version);
+            parts.text(&version.to_string());
+            parts.text(record.and_then(|record| record.check_value.as_deref()).unwrap_or_default());
+        }
+    }
+    parts.hex()
+}
+
+/// What a stored copy is opened from.
+pub fn stored_copy_inputs(key: &Key, seal: &Seal, observed: &Observed) -> String {
+    let mut parts = Parts::new("stored copy/v1");
+    key_place(&mut parts, &seal.cloud);
+    if let StoreFacts::Found(store) = &observed.store
+        && let Some(sealed) = store.header.keys.get(&key.name)
+    {
+        for (version, record) in &sealed.section.versions {
+            parts.text(&version.to_string());
+            parts.text(record.copies.get(&seal.name).map_or("", |copy| &copy.digest));
+        }
+    }
+    parts.hex()
+}
+
+/// What a stored key is looked after from: after a failure, another state is tried at once.
+pub fn tend_inputs(model: &Model, key: &Key, standing: &Standing, observed: &Observed) -> String {
+    let mut parts = Parts::new("tend/v1");
+    // Debug of values that hold names, numbers and one-way marks only.
+    parts.text(&format!("{standing:?} {:?}", key.origin));
+    parts.pairs(&observed.plain);
+    if key.is_brought() {
+        parts.text(&key_inputs(model, key, observed));
+    }
+    for seal in model.seals.iter().filter(|seal| seal.wraps && !seal.disabled) {
+        parts.text(&seal_inputs(seal));
+    }
+    parts.hex()
+}
+
+/// What a key that is not brought is delivered from, where it stands well.
+pub fn standing_inputs(key: &Key, standing: &Standing, observed: &Observed) -> String {
+    match standing {
+        Standing::Kept(kept) => stored_inputs(key, kept, observed),
+        _ => Parts::new("not stored/v1").hex(),
+    }
 }
 
 /// What a key is opened from: all its copies and what pins it.

@@ -21,6 +21,7 @@ pub mod plan;
 pub mod pods;
 pub mod rollout;
 pub mod status;
+pub mod store;
 pub mod template;
 
 #[cfg(test)]

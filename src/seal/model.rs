@@ -24,6 +24,9 @@ use crate::api::{
 /// The only context key under our prefix that users may write: it ties a brought copy to a namespace.
 pub const BOUND_NAMESPACE: &str = "autounseal.dev/bound-namespace";
 
+/// The annotation with which a human accepts a wrapped store that is older than what was seen.
+pub const ACCEPT_STORE: &str = "autounseal.dev/accept-store";
+
 /// The shortest time between two rotations (security rule S19).
 pub const LEAST_ROTATION: SignedDuration = SignedDuration::from_hours(24);
 
@@ -64,6 +67,8 @@ pub struct Model {
     pub targets: Vec<Target>,
     /// The wrapped store goes with the SealConfig.
     pub delete_store: bool,
+    /// The counter of a wrapped store that a human accepted although a newer one was seen.
+    pub accept_store: Option<u64>,
 }
 
 /// A KMS key.
@@ -389,6 +394,10 @@ pub fn parse(config: &SealConfig) -> Result<Model, Fault> {
         keys,
         targets,
         delete_store: spec.wrapped_deletion_policy == DeletionPolicy::Delete,
+        accept_store: metadata
+            .annotations
+            .as_ref()
+            .and_then(|annotations| annotations.get(ACCEPT_STORE)?.parse().ok()),
     };
     if let Some(target) = model
         .targets

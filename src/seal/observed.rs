@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use super::{Ciphertext, Fault, endpoint::EndpointPolicy, model::SourceRef};
+use jiff::SignedDuration;
+
+use super::{Ciphertext, Fault, endpoint::EndpointPolicy, model::SourceRef, store::StoreFacts};
 use crate::api::SealConfigStatus;
 
 /// The world as one reconcile sees it.
@@ -22,6 +24,14 @@ pub struct Observed {
     pub sources: BTreeMap<SourceRef, SourceFacts>,
     /// The target Secrets that exist, by name.
     pub secrets: BTreeMap<String, SecretFacts>,
+    /// Every Secret that names this SealConfig as the one that delivered it, also before it was made again.
+    pub relics: BTreeMap<String, SecretFacts>,
+    /// Secrets that hold keys in the clear, with their resourceVersion; their bytes are read only to wrap them.
+    pub plain: BTreeMap<String, String>,
+    /// The wrapped store.
+    pub store: StoreFacts,
+    /// How long copies under a former KMS key are kept.
+    pub old_copy_retention: SignedDuration,
     /// Secrets that any SealConfig of the namespace reads: never adopted.
     pub read_secrets: BTreeSet<String>,
     /// UIDs of the SealConfigs that live in the namespace.
@@ -65,6 +75,8 @@ pub struct SecretFacts {
     pub resource_version: String,
     /// UID of the SealConfig that wrote it.
     pub owner_uid: Option<String>,
+    /// Name of that SealConfig.
+    pub owner_name: Option<String>,
     /// The SealConfig that its owner lets take it over.
     pub adopt_by: Option<String>,
     /// What we wrote beside the content.
@@ -83,7 +95,40 @@ pub struct Delivered {
     /// When anything of the content last changed.
     pub content_changed: Option<Timestamp>,
     /// Which keys it holds, each with a one-way mark.
-    pub marks: BTreeMap<String, String>,
+    pub marks: BTreeMap<String, Mark>,
+}
+
+/// What a delivered Secret tells of a key in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mark {
+    /// Version of the key.
+    pub version: u32,
+    /// One-way: the check value of its bytes, or the inputs of a key that could be guessed.
+    pub mark: String,
+    /// The version before it, if that was delivered too, and its mark.
+    pub previous: Option<(u32, String)>,
+    /// The counter of the wrapped store's section; 0 = brought.
+    pub stored: u64,
+}
+
+/// Marks of guessable keys speak of their inputs only: a mark of such bytes would let its readers test guesses.
+const INPUTS_MARK: &str = "inputs:";
+
+impl Mark {
+    /// The mark of a key that has no check value.
+    pub fn of_inputs(inputs: &str) -> String {
+        format!("{INPUTS_MARK}{inputs}")
+    }
+
+    /// Whether a mark is the check value of bytes.
+    pub fn is_check_value(mark: &str) -> bool {
+        !mark.is_empty() && !mark.starts_with(INPUTS_MARK)
+    }
+
+    /// Whether two marks speak of the same bytes.
+    pub fn same_keys(&self, other: &Mark) -> bool {
+        (self.version, &self.mark, &self.previous) == (other.version, &other.mark, &other.previous)
+    }
 }
 
 /// A pod that a target selects.
@@ -127,6 +172,10 @@ pub struct Memory {
     pub copies: BTreeMap<(String, String), Failure>,
     /// Failures of whole keys (copies differ, pinned value differs).
     pub keys: BTreeMap<String, Failure>,
+    /// Failures to make, copy, rotate or rebuild stored keys, by key.
+    pub stored: BTreeMap<String, Failure>,
+    /// Failures to wrap, by key and seal.
+    pub wraps: BTreeMap<(String, String), Failure>,
     /// Failures of deliveries, by target.
     pub targets: BTreeMap<String, Failure>,
     /// Failures to describe a key, by seal.

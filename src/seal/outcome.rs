@@ -27,7 +27,7 @@ pub struct SealOutcome {
     pub described: Option<Described>,
     /// Who spoke to the KMS.
     pub identity: Option<String>,
-    /// At least one copy was opened.
+    /// At least one copy was opened or made.
     pub opened: bool,
 }
 
@@ -38,6 +38,8 @@ pub enum Described {
     Key {
         /// ARN.
         arn: String,
+        /// The version of its material, where the KMS tells it.
+        version: Option<String>,
         /// When the KMS said so.
         at: Timestamp,
         /// Disabled, pending deletion and the like.
@@ -61,6 +63,17 @@ pub struct KeyOutcome {
     pub opened_by: Option<String>,
     /// How the consumer names the key.
     pub consumer_key_id: Option<String>,
+    /// The state of its section of the wrapped store that was written or checked, for a key that is not brought.
+    pub stored: Option<StoredState>,
+}
+
+/// A state of a section of the wrapped store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredState {
+    /// The section's counter.
+    pub counter: u64,
+    /// The section's digest.
+    pub digest: String,
 }
 
 /// What became of a target.
@@ -82,6 +95,18 @@ pub enum TargetOutcome {
 }
 
 impl Reason {
+    /// Whether the fault lies in the wrapped store, so that nothing may be believed that it says.
+    pub fn is_of_the_store(self) -> bool {
+        matches!(
+            self,
+            Reason::StoreCorrupt
+                | Reason::StoreRolledBack
+                | Reason::StoreMissing
+                | Reason::StoreNotOwned
+                | Reason::CopiesDiffer
+        )
+    }
+
     /// Whether the fault lies in one wrapped copy rather than in the seal that should open it.
     pub fn is_of_a_copy(self) -> bool {
         matches!(

@@ -7,9 +7,14 @@ use jiff::{SignedDuration, Timestamp};
 use super::{
     Fault,
     checks::Findings,
-    digest::seal_inputs,
+    digest::{seal_inputs, tend_inputs},
     model::{Key, Model, Seal, Target},
-    observed::Observed,
+    observed::{Delivered, Observed},
+    pods::pods,
+    store::{
+        Standing,
+        standing::{Due, Rebuild, wrapping},
+    },
 };
 use crate::api::Reason;
 
@@ -24,6 +29,8 @@ pub const PROBE_INTERVAL: SignedDuration = SignedDuration::from_hours(1);
 pub struct Plan {
     /// Seals to describe.
     pub probes: Vec<String>,
+    /// Stored keys to look after, before anything is delivered from them.
+    pub tends: Vec<Tend>,
     /// Keys to open.
     pub opens: Vec<Open>,
     /// Secrets to write.
@@ -33,8 +40,28 @@ pub struct Plan {
 impl Plan {
     /// Nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.probes.is_empty() && self.opens.is_empty() && self.deliveries.is_empty()
+        self.probes.is_empty() && self.tends.is_empty() && self.opens.is_empty() && self.deliveries.is_empty()
     }
+}
+
+/// A stored key to look after.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tend {
+    /// The key.
+    pub key: String,
+    /// What is done.
+    pub work: Work,
+}
+
+/// What is done about a stored key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// It is made, taken in, or copied for the first time, under these seals.
+    Make(Vec<String>),
+    /// It is made from what was delivered, under these seals.
+    Rebuild(Rebuild, Vec<String>),
+    /// What is due.
+    Mend(Due),
 }
 
 /// A key to open.
@@ -86,6 +113,29 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for seal in &self.probes {
             writeln!(f, "describe the key of seal {seal:?}")?;
+        }
+        for tend in &self.tends {
+            let key = &tend.key;
+            match &tend.work {
+                Work::Make(seals) => writeln!(f, "wrap key {key:?} under seals {}", seals.join(", "))?,
+                Work::Rebuild(from, seals) => writeln!(
+                    f,
+                    "take key {key:?} from Secret {} and wrap it under seals {}",
+                    from.secret,
+                    seals.join(", ")
+                )?,
+                Work::Mend(due) => {
+                    for (version, seal) in &due.copies {
+                        writeln!(f, "wrap version {version} of key {key:?} under seal {seal}")?;
+                    }
+                    if due.rotate {
+                        writeln!(f, "make a new version of key {key:?}")?;
+                    }
+                    if due.copies.is_empty() && !due.rotate {
+                        writeln!(f, "check and tidy the stored copies of key {key:?}")?;
+                    }
+                }
+            }
         }
         for open in &self.opens {
             let how = if open.all {
@@ -230,11 +280,32 @@ pub fn plan(model: &Model, observed: &Observed, findings: &Findings) -> Plan {
         .iter()
         .flat_map(|delivery| delivery.keys.iter().cloned())
         .collect();
+    let mut tends: Vec<Tend> = model
+        .keys
+        .iter()
+        .filter_map(|key| {
+            Some(Tend {
+                key: key.name.clone(),
+                work: tend(model, key, observed, findings)?,
+            })
+        })
+        .collect();
     let opens: Vec<Open> = model
         .keys
         .iter()
-        .filter_map(|key| open(key, wanted.contains(&key.name), observed, findings))
+        .filter_map(|key| {
+            // A brought key is copied from its brought copies; a stored one is opened where it is looked after.
+            let copied = key.is_brought() && tends.iter().any(|tend| tend.key == key.name);
+            open(model, key, copied || wanted.contains(&key.name), observed, findings)
+        })
         .collect();
+    tends.retain(|tend| {
+        model
+            .keys
+            .iter()
+            .any(|key| key.name == tend.key && !key.is_brought())
+            || opens.iter().any(|open| open.key == tend.key)
+    });
     deliveries.retain(|delivery| {
         delivery
             .keys
@@ -250,6 +321,7 @@ pub fn plan(model: &Model, observed: &Observed, findings: &Findings) -> Plan {
         .collect();
     Plan {
         probes,
+        tends,
         opens,
         deliveries,
     }
@@ -276,7 +348,107 @@ pub fn probe_due(seal: &Seal, observed: &Observed) -> Timestamp {
     })
 }
 
-fn open(key: &Key, wanted: bool, observed: &Observed, findings: &Findings) -> Option<Open> {
+/// What is done about a stored key now: what is due, but for what failed a moment ago.
+fn tend(model: &Model, key: &Key, observed: &Observed, findings: &Findings) -> Option<Work> {
+    let standing = findings.standings.get(&key.name)?;
+    let inputs = tend_inputs(model, key, standing, observed);
+    let held = observed
+        .memory
+        .stored
+        .get(&key.name)
+        .is_some_and(|failure| failure.holds(&inputs, observed.now));
+    if held {
+        return None;
+    }
+    let works = |seal: &Seal| {
+        let id = (key.name.clone(), seal.name.clone());
+        let failed = observed.memory.wraps.get(&id);
+        !findings.seals.contains_key(&seal.name)
+            && !failed.is_some_and(|failure| failure.holds(&seal_inputs(seal), observed.now))
+    };
+    let all: Vec<&Seal> = wrapping(model, key).collect();
+    let ready: Vec<String> = all
+        .iter()
+        .filter(|seal| works(seal))
+        .map(|seal| seal.name.clone())
+        .collect();
+    // A key that only the operator has is used when every enabled seal holds it, and not before.
+    let every = !all.is_empty() && ready.len() == all.len();
+    match standing {
+        Standing::Elsewhere | Standing::Barred(_) => None,
+        Standing::New if key.is_brought() => (!ready.is_empty()).then_some(Work::Make(ready)),
+        Standing::New => (every && !findings.keys.contains_key(&key.name)).then_some(Work::Make(ready)),
+        Standing::Lost(from) => (!ready.is_empty()).then(|| Work::Rebuild(from.clone(), ready)),
+        Standing::Kept(kept) => {
+            let mut due = kept.due.clone();
+            due.copies.retain(|(_, seal)| ready.contains(seal));
+            due.rotate &= every && rotation_waits(model, key, observed, findings).is_none();
+            (!due.is_nothing()).then_some(Work::Mend(due))
+        }
+    }
+}
+
+/// Why a rotation that is due does not start: a Secret or a pod that does not have the version in use yet (`api.md`,
+/// meaning 5).
+pub fn rotation_waits(model: &Model, key: &Key, observed: &Observed, findings: &Findings) -> Option<Fault> {
+    let waiting = |message: String| Some(Fault::denied(Reason::RotationWaitingForPods, message));
+    for target in model
+        .targets
+        .iter()
+        .filter(|target| target.keys().contains(key.name.as_str()))
+    {
+        if need(model, target, observed, findings) != Need::Nothing {
+            return waiting(format!(
+                "the rotation of key {:?} waits until target {:?} holds the version in use",
+                key.name, target.name
+            ));
+        }
+        let delivered = delivered(target, observed);
+        let found = pods(target, &observed.pods, &delivered);
+        if let Some(pod) = found.outdated.first() {
+            return waiting(format!(
+                "the rotation of key {:?} waits for pod {} (and {} more), which started before Secret {} last changed; \
+                 restart it, or set onChange: Restart and annotate its workload with autounseal.dev/restart: allowed",
+                key.name,
+                pod.name,
+                found.outdated.len() - 1,
+                target.secret
+            ));
+        }
+    }
+    None
+}
+
+/// What is known of the last delivery to a target.
+pub fn delivered(target: &Target, observed: &Observed) -> Delivered {
+    let delivered = observed
+        .secrets
+        .get(&target.secret)
+        .map(|secret| secret.delivered.clone())
+        .unwrap_or_default();
+    // The status knows of a delivery that the observed Secret does not show yet.
+    let recorded = observed
+        .status
+        .targets
+        .iter()
+        .find(|status| status.name == target.name && status.secret == target.secret);
+    Delivered {
+        content_changed: recorded
+            .and_then(|status| status.delivered_time.as_ref())
+            .map(|time| time.0)
+            .or(delivered.content_changed),
+        count: delivered.count.max(1),
+        ..delivered
+    }
+}
+
+fn open(
+    model: &Model,
+    key: &Key,
+    wanted: bool,
+    observed: &Observed,
+    findings: &Findings,
+) -> Option<Open> {
     let inputs = findings.key_inputs.get(&key.name)?;
     if observed
         .memory
@@ -301,12 +473,22 @@ fn open(key: &Key, wanted: bool, observed: &Observed, findings: &Findings) -> Op
         });
         !held && !findings.copies.contains_key(&id)
     };
-    let usable: Vec<String> = key
-        .copies
+    // Brought and stored copies alike, by the priority of their seals.
+    let usable: Vec<String> = model
+        .seals
         .iter()
-        .map(|copy| copy.seal.clone())
+        .map(|seal| seal.name.clone())
+        .filter(|seal| findings.copy_inputs.contains_key(&(key.name.clone(), seal.clone())))
         .filter(can_try)
         .collect();
+    if !key.is_brought() {
+        let kept = matches!(findings.standings.get(&key.name), Some(Standing::Kept(_)));
+        return (kept && wanted && !usable.is_empty()).then(|| Open {
+            key: key.name.clone(),
+            seals: usable,
+            all: false,
+        });
+    }
     let new: Vec<String> = usable.iter().filter(|seal| !verified(seal)).cloned().collect();
     let (seals, all) = match (wanted, new.is_empty()) {
         (false, true) => return None,

@@ -8,13 +8,17 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use super::{
     Fault, FaultKind,
     checks::Findings,
-    digest::seal_inputs,
+    digest::{seal_inputs, tend_inputs},
     model::{Key, Model, Seal, Target},
     observed::{Delivered, Memory, Observed},
     outcome::{Described, Outcomes, TargetOutcome},
-    plan::{Need, PROBE_INTERVAL, REPAIRS_A_MINUTE, need, probe_due},
+    plan::{Need, PROBE_INTERVAL, REPAIRS_A_MINUTE, delivered, need, probe_due, rotation_waits},
     pods::{TargetPods, pods},
     rollout::look_again,
+    store::{
+        Standing, StoreFacts, item,
+        standing::{next_due, next_rotation, wrapping},
+    },
 };
 use crate::api::{
     KeyStatus, Reason, SealConfigStatus, SealHealth, SealStatus, Summary, TargetStatus,
@@ -127,25 +131,19 @@ pub fn status(
     let keys: Vec<_> = model
         .keys
         .iter()
-        .map(|key| key_status(key, observed, findings, outcomes))
+        .map(|key| key_status(model, key, observed, findings, outcomes))
         .collect();
     let mut told_apart = Vec::new();
     let mut targets = Vec::new();
     for target in &model.targets {
-        let delivered = observed
-            .secrets
-            .get(&target.secret)
-            .map(|s| s.delivered.clone())
-            .unwrap_or_default();
         let recorded = target_status(target, observed, outcomes);
-        // The status knows of a delivery that the observed Secret does not show yet.
+        let delivered = delivered(target, observed);
         let delivered = Delivered {
             content_changed: recorded
                 .delivered_time
                 .as_ref()
                 .map(|time| time.0)
                 .or(delivered.content_changed),
-            count: delivered.count.max(1),
             ..delivered
         };
         let found = pods(target, &observed.pods, &delivered);
@@ -160,7 +158,7 @@ pub fn status(
         .keys
         .iter()
         .zip(&keys)
-        .map(|(key, status)| (key.name.as_str(), key_fault(key, status, observed, findings)))
+        .map(|(key, status)| (key.name.as_str(), key_fault(model, key, status, observed, findings)))
         .collect();
     let target_faults: Vec<Fault> = model
         .targets
@@ -187,7 +185,8 @@ pub fn status(
         verdicts.insert(types::SECRETS_DELIVERED, verdict);
     }
     if model.targets.iter().any(|target| target.selector.is_some()) {
-        verdicts.insert(types::PODS_CURRENT, pods_verdict(&told_apart, outcomes));
+        let waits = rotation_fault(model, observed, findings);
+        verdicts.insert(types::PODS_CURRENT, pods_verdict(&told_apart, outcomes, waits.as_ref()));
     }
     let ready = ready(model, &verdicts);
     let blocking = key_faults
@@ -289,7 +288,15 @@ fn seal_fault(model: &Model, seal: &Seal, observed: &Observed, findings: &Findin
         let same = findings.copy_inputs.get(&id) == Some(&failure.inputs);
         (same && !failure.fault.reason.is_of_a_copy()).then(|| failure.fault.clone())
     });
-    failing_copy.or_else(|| {
+    let failing_wrap = || {
+        let failures = model.keys.iter().filter_map(|key| {
+            let id = (key.name.clone(), seal.name.clone());
+            observed.memory.wraps.get(&id)
+        });
+        let mut same = failures.filter(|failure| failure.inputs == seal_inputs(seal));
+        same.next().map(|failure| failure.fault.clone())
+    };
+    failing_copy.or_else(failing_wrap).or_else(|| {
         let failure = observed.memory.probes.get(&seal.name)?;
         (failure.inputs == seal_inputs(seal)).then(|| failure.fault.clone())
     })
@@ -329,15 +336,16 @@ fn seal_status(
     } else {
         SealStatus {
             key_id: previous.key_id,
+            key_version: previous.key_version,
             ..SealStatus::default()
         }
     };
     let outcome = outcomes.seals.get(&seal.name);
     let described = outcome.and_then(|outcome| outcome.described.as_ref());
-    let (key_id, probed) = match described {
-        Some(Described::Key { arn, at, .. }) => (Some(arn.clone()), Some(second(*at))),
-        Some(Described::NotPermitted { at }) => (None, Some(second(*at))),
-        Some(Described::Failed(_)) | None => (None, None),
+    let (key_id, key_version, probed) = match described {
+        Some(Described::Key { arn, version, at, .. }) => (Some(arn.clone()), version.clone(), Some(second(*at))),
+        Some(Described::NotPermitted { at }) => (None, None, Some(second(*at))),
+        Some(Described::Failed(_)) | None => (None, None, None),
     };
     let fault = match described {
         Some(Described::Key { fault, .. }) => fault.clone(),
@@ -365,6 +373,8 @@ fn seal_status(
     SealStatus {
         name: seal.name.clone(),
         provider: seal.cloud.provider().to_owned(),
+        // A key that is told without a version has none to compare.
+        key_version: if asked { key_version } else { previous.key_version },
         key_id: key_id.or(previous.key_id),
         configured_key_id: Some(configured),
         inputs_digest: Some(inputs),
@@ -400,7 +410,16 @@ fn seals_verdict(model: &Model, seals: &[SealStatus], observed: &Observed, findi
     }
 }
 
-fn key_status(key: &Key, observed: &Observed, findings: &Findings, outcomes: &Outcomes) -> KeyStatus {
+fn key_status(
+    model: &Model,
+    key: &Key,
+    observed: &Observed,
+    findings: &Findings,
+    outcomes: &Outcomes,
+) -> KeyStatus {
+    if !key.is_brought() {
+        return stored_status(model, key, observed, findings, outcomes);
+    }
     let previous = observed
         .status
         .keys
@@ -435,22 +454,158 @@ fn key_status(key: &Key, observed: &Observed, findings: &Findings, outcomes: &Ou
             .consumer_key_id
             .clone()
             .or_else(|| previous.as_ref()?.consumer_key_id.clone()),
-        wrapped_under: key
-            .copies
+        wrapped_under: model
+            .seals
             .iter()
-            .map(|copy| copy.seal.clone())
-            .filter(under)
+            .map(|seal| seal.name.clone())
+            .filter(|seal| {
+                let brought = key.copies.iter().any(|copy| copy.seal == *seal);
+                if brought { under(seal) } else { stored_under(key, observed, findings).contains(seal) }
+            })
             .collect(),
         opened_by: outcome
             .opened_by
             .clone()
             .or_else(|| previous.as_ref()?.opened_by.clone()),
         inputs_digest: inputs,
+        ..KeyStatus::default()
+    }
+}
+
+/// Seals under which the wrapped store holds an undamaged copy of the version in use.
+fn stored_under(key: &Key, observed: &Observed, findings: &Findings) -> Vec<String> {
+    let (Some(Standing::Kept(kept)), StoreFacts::Found(store)) =
+        (findings.standings.get(&key.name), &observed.store)
+    else {
+        return Vec::new();
+    };
+    if kept.due.renew {
+        return Vec::new();
+    }
+    let record = store
+        .header
+        .keys
+        .get(&key.name)
+        .and_then(|sealed| sealed.section.versions.get(&kept.current));
+    let copies = record.into_iter().flat_map(|record| &record.copies);
+    copies
+        .filter(|(seal, copy)| store.intact(&item(&key.name, kept.current, seal), copy).is_some())
+        .map(|(seal, _)| seal.clone())
+        .collect()
+}
+
+fn stored_status(
+    model: &Model,
+    key: &Key,
+    observed: &Observed,
+    findings: &Findings,
+    outcomes: &Outcomes,
+) -> KeyStatus {
+    let previous = observed.status.keys.iter().find(|status| status.name == key.name).cloned();
+    let previous = previous.unwrap_or_else(|| KeyStatus {
+        name: key.name.clone(),
+        ..KeyStatus::default()
+    });
+    let (Some(Standing::Kept(kept)), StoreFacts::Found(store)) =
+        (findings.standings.get(&key.name), &observed.store)
+    else {
+        return previous;
+    };
+    let Some(section) = store.header.keys.get(&key.name).map(|sealed| &sealed.section) else {
+        return previous;
+    };
+    let outcome = outcomes.keys.get(&key.name).filter(|outcome| outcome.stored.is_some());
+    // Only what was authenticated under the key itself is told (and remembered as seen).
+    let stored = outcome.and_then(|outcome| outcome.stored.as_ref());
+    let known = stored.is_some() || (previous.store_digest.is_some() && !kept.due.verify);
+    if !known {
+        return previous;
+    }
+    let under = stored_under(key, observed, findings);
+    let seals = model.seals.iter().map(|seal| &seal.name);
+    let record = section.versions.get(&kept.current);
+    let exposed = record.into_iter().flat_map(|record| &record.exposed);
+    KeyStatus {
+        version: kept.current,
+        consumer_key_id: outcome
+            .and_then(|outcome| outcome.consumer_key_id.clone())
+            .or(previous.consumer_key_id),
+        wrapped_under: seals.filter(|seal| under.contains(seal)).cloned().collect(),
+        opened_by: outcome.and_then(|outcome| outcome.opened_by.clone()).or(previous.opened_by),
+        next_rotation_time: next_rotation(key, section).map(second),
+        exposed_under: exposed.cloned().collect(),
+        inputs_digest: if stored.is_some() {
+            findings.key_inputs.get(&key.name).cloned()
+        } else {
+            previous.inputs_digest
+        },
+        store_counter: stored.map_or(previous.store_counter, |stored| stored.counter),
+        store_digest: stored.map(|stored| stored.digest.clone()).or(previous.store_digest),
+        name: previous.name,
+    }
+}
+
+/// Why a rotation that is due does not start.
+fn rotation_fault(model: &Model, observed: &Observed, findings: &Findings) -> Option<Fault> {
+    model.keys.iter().find_map(|key| match findings.standings.get(&key.name) {
+        Some(Standing::Kept(kept)) if kept.due.rotate => rotation_waits(model, key, observed, findings),
+        _ => None,
+    })
+}
+
+/// Why a stored key is not as it should be.
+fn stored_fault(
+    model: &Model,
+    key: &Key,
+    status: &KeyStatus,
+    observed: &Observed,
+    findings: &Findings,
+) -> Option<Fault> {
+    let standing = findings.standings.get(&key.name)?;
+    let failed = observed.memory.stored.get(&key.name);
+    let failed = failed.filter(|failure| failure.inputs == tend_inputs(model, key, standing, observed));
+    let failed = failed.map(|failure| failure.fault.clone());
+    let wraps = || {
+        wrapping(model, key).find_map(|seal| {
+            let id = (key.name.clone(), seal.name.clone());
+            let barred = findings.seals.get(&seal.name).cloned();
+            let fault = barred.or_else(|| observed.memory.wraps.get(&id).map(|failure| failure.fault.clone()))?;
+            Some(fault.of(label(seal)))
+        })
+    };
+    let pending = || Fault::transient(Reason::Pending, "it has not been wrapped yet");
+    match standing {
+        Standing::Barred(fault) => Some(fault.clone()),
+        Standing::New => Some(
+            findings
+                .keys
+                .get(&key.name)
+                .cloned()
+                .or(failed)
+                .or_else(wraps)
+                .unwrap_or_else(pending),
+        ),
+        Standing::Lost(_) => Some(failed.or_else(wraps).unwrap_or_else(pending)),
+        Standing::Kept(_) | Standing::Elsewhere => {
+            // A new version that could not be made leaves the one in use as good as it was.
+            let damaged = failed.filter(|fault| fault.reason.is_of_the_store());
+            damaged.or_else(|| {
+                let open = status.inputs_digest.as_ref() == findings.key_inputs.get(&key.name)
+                    && !status.wrapped_under.is_empty();
+                (!open).then(|| Fault::transient(Reason::Pending, "it has not been opened yet"))
+            })
+        }
     }
 }
 
 /// Why a key is not as it should be: nothing opened it, its copies disagree, or a copy is bad in itself.
-fn key_fault(key: &Key, status: &KeyStatus, observed: &Observed, findings: &Findings) -> Option<Fault> {
+fn key_fault(
+    model: &Model,
+    key: &Key,
+    status: &KeyStatus,
+    observed: &Observed,
+    findings: &Findings,
+) -> Option<Fault> {
     let part = format!("key {:?}", key.name);
     let inputs = findings.key_inputs.get(&key.name)?;
     if let Some(failure) = observed
@@ -461,19 +616,25 @@ fn key_fault(key: &Key, status: &KeyStatus, observed: &Observed, findings: &Find
     {
         return Some(failure.fault.clone().of(part));
     }
-    let copy_faults: Vec<Fault> = key
-        .copies
+    let copy_faults: Vec<Fault> = model
+        .seals
         .iter()
-        .filter_map(|copy| {
-            let id = (key.name.clone(), copy.seal.clone());
+        .filter_map(|seal| {
+            let id = (key.name.clone(), seal.name.clone());
             let failed = || {
                 let failure = observed.memory.copies.get(&id)?;
                 (findings.copy_inputs.get(&id) == Some(&failure.inputs)).then(|| failure.fault.clone())
             };
             let fault = findings.copies.get(&id).cloned().or_else(failed)?;
-            Some(fault.of(format!("seal {:?}", copy.seal)).of(&part))
+            Some(fault.of(label(seal)).of(&part))
         })
         .collect();
+    if !key.is_brought() {
+        let fault = stored_fault(model, key, status, observed, findings)?;
+        // That it has not been opened says less than why.
+        let why = (fault.reason == Reason::Pending).then(|| copy_faults.into_iter().next()).flatten();
+        return Some(why.unwrap_or_else(|| fault.of(part)));
+    }
     let open = status.inputs_digest.as_ref() == Some(inputs) && !status.wrapped_under.is_empty();
     if open {
         return copy_faults.into_iter().find(|fault| fault.reason.is_of_a_copy());
@@ -541,7 +702,11 @@ fn target_fault(
     }
 }
 
-fn pods_verdict(targets: &[(&Target, TargetPods<'_>)], outcomes: &Outcomes) -> Verdict {
+fn pods_verdict(
+    targets: &[(&Target, TargetPods<'_>)],
+    outcomes: &Outcomes,
+    rotation: Option<&Fault>,
+) -> Verdict {
     let names = |pods: &[&super::observed::PodFacts]| {
         let mut names: Vec<_> = pods.iter().take(3).map(|pod| pod.name.as_str()).collect();
         if pods.len() > 3 {
@@ -565,6 +730,9 @@ fn pods_verdict(targets: &[(&Target, TargetPods<'_>)], outcomes: &Outcomes) -> V
     }
     if let Some((target, fault)) = outcomes.restarts.iter().next() {
         return Verdict::no(&fault.clone().of(format!("target {target:?}")));
+    }
+    if let Some(fault) = rotation {
+        return Verdict::no(fault);
     }
     for (target, pods) in targets {
         if !pods.outdated.is_empty() {
@@ -617,8 +785,17 @@ pub fn next_look(
         .copies
         .values()
         .chain(memory.keys.values())
+        .chain(memory.stored.values())
+        .chain(memory.wraps.values())
         .chain(memory.targets.values());
     let mut times: Vec<Timestamp> = failures.map(|failure| failure.retry_at).collect();
+    if let StoreFacts::Found(store) = &observed.store {
+        let sections = model
+            .keys
+            .iter()
+            .filter_map(|key| Some((key, &store.header.keys.get(&key.name)?.section)));
+        times.extend(sections.filter_map(|(key, section)| next_due(key, section, observed)));
+    }
     for seal in model
         .seals
         .iter()
@@ -664,6 +841,11 @@ pub fn prune(memory: &mut Memory, model: &Model, findings: &Findings) {
     memory
         .keys
         .retain(|key, failure| findings.key_inputs.get(key) == Some(&failure.inputs));
+    memory.stored.retain(|key, _| findings.key_inputs.contains_key(key));
+    memory.wraps.retain(|(key, seal), failure| {
+        let seal = model.seal(seal).filter(|seal| seal.wraps && !seal.disabled);
+        findings.key_inputs.contains_key(key) && seal.is_some_and(|seal| seal_inputs(seal) == failure.inputs)
+    });
     memory
         .targets
         .retain(|target, failure| findings.target_inputs.get(target) == Some(&failure.inputs));

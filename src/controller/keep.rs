@@ -1,0 +1,767 @@
+//! Looks after stored keys: makes, copies, rotates and rebuilds them. What is made here is written to the wrapped store
+//! and read back before anybody uses it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use data_encoding::{BASE64, BASE64URL_NOPAD, HEXLOWER};
+use futures::future::join_all;
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, Client};
+use zeroize::Zeroizing;
+
+use super::{
+    apply::{connect, fail, pinned},
+    context::Context,
+    open::{
+        Attempt, Held, Ready, authentic, consumer_key_id, fits, open_candidate, open_version, place,
+        section_place, value_of,
+    },
+};
+use crate::{
+    api::{Encoding, Reason},
+    kube_ext::{
+        bounded,
+        cluster::{entries, read_fault},
+        store as secret,
+    },
+    provider::Bound,
+    seal::{
+        Ciphertext, Fault, KeyBytes,
+        checks::Findings,
+        digest::{brought_inputs, seal_inputs, tend_inputs},
+        model::{Key, MAX_SOURCE, Model, Origin, Seal},
+        observed::Observed,
+        outcome::{Described, KeyOutcome, Outcomes, StoredState},
+        plan::{Tend, Work},
+        store::{
+            CopyRecord, Former, HEADER, Header, MAX_BYTES, Provenance, Sealed, Section, Store, StoreFacts,
+            Version, header, item, item_digest, secret_name,
+            standing::{Delivered, Due, Rebuild, candidates, make_former, seen, wrapping},
+        },
+    },
+};
+
+/// What becomes of one key's section.
+struct Draft<'a> {
+    key: &'a Key,
+    section: Section,
+    put: BTreeMap<String, Ciphertext>,
+    remove: BTreeSet<String>,
+    /// Versions that were opened or made.
+    bytes: BTreeMap<u32, KeyBytes>,
+    /// Something is to be written.
+    changed: bool,
+    /// Seals that did not do what was asked of them.
+    faults: Vec<(String, Fault)>,
+    /// Seals that did.
+    wrapped: Vec<String>,
+}
+
+/// Does what is due. `ready` holds the brought keys that were opened. Returns whether anything was written.
+#[expect(clippy::too_many_arguments, reason = "the values of one reconcile, and where its results go")]
+pub async fn tend(
+    context: &Context,
+    model: &Model,
+    observed: &mut Observed,
+    findings: &Findings,
+    tends: &[&Tend],
+    ready: &BTreeMap<String, Ready>,
+    held: &mut Held,
+    outcomes: &mut Outcomes,
+) -> bool {
+    let drafting = tends.iter().filter_map(|tend| {
+        let key = model.keys.iter().find(|key| key.name == tend.key)?;
+        let brought = ready.get(&key.name).map(|ready| &ready.bytes);
+        if key.is_brought() && brought.is_none() {
+            return None;
+        }
+        let observed = &*observed;
+        Some(async move { (key, draft(context, model, observed, key, &tend.work, brought).await) })
+    });
+    let drafted = join_all(drafting).await;
+    let mut drafts = Vec::new();
+    for (key, drafted) in drafted {
+        match drafted {
+            Ok(draft) => {
+                for (seal, fault) in &draft.faults {
+                    let inputs = model.seal(seal).map(seal_inputs).unwrap_or_default();
+                    let id = (key.name.clone(), seal.clone());
+                    let (now, jitter) = (observed.now, observed.jitter);
+                    fail(&mut observed.memory.wraps, id, &inputs, fault, now, jitter);
+                }
+                drafts.push(draft);
+            }
+            Err(fault) => failed(model, observed, findings, key, &fault),
+        }
+    }
+    for draft in &drafts {
+        for seal in &draft.wrapped {
+            observed.memory.wraps.remove(&(draft.key.name.clone(), seal.clone()));
+            outcomes.seals.entry(seal.clone()).or_default().opened = true;
+        }
+    }
+    let changed = drafts.iter().any(|draft| draft.changed);
+    if changed && let Err(fault) = save(context, model, observed, &mut drafts, ready).await {
+        // What was written may stand or not: the store is read again before anything is decided.
+        observed.store = StoreFacts::NotLooked;
+        for draft in drafts.iter().filter(|draft| draft.changed) {
+            failed(model, observed, findings, draft.key, &fault);
+        }
+        return false;
+    }
+    for draft in drafts {
+        // A key that could not be made has no version yet.
+        if !draft.section.versions.contains_key(&draft.section.current) || draft.section.counter == 0 {
+            continue;
+        }
+        observed.memory.stored.remove(&draft.key.name);
+        if !draft.key.is_brought() {
+            tell(outcomes, observed, &draft);
+        }
+        for (version, bytes) in draft.bytes {
+            held.insert((draft.key.name.clone(), version), bytes);
+        }
+    }
+    changed
+}
+
+fn failed(model: &Model, observed: &mut Observed, findings: &Findings, key: &Key, fault: &Fault) {
+    let Some(standing) = findings.standings.get(&key.name) else {
+        return;
+    };
+    let inputs = tend_inputs(model, key, standing, observed);
+    let (now, jitter) = (observed.now, observed.jitter);
+    fail(
+        &mut observed.memory.stored,
+        key.name.clone(),
+        &inputs,
+        fault,
+        now,
+        jitter,
+    );
+}
+
+fn tell(outcomes: &mut Outcomes, observed: &Observed, draft: &Draft<'_>) {
+    let (StoreFacts::Found(store), Some(bytes)) = (&observed.store, draft.bytes.get(&draft.section.current))
+    else {
+        return;
+    };
+    let Some(sealed) = store.header.keys.get(&draft.key.name) else {
+        return;
+    };
+    outcomes.keys.insert(
+        draft.key.name.clone(),
+        KeyOutcome {
+            opened_by: draft.wrapped.first().cloned(),
+            consumer_key_id: Some(consumer_key_id(draft.key, draft.section.current, bytes)),
+            stored: Some(StoredState {
+                counter: sealed.section.counter,
+                digest: sealed.section.digest(sealed.mac.as_deref()),
+            }),
+            ..KeyOutcome::default()
+        },
+    );
+}
+
+async fn draft<'a>(
+    context: &Context,
+    model: &Model,
+    observed: &Observed,
+    key: &'a Key,
+    work: &Work,
+    brought: Option<&KeyBytes>,
+) -> Result<Draft<'a>, Fault> {
+    let store = match &observed.store {
+        StoreFacts::Found(store) => Some(store),
+        _ => None,
+    };
+    let hand = Hand {
+        context,
+        model,
+        observed,
+        store,
+        key,
+    };
+    match work {
+        Work::Make(seals) => hand.make(seals, brought).await,
+        Work::Rebuild(from, seals) => hand.rebuild(from, seals).await,
+        Work::Mend(due) => hand.mend(due, brought).await,
+    }
+}
+
+/// What the work on one key needs.
+struct Hand<'w, 'a> {
+    context: &'w Context,
+    model: &'w Model,
+    observed: &'w Observed,
+    store: Option<&'w Store>,
+    key: &'a Key,
+}
+
+impl<'a> Hand<'_, 'a> {
+    fn start(&self, section: Section) -> Draft<'a> {
+        Draft {
+            key: self.key,
+            section,
+            put: BTreeMap::new(),
+            remove: BTreeSet::new(),
+            bytes: BTreeMap::new(),
+            changed: false,
+            faults: Vec::new(),
+            wrapped: Vec::new(),
+        }
+    }
+
+    fn fresh(&self, version: u32) -> Section {
+        let (source, trigger, inputs) = match &self.key.origin {
+            Origin::Generated { trigger, .. } => (Provenance::Generated, trigger.clone(), None),
+            Origin::Imported { .. } => (Provenance::Imported, None, None),
+            Origin::Brought => {
+                let inputs = brought_inputs(self.key, self.observed);
+                (Provenance::Brought, None, Some(inputs))
+            }
+        };
+        Section {
+            source,
+            counter: 0,
+            current: version,
+            next: version.saturating_add(1),
+            trigger,
+            inputs,
+            versions: BTreeMap::new(),
+        }
+    }
+
+    fn version(&self, bytes: &KeyBytes) -> Version {
+        Version {
+            created: self.observed.now,
+            check_value: value_of(self.model, self.key, bytes),
+            copies: BTreeMap::new(),
+            former: BTreeMap::new(),
+            exposed: BTreeSet::new(),
+        }
+    }
+
+    /// The first version.
+    async fn make(&self, seals: &[String], brought: Option<&KeyBytes>) -> Result<Draft<'a>, Fault> {
+        let made;
+        let bytes = match (&self.key.origin, brought) {
+            (_, Some(bytes)) => bytes,
+            (Origin::Generated { bytes, .. }, None) => {
+                made = random(*bytes)?;
+                &made
+            }
+            (Origin::Imported { secret, entry }, None) => {
+                made = plain(&self.context.client, &self.model.id.namespace, secret, entry).await?;
+                &made
+            }
+            (Origin::Brought, None) => return Err(Fault::transient(Reason::Pending, "it has not been opened yet")),
+        };
+        let mut draft = self.start(self.fresh(1));
+        self.add_version(&mut draft, 1, bytes, seals, !self.key.is_brought()).await;
+        if draft.changed && brought.is_none() {
+            draft.bytes.insert(1, KeyBytes::new(bytes.expose().to_vec()));
+        }
+        Ok(draft)
+    }
+
+    /// Wraps a new version under `seals`; with `every`, under all of them or not at all.
+    async fn add_version(
+        &self,
+        draft: &mut Draft<'a>,
+        version: u32,
+        bytes: &KeyBytes,
+        seals: &[String],
+        every: bool,
+    ) {
+        let mut record = self.version(bytes);
+        let wrapped = self.wrap_all(version, bytes, seals).await;
+        let failed = wrapped.iter().any(|(_, result)| result.is_err());
+        let mut put = BTreeMap::new();
+        for (seal, result) in wrapped {
+            match result {
+                Ok((ciphertext, copy)) => {
+                    put.insert(item(&self.key.name, version, &seal), ciphertext);
+                    record.copies.insert(seal.clone(), copy);
+                    draft.wrapped.push(seal);
+                }
+                Err(fault) => draft.faults.push((seal, fault)),
+            }
+        }
+        if record.copies.is_empty() || (every && failed) {
+            return;
+        }
+        draft.put.append(&mut put);
+        draft.section.versions.insert(version, record);
+        draft.section.current = version;
+        draft.section.next = draft.section.next.max(version.saturating_add(1));
+        draft.changed = true;
+    }
+
+    async fn wrap_all(
+        &self,
+        version: u32,
+        bytes: &KeyBytes,
+        seals: &[String],
+    ) -> Vec<(String, Result<(Ciphertext, CopyRecord), Fault>)> {
+        let seals = seals.iter().filter_map(|name| self.model.seal(name));
+        join_all(seals.map(|seal| async move { (seal.name.clone(), self.wrap(seal, version, bytes).await) })).await
+    }
+
+    /// Wraps a version under one seal, and opens the copy again before it counts as one.
+    async fn wrap(
+        &self,
+        seal: &Seal,
+        version: u32,
+        bytes: &KeyBytes,
+    ) -> Result<(Ciphertext, CopyRecord), Fault> {
+        let kms = connect(self.context, self.model, seal).await?;
+        let place = place(self.context, self.model, self.key, version);
+        let (pairs, aad) = (place.context(), place.aad());
+        let bound = Bound {
+            context: &pairs,
+            aad: &aad,
+        };
+        let wrapped = kms.wrap_bound(bytes, &bound).await?;
+        let described = Described::Key {
+            arn: wrapped.key_id.clone(),
+            version: None,
+            at: self.observed.now,
+            fault: None,
+        };
+        if let Described::Failed(fault) = pinned(self.observed, seal, described) {
+            return Err(fault);
+        }
+        if !self.is_proven(seal, &wrapped.key_id) {
+            let mut altered = pairs.clone();
+            altered.insert("autounseal.dev/name".to_owned(), format!("{}-altered", self.model.id.name));
+            let elsewhere = Bound {
+                context: &altered,
+                aad: &aad,
+            };
+            match kms.unwrap_bound(&wrapped.ciphertext, &elsewhere, &wrapped.key_id).await {
+                Ok(_) => return Err(unfit(&wrapped.key_id)),
+                Err(fault) if matches!(fault.reason, Reason::ContextMismatch | Reason::CiphertextInvalid) => {}
+                Err(fault) => return Err(fault),
+            }
+        }
+        let opened = kms.unwrap_bound(&wrapped.ciphertext, &bound, &wrapped.key_id).await?;
+        if !opened.key.same_as(bytes) {
+            return Err(Fault::denied(
+                Reason::CopiesDiffer,
+                "what the KMS opened is not what was wrapped a moment ago, so the copy was dropped; check what answers at the \
+                 endpoint",
+            ));
+        }
+        let copy = CopyRecord {
+            provider: seal.cloud.provider().to_owned(),
+            key_id: wrapped.key_id,
+            key_version: wrapped.key_version,
+            configured_key_id: seal.cloud.configured_key(),
+            endpoint: seal.cloud.endpoints().into_iter().next(),
+            made: self.observed.now,
+            digest: item_digest(&wrapped.ciphertext),
+        };
+        Ok((wrapped.ciphertext, copy))
+    }
+
+    /// Whether a copy under this KMS key was made before, and with it its heed of the context was proven.
+    fn is_proven(&self, seal: &Seal, key_id: &str) -> bool {
+        let sections = self.store.into_iter().flat_map(|store| store.header.keys.values());
+        let mut copies = sections
+            .flat_map(|sealed| sealed.section.versions.values())
+            .filter_map(|version| version.copies.get(&seal.name));
+        copies.any(|copy| copy.key_id == key_id)
+    }
+
+    /// The key as it was delivered.
+    async fn rebuild(&self, from: &Rebuild, seals: &[String]) -> Result<Draft<'a>, Fault> {
+        let found = delivered(&self.context.client, &self.model.id.namespace, &from.secret).await?;
+        let take = |delivered: &Delivered| {
+            let bytes = found
+                .get(&delivered.entry)
+                .and_then(|bytes| decode(bytes, delivered.encoding));
+            bytes.filter(|bytes| value_of(self.model, self.key, bytes).as_ref() == Some(&delivered.mark))
+        };
+        let current = take(&from.current).ok_or_else(|| {
+            Fault::denied(
+                Reason::StoreMissing,
+                format!(
+                    "Secret {} does not hold it, and Secret {} holds other bytes than were delivered, so nothing was made from \
+                     them; restore the store from a backup",
+                    secret_name(&self.model.id.name),
+                    from.secret
+                ),
+            )
+        })?;
+        let sealed = self.store.and_then(|store| store.header.keys.get(&self.key.name));
+        let section = match sealed {
+            Some(sealed)
+                if authentic(self.model, self.key, &sealed.section, sealed.mac.as_deref(), &current).is_ok() =>
+            {
+                sealed.section.clone()
+            }
+            _ => self.fresh(from.current.version),
+        };
+        let mut draft = self.start(section);
+        let previous = from.previous.as_ref().and_then(|previous| {
+            let bytes = take(previous)?;
+            (!draft.section.versions.contains_key(&previous.version)).then_some((previous.version, bytes))
+        });
+        if let Some((version, bytes)) = previous {
+            self.add_version(&mut draft, version, &bytes, seals, true).await;
+            draft.bytes.insert(version, bytes);
+        }
+        let version = from.current.version;
+        draft.changed = false;
+        self.add_version(&mut draft, version, &current, seals, false).await;
+        draft.bytes.insert(version, current);
+        Ok(draft)
+    }
+
+    /// What is due.
+    async fn mend(&self, due: &Due, brought: Option<&KeyBytes>) -> Result<Draft<'a>, Fault> {
+        let Some((store, sealed)) = self
+            .store
+            .and_then(|store| Some((store, store.header.keys.get(&self.key.name)?)))
+        else {
+            return Err(Fault::transient(Reason::Pending, "the wrapped store is read again"));
+        };
+        let mut draft = self.start(sealed.section.clone());
+        if brought.is_none() {
+            let bytes = self.open(store, draft.section.current).await?;
+            authentic(self.model, self.key, &draft.section, sealed.mac.as_deref(), &bytes)?;
+            draft.bytes.insert(draft.section.current, bytes);
+        }
+        if due.accept {
+            let seen = seen(self.key, self.observed);
+            draft.section.next = draft.section.next.max(seen.version.saturating_add(1));
+            draft.changed = true;
+        }
+        if due.renew && let Some(bytes) = brought {
+            self.renew(&mut draft, bytes).await;
+        } else {
+            self.copy(&mut draft, store, &due.copies, brought).await;
+        }
+        for (version, seal) in &due.retire {
+            self.retire(&mut draft, store, *version, seal);
+        }
+        for (version, item) in &due.drop {
+            self.drop_former(&mut draft, store, *version, item).await;
+        }
+        let trigger = match &self.key.origin {
+            Origin::Generated { trigger, .. } => trigger.clone(),
+            Origin::Imported { .. } | Origin::Brought => None,
+        };
+        if due.trigger {
+            draft.section.trigger.clone_from(&trigger);
+            draft.changed = true;
+        }
+        if due.rotate {
+            self.rotate(&mut draft, trigger).await?;
+        }
+        Ok(draft)
+    }
+
+    async fn rotate(&self, draft: &mut Draft<'a>, trigger: Option<String>) -> Result<(), Fault> {
+        let Origin::Generated { bytes, .. } = self.key.origin else {
+            return Ok(());
+        };
+        let seals: Vec<String> = wrapping(self.model, self.key).map(|seal| seal.name.clone()).collect();
+        let (bytes, version) = (random(bytes)?, draft.section.next);
+        self.add_version(draft, version, &bytes, &seals, true).await;
+        if draft.section.current == version {
+            draft.section.trigger = trigger;
+            draft.bytes.insert(version, bytes);
+        }
+        Ok(())
+    }
+
+    /// The brought copies have changed: the same key in other copies, or another key.
+    async fn renew(&self, draft: &mut Draft<'a>, bytes: &KeyBytes) {
+        let value = value_of(self.model, self.key, bytes);
+        let recorded = draft.section.versions.get(&draft.section.current);
+        let same = value.is_some() && recorded.is_some_and(|record| record.check_value == value);
+        if same {
+            draft.section.inputs = Some(brought_inputs(self.key, self.observed));
+            draft.changed = true;
+            return;
+        }
+        let seals: Vec<String> = wrapping(self.model, self.key).map(|seal| seal.name.clone()).collect();
+        let version = draft.section.next;
+        self.add_version(draft, version, bytes, &seals, false).await;
+        if draft.section.current == version {
+            draft.section.inputs = Some(brought_inputs(self.key, self.observed));
+        }
+    }
+
+    /// Makes copies that are missing, damaged, or under a former key of the KMS.
+    async fn copy(
+        &self,
+        draft: &mut Draft<'a>,
+        store: &Store,
+        copies: &[(u32, String)],
+        brought: Option<&KeyBytes>,
+    ) {
+        let versions: BTreeSet<u32> = copies.iter().map(|(version, _)| *version).collect();
+        for version in versions {
+            let seals: Vec<String> = copies
+                .iter()
+                .filter(|(of, _)| *of == version)
+                .map(|(_, seal)| seal.clone())
+                .collect();
+            if brought.is_none() && !draft.bytes.contains_key(&version) {
+                match self.open(store, version).await {
+                    Ok(bytes) => {
+                        draft.bytes.insert(version, bytes);
+                    }
+                    Err(fault) => {
+                        draft.faults.extend(seals.into_iter().map(|seal| (seal, fault.clone())));
+                        continue;
+                    }
+                }
+            }
+            let Some(bytes) = brought.or_else(|| draft.bytes.get(&version)) else {
+                continue;
+            };
+            // Bytes that are not what was recorded must not be wrapped anew.
+            if fits(self.model, self.key, draft.section.versions.get(&version), bytes).is_err() {
+                continue;
+            }
+            let wrapped = self.wrap_all(version, bytes, &seals).await;
+            for (seal, result) in wrapped {
+                match result {
+                    Ok((ciphertext, copy)) => {
+                        self.supersede(draft, store, version, &seal);
+                        if let Some(record) = draft.section.versions.get_mut(&version) {
+                            record.copies.insert(seal.clone(), copy);
+                        }
+                        draft.put.insert(item(&self.key.name, version, &seal), ciphertext);
+                        draft.wrapped.push(seal);
+                        draft.changed = true;
+                    }
+                    Err(fault) => draft.faults.push((seal, fault)),
+                }
+            }
+        }
+    }
+
+    /// Moves an undamaged copy out of the way, to be kept for its retention.
+    fn supersede(&self, draft: &mut Draft<'a>, store: &Store, version: u32, seal: &str) {
+        let name = item(&self.key.name, version, seal);
+        let Some(record) = draft.section.versions.get_mut(&version) else {
+            return;
+        };
+        let Some(copy) = record.copies.remove(seal) else {
+            return;
+        };
+        let Some(bytes) = store.intact(&name, &copy) else {
+            return;
+        };
+        let former = make_former(&self.key.name, version, seal, &copy);
+        draft.put.insert(former.clone(), bytes.clone());
+        let former_copy = Former {
+            seal: seal.to_owned(),
+            copy,
+            replaced: self.observed.now,
+        };
+        record.former.insert(former, former_copy);
+    }
+
+    fn retire(&self, draft: &mut Draft<'a>, store: &Store, version: u32, seal: &str) {
+        self.supersede(draft, store, version, seal);
+        draft.remove.insert(item(&self.key.name, version, seal));
+        if let Some(record) = draft.section.versions.get_mut(&version) {
+            record.copies.remove(seal);
+            record.exposed.insert(seal.to_owned());
+        }
+        draft.changed = true;
+    }
+
+    /// The second read of the successor, a day or more after the first: only then the former copy goes.
+    async fn drop_former(&self, draft: &mut Draft<'a>, store: &Store, version: u32, former: &str) {
+        let Some(record) = draft.section.versions.get(&version) else {
+            return;
+        };
+        let Some(seal) = record.former.get(former).map(|former| former.seal.clone()) else {
+            return;
+        };
+        let all = candidates(self.model, self.key, store, version);
+        let in_force = all.iter().filter(|candidate| {
+            let copy = record.copies.get(&candidate.seal);
+            copy.is_some() && candidate.item == item(&self.key.name, version, &candidate.seal)
+        });
+        // Its own seal's, or any other's where that seal is gone.
+        let successor = in_force
+            .clone()
+            .find(|candidate| candidate.seal == seal)
+            .or_else(|| in_force.clone().next().filter(|_| self.model.seal(&seal).is_none()));
+        let Some(successor) = successor.cloned() else {
+            return;
+        };
+        let under = successor.seal.clone();
+        let (_, _, opened) = open_candidate(self.context, self.model, self.key, store, version, successor).await;
+        match opened.and_then(|bytes| fits(self.model, self.key, Some(record), &bytes)) {
+            Ok(()) => {
+                if let Some(record) = draft.section.versions.get_mut(&version) {
+                    record.former.remove(former);
+                }
+                draft.remove.insert(former.to_owned());
+                draft.changed = true;
+            }
+            Err(fault) => draft.faults.push((under, fault)),
+        }
+    }
+
+    async fn open(&self, store: &Store, version: u32) -> Result<KeyBytes, Fault> {
+        let (attempts, bytes) = open_version(self.context, self.model, self.key, store, version, None).await;
+        bytes.ok_or_else(|| first_fault(attempts))
+    }
+}
+
+fn first_fault(attempts: Vec<Attempt>) -> Fault {
+    let fault = attempts
+        .into_iter()
+        .find_map(|(seal, _, result)| Some(result.err()?.of(format!("seal {seal:?}"))));
+    fault.unwrap_or_else(|| Fault::transient(Reason::Pending, "no stored copy can be opened now"))
+}
+
+/// Writes every draft in one write, and takes what was read back.
+async fn save(
+    context: &Context,
+    model: &Model,
+    observed: &mut Observed,
+    drafts: &mut [Draft<'_>],
+    ready: &BTreeMap<String, Ready>,
+) -> Result<(), Fault> {
+    let (base, mut header, size) = match &observed.store {
+        StoreFacts::Found(store) => {
+            let items = store.items.iter();
+            let size: usize = items.map(|(name, bytes)| name.len() + bytes.bytes().len()).sum();
+            (Some(store.revision.clone()), store.header.clone(), size)
+        }
+        StoreFacts::Corrupt(revision) => (Some(revision.clone()), new_header(), 0),
+        StoreFacts::Absent => (None, new_header(), 0),
+        StoreFacts::NotLooked | StoreFacts::NotOwned => {
+            return Err(Fault::transient(Reason::Pending, "the wrapped store is read again"));
+        }
+    };
+    let counters = model.keys.iter().map(|key| seen(key, observed).counter);
+    header.counter = counters.max().unwrap_or_default().max(header.counter).saturating_add(1);
+    let (mut put, mut remove) = (BTreeMap::new(), BTreeSet::new());
+    for draft in drafts.iter_mut().filter(|draft| draft.changed) {
+        draft.section.counter = header.counter;
+        let current = draft
+            .bytes
+            .get(&draft.section.current)
+            .or_else(|| ready.get(&draft.key.name).map(|ready| &ready.bytes));
+        let mac = current.and_then(|bytes| draft.section.mac(bytes, section_place(model, draft.key)));
+        let sealed = Sealed {
+            section: draft.section.clone(),
+            mac,
+        };
+        header.keys.insert(draft.key.name.clone(), sealed);
+        put.append(&mut draft.put);
+        remove.append(&mut draft.remove);
+    }
+    remove.retain(|item| !put.contains_key(item));
+    let header = serde_json::to_vec(&header)
+        .map_err(|_| Fault::invalid(Reason::StoreCorrupt, "the header cannot be written"))?;
+    let added: usize = put.iter().map(|(name, bytes): (&String, &Ciphertext)| name.len() + bytes.bytes().len()).sum();
+    if size + added + header.len() + HEADER.len() > MAX_BYTES {
+        return Err(Fault::invalid(
+            Reason::InvalidSpec,
+            format!(
+                "Secret {} would grow beyond 512 KiB, so nothing was written; spread the keys over several SealConfigs",
+                secret_name(&model.id.name)
+            ),
+        ));
+    }
+    let change = secret::Change {
+        base,
+        header,
+        put,
+        remove,
+    };
+    let (namespace, name) = (&model.id.namespace, secret_name(&model.id.name));
+    let (facts, known) = secret::save(&context.client, namespace, &name, &change).await?;
+    if let Some(known) = known {
+        context.index.saw_secret(namespace, &name, known);
+    }
+    tracing::info!(
+        namespace = namespace.as_str(),
+        name = model.id.name.as_str(),
+        "the wrapped store was written and read back"
+    );
+    observed.store = facts;
+    Ok(())
+}
+
+fn new_header() -> Header {
+    Header {
+        format: header::FORMAT,
+        counter: 0,
+        keys: BTreeMap::new(),
+    }
+}
+
+fn unfit(key_id: &str) -> Fault {
+    Fault::denied(
+        Reason::ContextMismatch,
+        format!(
+            "key {key_id} opened a copy although its context was altered, so copies under it could be opened anywhere; use a \
+             symmetric key (AWS: SYMMETRIC_DEFAULT, OCI: AES)"
+        ),
+    )
+}
+
+fn random(bytes: usize) -> Result<KeyBytes, Fault> {
+    let mut key = Zeroizing::new(vec![0; bytes]);
+    aws_lc_rs::rand::fill(&mut key).map_err(|_| {
+        Fault::transient(
+            Reason::Pending,
+            "the operating system gives no random bytes; it is tried again",
+        )
+    })?;
+    Ok(KeyBytes::new(std::mem::take(&mut *key)))
+}
+
+/// A key that lies in a Secret in the clear.
+async fn plain(client: &Client, namespace: &str, name: &str, entry: &str) -> Result<KeyBytes, Fault> {
+    let mut found = delivered(client, namespace, name).await?;
+    let bytes = found.remove(entry).filter(|bytes| (1..=MAX_SOURCE).contains(&bytes.len()));
+    let mut bytes = bytes.ok_or_else(|| {
+        Fault::invalid(
+            Reason::SourceMissing,
+            format!("Secret {name} has no entry {entry:?} of 1 byte to 64 KiB; add it, or correct import"),
+        )
+    })?;
+    Ok(KeyBytes::new(std::mem::take(&mut *bytes)))
+}
+
+async fn delivered(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+) -> Result<BTreeMap<String, Zeroizing<Vec<u8>>>, Fault> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let found = bounded(api.get_opt(name)).await;
+    let found = found.map_err(|error| read_fault(&error, "get secrets", namespace, Reason::SourceMissing))?;
+    found.map(entries).ok_or_else(|| {
+        Fault::invalid(
+            Reason::SourceMissing,
+            format!("Secret {name} does not exist in this namespace; create it, or correct name"),
+        )
+    })
+}
+
+/// Takes back how an entry was written.
+fn decode(bytes: &[u8], encoding: Encoding) -> Option<KeyBytes> {
+    let plain = match encoding {
+        Encoding::Raw => Ok(bytes.to_vec()),
+        Encoding::Base64 => BASE64.decode(bytes),
+        Encoding::Base64Url => BASE64URL_NOPAD.decode(bytes),
+        Encoding::Hex => HEXLOWER.decode(bytes),
+    };
+    plain.ok().map(KeyBytes::new)
+}

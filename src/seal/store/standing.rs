@@ -1,0 +1,575 @@
+//! Where a key stands with the wrapped store: what may be used, what must be made, and what must not be believed.
+//!
+//! The rule above all (security rule S5): a second key is never made over the first. A key is made only if nothing shows
+//! that it ever existed; else the store is rebuilt from what was delivered, or a human is asked.
+
+use jiff::SignedDuration;
+
+use super::{CopyRecord, Provenance, Section, Store, StoreFacts, Version, former_item, item, secret_name};
+use crate::{
+    api::{Encoding, KeyVersion, Reason},
+    seal::{
+        Fault,
+        aws::KeyArn,
+        digest::brought_inputs,
+        entry::EntryContent,
+        model::{Cloud, Key, Model, Origin, Seal},
+        observed::{Mark, Observed},
+    },
+};
+
+/// The least time between the two reads of a new copy before its predecessor is dropped (security rule S17).
+const READS_APART: SignedDuration = SignedDuration::from_hours(24);
+
+/// Where a key stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is brought under every seal: nothing is stored.
+    Elsewhere,
+    /// Nothing of it is stored, and nothing shows that it ever was: it may be made, or copied if it is brought.
+    New,
+    /// The store has lost it, and a delivered Secret still holds it.
+    Lost(Rebuild),
+    /// It is stored.
+    Kept(Kept),
+    /// It must not be used or made, and why.
+    Barred(Fault),
+}
+
+/// What a lost key is made from again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rebuild {
+    /// The delivered Secret.
+    pub secret: String,
+    /// The version in use.
+    pub current: Delivered,
+    /// The one before it, if it was delivered too.
+    pub previous: Option<Delivered>,
+    /// Above every counter that was seen.
+    pub counter: u64,
+}
+
+/// A version of a key in a delivered Secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivered {
+    /// The entry.
+    pub entry: String,
+    /// How its bytes are written.
+    pub encoding: Encoding,
+    /// Its number.
+    pub version: u32,
+    /// The check value that its bytes must have.
+    pub mark: String,
+}
+
+/// A key that is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// The version in use.
+    pub current: u32,
+    /// The one before it, if it is delivered.
+    pub previous: Option<u32>,
+    /// What is to be done about its copies.
+    pub due: Due,
+}
+
+/// What is to be done about a stored key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Due {
+    /// A human accepted an older store: it is written anew, above what was seen.
+    pub accept: bool,
+    /// Somebody else changed the section, or it was never looked at: it is opened and its authentication checked.
+    pub verify: bool,
+    /// Copies to make, by version and seal.
+    pub copies: Vec<(u32, String)>,
+    /// Copies of seals that are gone from the spec, by version and seal.
+    pub retire: Vec<(u32, String)>,
+    /// Former copies whose time has come, by version and item.
+    pub drop: Vec<(u32, String)>,
+    /// The trigger has its first value, which is written down.
+    pub trigger: bool,
+    /// A new version is due.
+    pub rotate: bool,
+    /// The brought copies have changed.
+    pub renew: bool,
+}
+
+impl Due {
+    /// Nothing is to be done.
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What shows that a key existed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// The highest version; 0 = none.
+    pub version: u32,
+    /// The highest counter of its section.
+    pub counter: u64,
+}
+
+/// What status and delivered Secrets remember of a key that is not brought.
+pub fn seen(key: &Key, observed: &Observed) -> Seen {
+    let status = observed.status.keys.iter().find(|status| status.name == key.name);
+    let mut seen = Seen {
+        version: status.map_or(0, |status| status.version),
+        counter: status.map_or(0, |status| status.store_counter),
+    };
+    for mark in observed.relics.values().filter_map(|facts| facts.delivered.marks.get(&key.name)) {
+        seen.version = seen.version.max(mark.version);
+        seen.counter = seen.counter.max(mark.stored);
+    }
+    seen
+}
+
+/// Whether any key of the model may have something in the store.
+pub fn needs_store(model: &Model) -> bool {
+    model
+        .keys
+        .iter()
+        .any(|key| !key.is_brought() || lacking(model, key).next().is_some())
+}
+
+/// The seals under which a key may be stored: for a brought key those for which the user brings no copy.
+pub fn lacking<'m>(model: &'m Model, key: &'m Key) -> impl Iterator<Item = &'m Seal> {
+    model
+        .seals
+        .iter()
+        .filter(|seal| seal.wraps && !key.copies.iter().any(|copy| copy.seal == seal.name))
+}
+
+/// The seals under which new copies are made.
+pub fn wrapping<'m>(model: &'m Model, key: &'m Key) -> impl Iterator<Item = &'m Seal> {
+    lacking(model, key).filter(|seal| !seal.disabled)
+}
+
+/// Decides where a key stands.
+pub fn standing(model: &Model, key: &Key, observed: &Observed) -> Standing {
+    if key.is_brought() {
+        return brought(model, key, observed);
+    }
+    let section = match &observed.store {
+        StoreFacts::NotOwned => return Standing::Barred(not_owned(model)),
+        StoreFacts::Corrupt(_) => {
+            let rebuilt = || model.keys.iter().filter(|key| !key.is_brought());
+            return match rebuild(model, key, observed) {
+                // Nothing is written over a header that somebody may mend unless every key survives that.
+                Some(rebuild) if rebuilt().all(|key| self::rebuild(model, key, observed).is_some()) => {
+                    Standing::Lost(rebuild)
+                }
+                _ => Standing::Barred(corrupt(model, "its header cannot be read")),
+            };
+        }
+        StoreFacts::NotLooked | StoreFacts::Absent => None,
+        StoreFacts::Found(store) => store.header.keys.get(&key.name).map(|sealed| (store, sealed)),
+    };
+    let Some((store, sealed)) = section else {
+        if seen(key, observed) == Seen::default() {
+            return Standing::New;
+        }
+        return match rebuild(model, key, observed) {
+            Some(rebuild) => Standing::Lost(rebuild),
+            None => Standing::Barred(missing(model)),
+        };
+    };
+    let section = &sealed.section;
+    let provenance = match key.origin {
+        Origin::Imported { .. } => Provenance::Imported,
+        Origin::Generated { .. } | Origin::Brought => Provenance::Generated,
+    };
+    if section.source != provenance {
+        return Standing::Barred(Fault::invalid(
+            Reason::InvalidSpec,
+            format!(
+                "the wrapped store {} already holds a key of this name from {}; give this one another name",
+                secret_name(&model.id.name),
+                section.source.field()
+            ),
+        ));
+    }
+    let seen = seen(key, observed);
+    let behind = section.counter < seen.counter || section.current < seen.version;
+    let accept = behind && model.accept_store == Some(store.header.counter);
+    if behind && !accept {
+        return Standing::Barred(rolled_back(model, store, seen));
+    }
+    if let Some(fault) = unopenable(model, key, section) {
+        return Standing::Barred(fault);
+    }
+    let previous = section.previous().filter(|_| key.keeps_previous());
+    for version in [Some(section.current), previous].into_iter().flatten() {
+        if candidates(model, key, store, version).is_empty() {
+            let fits = |rebuild: &Rebuild| {
+                version == section.current && rebuild.current.version == version && !accept
+            };
+            return match rebuild(model, key, observed).filter(fits) {
+                Some(rebuild) => Standing::Lost(rebuild),
+                None => Standing::Barred(corrupt(
+                    model,
+                    &format!("every copy of version {version} of key {:?} is damaged or missing", key.name),
+                )),
+            };
+        }
+    }
+    let status = observed.status.keys.iter().find(|status| status.name == key.name);
+    let digest = section.digest(sealed.mac.as_deref());
+    let (trigger, rotate) = rotation(key, section, observed);
+    Standing::Kept(Kept {
+        current: section.current,
+        previous,
+        due: Due {
+            accept,
+            verify: status.and_then(|status| status.store_digest.as_ref()) != Some(&digest),
+            copies: copies(model, key, store, section, observed),
+            retire: retire(model, section),
+            drop: drops(section, observed),
+            trigger,
+            rotate,
+            renew: false,
+        },
+    })
+}
+
+/// Operator-made copies of a brought key: they can be made again from what is brought, so nothing is ever barred for
+/// want of them.
+fn brought(model: &Model, key: &Key, observed: &Observed) -> Standing {
+    if lacking(model, key).next().is_none() {
+        return Standing::Elsewhere;
+    }
+    let store = match &observed.store {
+        StoreFacts::NotOwned => return Standing::Barred(not_owned(model)),
+        StoreFacts::Corrupt(_) if model.keys.iter().any(|key| !key.is_brought()) => {
+            return Standing::Barred(corrupt(model, "its header cannot be read"));
+        }
+        StoreFacts::Corrupt(_) | StoreFacts::NotLooked | StoreFacts::Absent => return Standing::New,
+        StoreFacts::Found(store) => store,
+    };
+    let Some(sealed) = store.header.keys.get(&key.name) else {
+        return Standing::New;
+    };
+    let section = &sealed.section;
+    if section.source != Provenance::Brought {
+        return Standing::Barred(Fault::invalid(
+            Reason::InvalidSpec,
+            format!(
+                "the wrapped store {} already holds a key of this name from {}; give this one another name",
+                secret_name(&model.id.name),
+                section.source.field()
+            ),
+        ));
+    }
+    let renew = section.inputs.as_ref() != Some(&brought_inputs(key, observed));
+    Standing::Kept(Kept {
+        current: section.current,
+        previous: None,
+        due: Due {
+            copies: copies(model, key, store, section, observed),
+            retire: retire(model, section),
+            drop: drops(section, observed),
+            renew,
+            ..Due::default()
+        },
+    })
+}
+
+/// One stored copy that may be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// The seal.
+    pub seal: String,
+    /// The entry of the store.
+    pub item: String,
+    /// The KMS key that made it, as it is recorded.
+    pub key_id: String,
+}
+
+/// The copies of a version that are undamaged and whose seal is in the spec: by priority, former ones last.
+pub fn candidates(model: &Model, key: &Key, store: &Store, version: u32) -> Vec<Candidate> {
+    let Some(record) = store
+        .header
+        .keys
+        .get(&key.name)
+        .and_then(|sealed| sealed.section.versions.get(&version))
+    else {
+        return Vec::new();
+    };
+    let (mut first, mut last) = (Vec::new(), Vec::new());
+    for seal in lacking(model, key) {
+        let candidate = |item: String, copy: &CopyRecord| {
+            store.intact(&item, copy).map(|_| Candidate {
+                seal: seal.name.clone(),
+                item: item.clone(),
+                key_id: copy.key_id.clone(),
+            })
+        };
+        if let Some(copy) = record.copies.get(&seal.name).filter(|copy| may_open(seal, copy)) {
+            first.extend(candidate(item(&key.name, version, &seal.name), copy));
+        }
+        for (item, former) in &record.former {
+            if former.seal == seal.name && may_open(seal, &former.copy) {
+                last.extend(candidate(item.clone(), &former.copy));
+            }
+        }
+    }
+    first.append(&mut last);
+    first
+}
+
+/// OCI decrypts by the key's OCID alone, and a seal of another cloud cannot open anything of this one.
+fn may_open(seal: &Seal, copy: &CopyRecord) -> bool {
+    copy.provider == seal.cloud.provider()
+        && match &seal.cloud {
+            Cloud::Aws(_) => true,
+            Cloud::Oci(oci) => copy.key_id == oci.key.as_str(),
+        }
+}
+
+/// Whether taking seals out of the spec left a version that nothing opens any more.
+fn unopenable(model: &Model, key: &Key, section: &Section) -> Option<Fault> {
+    let opens = |version: &Version| {
+        lacking(model, key).any(|seal| {
+            version.copies.get(&seal.name).is_some_and(|copy| may_open(seal, copy))
+                || version
+                    .former
+                    .values()
+                    .any(|former| former.seal == seal.name && may_open(seal, &former.copy))
+        })
+    };
+    let (number, version) = section.versions.iter().find(|(_, version)| !opens(version))?;
+    let seals: Vec<_> = version.copies.keys().map(String::as_str).collect();
+    Some(Fault::denied(
+        Reason::LastSealRemoved,
+        format!(
+            "version {number} of the key can only be opened with {} as it was, and spec.seals does not hold that any more; \
+             nothing was changed: put the seal back, wait until status.keys[].wrappedUnder names another one, then take \
+             it out",
+            if seals.is_empty() { "a seal".to_owned() } else { format!("seal {}", seals.join(" or ")) }
+        ),
+    ))
+}
+
+/// What the KMS last said a seal's key is: ARN or OCID, and the version of its material.
+pub fn resolved<'o>(seal: &Seal, observed: &'o Observed) -> (Option<&'o str>, Option<&'o str>) {
+    let configured = seal.cloud.configured_key();
+    let status = observed
+        .status
+        .seals
+        .iter()
+        .find(|status| status.name == seal.name && status.configured_key_id.as_ref() == Some(&configured));
+    (
+        status.and_then(|status| status.key_id.as_deref()),
+        status.and_then(|status| status.key_version.as_deref()),
+    )
+}
+
+/// Whether two names mean one KMS key (multi-Region keys: by their id).
+pub fn same_key(one: &str, other: &str) -> bool {
+    one == other
+        || match (one.parse::<KeyArn>(), other.parse::<KeyArn>()) {
+            (Ok(one), Ok(other)) => one.same_key(&other),
+            _ => false,
+        }
+}
+
+/// Whether a copy is what a new one would be.
+fn up_to_date(seal: &Seal, copy: &CopyRecord, observed: &Observed) -> bool {
+    let (key_id, key_version) = resolved(seal, observed);
+    let configured = seal.cloud.configured_key();
+    let same = match key_id {
+        Some(key_id) => same_key(key_id, &copy.key_id),
+        // Nobody may tell what an alias means now: the copy is as good as its name.
+        None => copy.configured_key_id == configured,
+    };
+    let same_version = match (key_version, &copy.key_version) {
+        (Some(now), Some(then)) => now == then,
+        _ => true,
+    };
+    copy.provider == seal.cloud.provider() && same && same_version
+}
+
+fn copies(
+    model: &Model,
+    key: &Key,
+    store: &Store,
+    section: &Section,
+    observed: &Observed,
+) -> Vec<(u32, String)> {
+    let versions = section
+        .versions
+        .iter()
+        // Older states of a brought key are of no use to anybody: the user brought another.
+        .filter(|(version, _)| !key.is_brought() || **version == section.current);
+    versions
+        .flat_map(|(version, record)| {
+            let due = move |seal: &&Seal| {
+                !record.copies.get(&seal.name).is_some_and(|copy| {
+                    up_to_date(seal, copy, observed)
+                        && store.intact(&item(&key.name, *version, &seal.name), copy).is_some()
+                })
+            };
+            wrapping(model, key)
+                .filter(due)
+                .map(move |seal| (*version, seal.name.clone()))
+        })
+        .collect()
+}
+
+fn retire(model: &Model, section: &Section) -> Vec<(u32, String)> {
+    let gone = |seal: &&String| model.seal(seal).is_none();
+    section
+        .versions
+        .iter()
+        .flat_map(|(version, record)| record.copies.keys().filter(gone).map(|seal| (*version, seal.clone())))
+        .collect()
+}
+
+/// When a former copy may go.
+fn drop_at(former: &super::Former, observed: &Observed) -> jiff::Timestamp {
+    let wait = observed.old_copy_retention.max(READS_APART);
+    former.replaced.saturating_add(wait).unwrap_or(jiff::Timestamp::MAX)
+}
+
+fn drops(section: &Section, observed: &Observed) -> Vec<(u32, String)> {
+    section
+        .versions
+        .iter()
+        .flat_map(|(version, record)| {
+            let due = record
+                .former
+                .iter()
+                .filter(|(_, former)| drop_at(former, observed) <= observed.now);
+            due.map(|(item, _)| (*version, item.clone()))
+        })
+        .collect()
+}
+
+/// Whether the first value of a trigger is to be written down, and whether a new version is due.
+fn rotation(key: &Key, section: &Section, observed: &Observed) -> (bool, bool) {
+    let Origin::Generated { trigger, .. } = &key.origin else {
+        return (false, false);
+    };
+    let first = trigger.is_some() && section.trigger.is_none();
+    let pulled = trigger.is_some() && section.trigger.is_some() && *trigger != section.trigger;
+    let late = next_rotation(key, section).is_some_and(|at| at <= observed.now);
+    (first, pulled || late)
+}
+
+/// When the age of the version in use makes a new one due.
+pub fn next_rotation(key: &Key, section: &Section) -> Option<jiff::Timestamp> {
+    let Origin::Generated { after: Some(after), .. } = &key.origin else {
+        return None;
+    };
+    let created = section.versions.get(&section.current)?.created;
+    Some(created.saturating_add(*after).unwrap_or(jiff::Timestamp::MAX))
+}
+
+/// When something about a stored key becomes due by the clock alone.
+pub fn next_due(key: &Key, section: &Section, observed: &Observed) -> Option<jiff::Timestamp> {
+    let former = section
+        .versions
+        .values()
+        .flat_map(|version| version.former.values())
+        .map(|former| drop_at(former, observed));
+    former.chain(next_rotation(key, section)).min()
+}
+
+/// The place of a copy that moves out of the way of its successor.
+pub fn make_former(key: &str, version: u32, seal: &str, copy: &CopyRecord) -> String {
+    former_item(key, version, seal, copy)
+}
+
+/// Finds a delivered Secret of this very SealConfig that still holds the key, with a check value to compare it to.
+fn rebuild(model: &Model, key: &Key, observed: &Observed) -> Option<Rebuild> {
+    let seen = seen(key, observed);
+    model.targets.iter().find_map(|target| {
+        let facts = observed.secrets.get(&target.secret)?;
+        let mark = facts.delivered.marks.get(&key.name)?;
+        let ours = facts.owner_uid.as_ref() == Some(&model.id.uid) && !facts.deleting;
+        // An older state than was seen elsewhere is no base for anything.
+        if !ours || mark.version < seen.version || !Mark::is_check_value(&mark.mark) {
+            return None;
+        }
+        let find = |wanted: KeyVersion, number: u32, mark: &str| {
+            target.entries.iter().find_map(|entry| match &entry.content {
+                EntryContent::Key { key: name, encoding, version } if *name == key.name && *version == wanted => {
+                    Some(Delivered {
+                        entry: entry.name.clone(),
+                        encoding: *encoding,
+                        version: number,
+                        mark: mark.to_owned(),
+                    })
+                }
+                _ => None,
+            })
+        };
+        let previous = mark
+            .previous
+            .as_ref()
+            .and_then(|(version, mark)| find(KeyVersion::Previous, *version, mark));
+        Some(Rebuild {
+            secret: target.secret.clone(),
+            current: find(KeyVersion::Current, mark.version, &mark.mark)?,
+            previous,
+            counter: seen.counter,
+        })
+    })
+}
+
+fn not_owned(model: &Model) -> Fault {
+    let name = secret_name(&model.id.name);
+    Fault::denied(
+        Reason::StoreNotOwned,
+        format!(
+            "Secret {name} exists and is not of type {}, so it is not touched; rename or delete it, or give the SealConfig \
+             another name",
+            super::SECRET_TYPE
+        ),
+    )
+}
+
+fn missing(model: &Model) -> Fault {
+    let name = secret_name(&model.id.name);
+    Fault::denied(
+        Reason::StoreMissing,
+        format!(
+            "the key was made and delivered before, but Secret {name} does not hold it, and no delivered Secret holds its \
+             bytes as an entry; no second key is made over the first: restore that Secret from a backup (or give the key \
+             another name, if its data is gone too)"
+        ),
+    )
+}
+
+fn corrupt(model: &Model, what: &str) -> Fault {
+    let name = secret_name(&model.id.name);
+    Fault::denied(
+        Reason::StoreCorrupt,
+        format!(
+            "{what} in Secret {name}; what was delivered is untouched: restore the Secret from a backup, and find out who \
+             changed it"
+        ),
+    )
+}
+
+/// A section that does not fit its key.
+pub fn forged(model: &Model) -> Fault {
+    corrupt(
+        model,
+        "what the header says was not written by the operator, for its authentication does not fit the key,",
+    )
+}
+
+fn rolled_back(model: &Model, store: &Store, seen: Seen) -> Fault {
+    let (name, counter) = (&model.id.name, store.header.counter);
+    Fault::denied(
+        Reason::StoreRolledBack,
+        format!(
+            "Secret {} is older than what was delivered (it has seen version {} of the key, and the store does not hold that \
+             state); restore the newer one, or accept this one with: kubectl annotate sealconfig {name} \
+             autounseal.dev/accept-store={counter}",
+            secret_name(name),
+            seen.version
+        ),
+    )
+}
