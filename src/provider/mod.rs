@@ -22,6 +22,8 @@ pub mod aws;
 pub mod oci;
 
 mod cache;
+#[cfg(test)]
+mod double;
 mod guard;
 mod recent;
 mod renewal;
