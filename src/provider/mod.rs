@@ -100,6 +100,7 @@ impl Kms {
                 key: described.arn.to_string(),
                 at: described.at,
                 fault: described.fault(),
+                version: described.version.clone(),
             }),
             Kms::Oci(kms) => kms.describe().boxed().await,
         }
@@ -151,6 +152,8 @@ pub struct Description {
     pub at: Timestamp,
     /// Why the key cannot be used, if it cannot.
     pub fault: Option<Fault>,
+    /// What the key encrypts with now: id of AWS's key material, OCID of OCI's key version. `None` = the KMS did not say.
+    pub version: Option<String>,
 }
 
 /// What the operator's own environment says about the clouds, read once.

@@ -77,6 +77,7 @@ impl Kms {
             key: self.key.to_string(),
             at: facts.at,
             fault: facts.fault.clone(),
+            version: facts.version.clone(),
         })
     }
 
