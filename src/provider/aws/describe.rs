@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     api::Reason,
-    provider::{recent::Recent, wire},
+    provider::{bound::Tie, recent::Recent, wire},
     seal::{
         Fault,
         aws::{KeyArn, KeyRef},
@@ -137,7 +137,7 @@ impl Kms {
     async fn ask_description(&self) -> Result<Description, Fault> {
         let now = (self.connection.clock)();
         let request = self.connection.client.describe_key().key_id(&self.name);
-        let asked = self.asked(Operation::DescribeKey, false);
+        let asked = self.asked(Operation::DescribeKey, Tie::None);
         let answer = self.timed(&asked, Box::pin(request.send())).await?;
         let garbage = || error::fault(&asked, Failure::Garbage);
         let metadata = answer.key_metadata.ok_or_else(garbage)?;

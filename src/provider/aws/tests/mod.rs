@@ -1,5 +1,6 @@
 //! The provider against a scripted server on loopback and a scripted cluster.
 
+mod bound;
 mod credentials;
 mod environment;
 mod kms;
