@@ -21,12 +21,16 @@ use crate::seal::{
 pub mod aws;
 pub mod oci;
 
+mod bound;
 mod cache;
+#[cfg(test)]
+mod double;
 mod guard;
 mod recent;
 mod renewal;
 mod wire;
 
+pub use bound::{Bound, Wrapped};
 pub use wire::jitter;
 
 /// The clouds: the one place that lists them.
@@ -98,6 +102,7 @@ impl Kms {
                 key: described.arn.to_string(),
                 at: described.at,
                 fault: described.fault(),
+                version: described.version.clone(),
             }),
             Kms::Oci(kms) => kms.describe().boxed().await,
         }
@@ -138,6 +143,38 @@ impl Kms {
             Kms::Oci(kms) => kms.wrap(key, format, context).boxed().await,
         }
     }
+
+    /// Wraps a key as the operator's own copy: an envelope whose data key the KMS encrypts with `bound.context`, and whose
+    /// payload carries `bound.aad`.
+    ///
+    /// # Errors
+    /// `KeyNotAllowed` if the KMS used another key; `InvalidSpec` for a context that is too long; what the KMS says. That
+    /// the key's version cannot be asked for is none.
+    pub async fn wrap_bound(&self, key: &KeyBytes, bound: &Bound<'_>) -> Result<Wrapped, Fault> {
+        match self {
+            Kms::Aws(kms) => kms.wrap_bound(key, bound).boxed().await,
+            Kms::Oci(kms) => kms.wrap_bound(key, bound).boxed().await,
+        }
+    }
+
+    /// Opens what [`Kms::wrap_bound`] made. `recorded`: the key that the store records for the copy; the KMS is told to use
+    /// that one, and its answer must name it (security rule S4).
+    ///
+    /// # Errors
+    /// `ContextMismatch` for a copy of another place; `KeyNotAllowed` for a recorded key that is not the seal's to use
+    /// (nothing is decrypted then), or if another key opened it; `CiphertextInvalid` for what the operator never writes;
+    /// and whatever the KMS or the credentials say.
+    pub async fn unwrap_bound(
+        &self,
+        ciphertext: &Ciphertext,
+        bound: &Bound<'_>,
+        recorded: &str,
+    ) -> Result<Opened, Fault> {
+        match self {
+            Kms::Aws(kms) => kms.unwrap_bound(ciphertext, bound, recorded).boxed().await,
+            Kms::Oci(kms) => kms.unwrap_bound(ciphertext, bound, recorded).boxed().await,
+        }
+    }
 }
 
 /// What a KMS says of a key.
@@ -149,6 +186,8 @@ pub struct Description {
     pub at: Timestamp,
     /// Why the key cannot be used, if it cannot.
     pub fault: Option<Fault>,
+    /// What the key encrypts with now: id of AWS's key material, OCID of OCI's key version. `None` = the KMS did not say.
+    pub version: Option<String>,
 }
 
 /// What the operator's own environment says about the clouds, read once.

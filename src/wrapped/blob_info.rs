@@ -115,6 +115,11 @@ impl BlobInfo {
         out
     }
 
+    /// Whether it has the form of what [`seal`] makes: a nonce apart from the payload, and room for a tag in that.
+    pub fn is_sealed(&self) -> bool {
+        self.iv.len() == NONCE_LEN && self.ciphertext.len() >= AES_256_GCM.tag_len()
+    }
+
     /// The wrapping mechanism; an absent `key_info` counts as 0 (awskms `Decrypt`).
     pub fn mechanism(&self) -> u64 {
         self.key_info.as_ref().map_or(0, |info| info.mechanism)

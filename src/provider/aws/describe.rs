@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     api::Reason,
-    provider::{recent::Recent, wire},
+    provider::{bound::Tie, recent::Recent, wire},
     seal::{
         Fault,
         aws::{KeyArn, KeyRef},
@@ -46,6 +46,8 @@ pub struct Description {
     pub arn: KeyArn,
     /// Its state.
     pub state: KeyState,
+    /// The id of the key material that encrypts now, 64 hexadecimal digits. `None` = the KMS did not say.
+    pub version: Option<String>,
     /// Whether it can encrypt and decrypt: enabled, symmetric, and meant for it.
     pub usable: bool,
     /// When this was said.
@@ -135,7 +137,7 @@ impl Kms {
     async fn ask_description(&self) -> Result<Description, Fault> {
         let now = (self.connection.clock)();
         let request = self.connection.client.describe_key().key_id(&self.name);
-        let asked = self.asked(Operation::DescribeKey, false);
+        let asked = self.asked(Operation::DescribeKey, Tie::None);
         let answer = self.timed(&asked, Box::pin(request.send())).await?;
         let garbage = || error::fault(&asked, Failure::Garbage);
         let metadata = answer.key_metadata.ok_or_else(garbage)?;
@@ -161,6 +163,7 @@ impl Kms {
             named: self.name.clone(),
             arn,
             state,
+            version: metadata.current_key_material_id.filter(|id| is_material(id)),
             usable: state == KeyState::Enabled && symmetric && meant,
             at: wire::timestamp(now),
         })
@@ -194,6 +197,13 @@ impl Kms {
             Err(_) => fault,
         }
     }
+}
+
+/// The form of a key material's id, which ends up in the store.
+///
+/// Source: botocore service model `kms/2014-11-01`, `BackingKeyIdType`.
+fn is_material(id: &str) -> bool {
+    id.len() == 64 && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// A key's ARN in an answer. Stricter than the parser of what users write, for it ends up in status.

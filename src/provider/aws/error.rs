@@ -10,7 +10,10 @@ use std::time::Duration;
 
 use crate::{
     api::Reason,
-    provider::wire::{LONGEST_HINT, code},
+    provider::{
+        bound::Tie,
+        wire::{LONGEST_HINT, code},
+    },
     seal::Fault,
 };
 
@@ -50,11 +53,11 @@ impl Operation {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asked<'a> {
     pub(super) operation: Operation,
-    /// The key as the seal names it, or the role.
+    /// The key as the seal names it or as a copy records it, or the role.
     pub(super) of: &'a str,
     pub(super) region: &'a str,
-    /// Whether an encryption context was sent.
-    pub(super) context: bool,
+    /// What the ciphertext is tied to by the encryption context that was sent.
+    pub(super) tie: Tie,
 }
 
 /// An answer that is an error.

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
-use aws_sdk_kms::{error::SdkError, primitives::Blob};
+use aws_sdk_kms::{error::SdkError, operation::decrypt::DecryptOutput, primitives::Blob};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use zeroize::Zeroizing;
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     api::Reason,
-    provider::{Clock, Format, Observer, Opened},
+    provider::{Clock, Format, Observer, Opened, bound::Tie},
     seal::{
         Ciphertext, Fault, KeyBytes,
         aws::{AwsSeal, KeyArn, Region, accepts},
@@ -33,7 +33,7 @@ const MAX_PLAINTEXT: usize = 4096;
 const MAX_CIPHERTEXT: usize = 6144;
 
 /// The mechanism of an envelope in a BlobInfo of awskms; 0 is the KMS's ciphertext itself.
-const ENVELOPE: u64 = 1;
+pub(super) const ENVELOPE: u64 = 1;
 
 /// The way to the KMS.
 pub(super) struct Connection {
@@ -147,7 +147,7 @@ impl Kms {
     }
 
     async fn decrypt(&self, ciphertext: &[u8], context: &BTreeMap<String, String>) -> Result<Opened, Fault> {
-        if !(1..=MAX_CIPHERTEXT).contains(&ciphertext.len()) {
+        if !is_ciphertext(ciphertext) {
             return Err(Fault::invalid(
                 Reason::CiphertextInvalid,
                 "the wrapped key is empty or larger than 6144 bytes, which no ciphertext of AWS KMS is; bring it again \
@@ -155,19 +155,11 @@ impl Kms {
             ));
         }
         let known = self.known().await?;
-        let send = |key: Option<String>| {
-            self.connection
-                .client
-                .decrypt()
-                .ciphertext_blob(Blob::new(ciphertext))
-                .set_encryption_context(encryption_context(context))
-                .set_key_id(key)
-                .send()
-        };
-        let asked = self.asked(Operation::Decrypt, !context.is_empty());
+        let asked = self.asked(Operation::Decrypt, Tie::of_users(context));
+        let send = |key| self.send_decrypt(&asked, ciphertext, context, key);
         let alias = matches!(known, Known::AliasOnly).then(|| self.name.clone());
         let bound_to_alias = alias.is_some();
-        let mut outcome = self.timed(&asked, Box::pin(send(alias))).await;
+        let mut outcome = send(alias).await;
         let mut by_alias = bound_to_alias;
         if bound_to_alias
             && !self.seal.former.is_empty()
@@ -175,7 +167,7 @@ impl Kms {
         {
             // The KMS says that it is another key's: of a former one, perhaps.
             by_alias = false;
-            outcome = self.timed(&asked, Box::pin(send(None))).await;
+            outcome = send(None).await;
         }
         let answer = match outcome {
             Err(fault) if fault.reason == Reason::KeyUnusable => {
@@ -183,12 +175,7 @@ impl Kms {
             }
             outcome => outcome?,
         };
-        // From here on the bytes are wiped wherever this ends.
-        let plaintext = answer.plaintext.map(|blob| Zeroizing::new(blob.into_inner()));
-        let garbage = || error::fault(&asked, Failure::Garbage);
-        let key_id = answer.key_id.as_deref().ok_or_else(garbage)?;
-        let mut plaintext = plaintext.ok_or_else(garbage)?;
-        let allowed = answered(key_id).filter(|arn| match &known {
+        let allowed = |arn: &KeyArn| match &known {
             Known::AliasOnly if by_alias => self.is_named(arn),
             Known::AliasOnly => accepts(&self.seal, &self.region, arn, None),
             Known::Resolved(description) => accepts(
@@ -197,32 +184,34 @@ impl Kms {
                 arn,
                 description.as_ref().map(|description| &description.arn),
             ),
-        });
-        let Some(key_id) = allowed else {
-            return Err(Fault::denied(
-                Reason::KeyNotAllowed,
-                format!(
-                    "the wrapped key was opened by another key than {}, so its bytes were dropped; if that key is \
-                     right, add it to formerKeyIDs or correct kmsKeyID or accountID (an alias that moved is looked up \
-                     again within the hour), else find out who put it there",
-                    self.name
-                ),
-            ));
         };
-        if plaintext.is_empty() || plaintext.len() > MAX_PLAINTEXT {
-            return Err(garbage());
-        }
-        if plaintext.as_slice() == ciphertext {
-            return Err(Fault::invalid(
-                Reason::CiphertextInvalid,
-                "what answers for the KMS sent back what it was given, so nothing was opened; check what listens at \
-                 the endpoint",
-            ));
-        }
-        Ok(Opened {
-            key: KeyBytes::new(std::mem::take(&mut *plaintext)),
-            key_id: key_id.to_string(),
-        })
+        let refused = || {
+            format!(
+                "the wrapped key was opened by another key than {}, so its bytes were dropped; if that key is right, add it \
+                 to formerKeyIDs or correct kmsKeyID or accountID (an alias that moved is looked up again within the hour), \
+                 else find out who put it there",
+                self.name
+            )
+        };
+        opened(&asked, ciphertext, answer, allowed, refused)
+    }
+
+    /// Sends one Decrypt.
+    pub(super) async fn send_decrypt(
+        &self,
+        asked: &Asked<'_>,
+        ciphertext: &[u8],
+        context: &BTreeMap<String, String>,
+        key: Option<String>,
+    ) -> Result<DecryptOutput, Fault> {
+        let request = self
+            .connection
+            .client
+            .decrypt()
+            .ciphertext_blob(Blob::new(ciphertext))
+            .set_encryption_context(encryption_context(context))
+            .set_key_id(key);
+        self.timed(asked, Box::pin(request.send())).await
     }
 
     /// Wraps a key.
@@ -241,21 +230,29 @@ impl Kms {
         match format {
             Format::Kms => self.encrypt(key, context).await,
             Format::BlobInfo if !context.is_empty() => Err(context_with_blob()),
-            Format::BlobInfo => {
-                let sealed = blob_info::seal(key.expose(), b"")?;
-                let (wrapped_key, arn) = self.encrypt(&sealed.data_key, context).await?;
-                let blob = BlobInfo {
-                    ciphertext: sealed.ciphertext,
-                    iv: sealed.iv.to_vec(),
-                    key_info: Some(KeyInfo {
-                        mechanism: ENVELOPE,
-                        key_id: arn.to_string(),
-                        wrapped_key,
-                    }),
-                };
-                Ok((blob.encode(), arn))
-            }
+            Format::BlobInfo => self.envelope(key, context, b"").await,
         }
+    }
+
+    /// An envelope: the data key encrypted with `context`, the payload with `aad` by the data key.
+    pub(super) async fn envelope(
+        &self,
+        key: &KeyBytes,
+        context: &BTreeMap<String, String>,
+        aad: &[u8],
+    ) -> Result<(Vec<u8>, KeyArn), Fault> {
+        let sealed = blob_info::seal(key.expose(), aad)?;
+        let (wrapped_key, arn) = self.encrypt(&sealed.data_key, context).await?;
+        let blob = BlobInfo {
+            ciphertext: sealed.ciphertext,
+            iv: sealed.iv.to_vec(),
+            key_info: Some(KeyInfo {
+                mechanism: ENVELOPE,
+                key_id: arn.to_string(),
+                wrapped_key,
+            }),
+        };
+        Ok((blob.encode(), arn))
     }
 
     async fn encrypt(
@@ -278,7 +275,7 @@ impl Kms {
             .key_id(&self.name)
             .plaintext(Blob::new(bytes))
             .set_encryption_context(encryption_context(context));
-        let asked = self.asked(Operation::Encrypt, !context.is_empty());
+        let asked = self.asked(Operation::Encrypt, Tie::of_users(context));
         let answer = match self.timed(&asked, Box::pin(request.send())).await {
             Err(fault) if fault.reason == Reason::KeyUnusable => {
                 return Err(self.tell_state(fault).await);
@@ -302,7 +299,7 @@ impl Kms {
                 ),
             ));
         };
-        if !(1..=MAX_CIPHERTEXT).contains(&ciphertext.len())
+        if !is_ciphertext(&ciphertext)
             || ciphertext == bytes
             // A few bytes stand in any ciphertext by chance.
             || (bytes.len() >= 8 && ciphertext.windows(bytes.len()).any(|window| window == bytes))
@@ -324,12 +321,12 @@ impl Kms {
         }
     }
 
-    pub(super) fn asked(&self, operation: Operation, context: bool) -> Asked<'_> {
+    pub(super) fn asked(&self, operation: Operation, tie: Tie) -> Asked<'_> {
         Asked {
             operation,
             of: &self.name,
             region: self.region.as_str(),
-            context,
+            tie,
         }
     }
 
@@ -365,6 +362,43 @@ impl Kms {
         );
         outcome
     }
+}
+
+/// Whether Decrypt takes it at all.
+pub(super) fn is_ciphertext(bytes: &[u8]) -> bool {
+    (1..=MAX_CIPHERTEXT).contains(&bytes.len())
+}
+
+/// What Decrypt's answer holds, if the key that it names is `allowed` and the rest can be believed too; `refused` says
+/// what to do about another key.
+pub(super) fn opened(
+    asked: &Asked<'_>,
+    ciphertext: &[u8],
+    answer: DecryptOutput,
+    allowed: impl FnOnce(&KeyArn) -> bool,
+    refused: impl FnOnce() -> String,
+) -> Result<Opened, Fault> {
+    // From here on the bytes are wiped wherever this ends.
+    let plaintext = answer.plaintext.map(|blob| Zeroizing::new(blob.into_inner()));
+    let garbage = || error::fault(asked, Failure::Garbage);
+    let key_id = answer.key_id.as_deref().ok_or_else(garbage)?;
+    let mut plaintext = plaintext.ok_or_else(garbage)?;
+    let key_id = answered(key_id)
+        .filter(allowed)
+        .ok_or_else(|| Fault::denied(Reason::KeyNotAllowed, refused()))?;
+    if plaintext.is_empty() || plaintext.len() > MAX_PLAINTEXT {
+        return Err(garbage());
+    }
+    if plaintext.as_slice() == ciphertext {
+        return Err(Fault::invalid(
+            Reason::CiphertextInvalid,
+            "what answers for the KMS sent back what it was given, so nothing was opened; check what listens at the endpoint",
+        ));
+    }
+    Ok(Opened {
+        key: KeyBytes::new(std::mem::take(&mut *plaintext)),
+        key_id: key_id.to_string(),
+    })
 }
 
 fn context_with_blob() -> Fault {

@@ -3,6 +3,7 @@
 //! | module | what |
 //! | --- | --- |
 //! | `kms`, `describe` | Decrypt, Encrypt, DescribeKey, and the checks of their answers |
+//! | `bound` | … of the operator's own copies |
 //! | `clients` | the SDK's clients: no retries, bounds in time |
 //! | `identity` | credentials: cached, refreshed, with faults that name the fix |
 //! | `tenant_identity` | … from a tenant's Secrets and ServiceAccounts |
@@ -28,6 +29,7 @@ use crate::{
     },
 };
 
+mod bound;
 mod clients;
 mod describe;
 mod error;

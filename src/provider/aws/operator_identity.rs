@@ -45,7 +45,7 @@ use super::{
 };
 use crate::{
     api::Reason,
-    provider::wire,
+    provider::{bound::Tie, wire},
     seal::{
         Fault,
         aws::{Credentials, Region},
@@ -286,7 +286,7 @@ impl OperatorIdentity {
             operation,
             of: "the operator's role",
             region: self.region.as_str(),
-            context: false,
+            tie: Tie::None,
         };
         if let Some(error) = wire::find::<SdkError<AssumeRoleWithWebIdentityError, HttpResponse>>(error) {
             let operation = Operation::AssumeRoleWithWebIdentity;

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     api::Reason,
-    provider::{Audience, Cluster, SecretEntries, Tenant},
+    provider::{Audience, Cluster, SecretEntries, Tenant, bound::Tie},
     seal::{Fault, aws::Region, endpoint::printable},
 };
 
@@ -358,7 +358,7 @@ fn asked<'a>(operation: Operation, role: &'a str, region: &'a Region) -> Asked<'
         operation,
         of: role,
         region: region.as_str(),
-        context: false,
+        tie: Tie::None,
     }
 }
 

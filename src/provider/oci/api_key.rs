@@ -164,19 +164,19 @@ pub(super) fn session(parts: &Parts<'_>, place: &dyn Fn(&str) -> String) -> Resu
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeMap;
 
     use data_encoding::BASE64;
 
     use super::*;
 
-    const USER: &str = "ocid1.user.oc1..aaaaaaaavectoruser";
-    const TENANCY: &str = "ocid1.tenancy.oc1..aaaaaaaavectortenancy";
+    pub(in super::super) const USER: &str = "ocid1.user.oc1..aaaaaaaavectoruser";
+    pub(in super::super) const TENANCY: &str = "ocid1.tenancy.oc1..aaaaaaaavectortenancy";
     const FINGERPRINT: &str = "d2:ef:2a:c3:ba:73:c7:88:e7:8d:ec:5d:ad:eb:85:89";
 
     /// The API key of the signature vectors.
-    fn pem() -> String {
+    pub(in super::super) fn pem() -> String {
         let vectors = include_str!("../../../tests/vectors/oci-http-signature.json");
         let vectors: serde_json::Value = serde_json::from_str(vectors).unwrap();
         let der = BASE64

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     api::Reason,
-    provider::{Clock, Observer, Timeouts, recent::Recent, wire},
+    provider::{Clock, Observer, Timeouts, bound::Tie, recent::Recent, wire},
     seal::{Fault, endpoint::AllowedEndpoint, oci::KeyOcid},
 };
 
@@ -46,8 +46,8 @@ pub(super) struct Call<'a> {
     pub(super) target: &'a str,
     /// Wiped when the last try is over.
     pub(super) body: Bytes,
-    /// Whether associated data is sent.
-    pub(super) context: bool,
+    /// What the ciphertext is tied to by the associated data that is sent.
+    pub(super) tie: Tie,
 }
 
 impl Call<'_> {
@@ -55,7 +55,7 @@ impl Call<'_> {
         Asked {
             operation: self.operation,
             key: self.key.as_str(),
-            context: self.context,
+            tie: self.tie,
             subject,
         }
     }

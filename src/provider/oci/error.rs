@@ -9,7 +9,10 @@ use std::time::Duration;
 
 use crate::{
     api::Reason,
-    provider::wire::{self, SKEW},
+    provider::{
+        bound::{self, Tie},
+        wire::{self, SKEW},
+    },
     seal::{Fault, FaultKind},
 };
 
@@ -37,8 +40,8 @@ pub(super) struct Asked<'a> {
     pub(super) operation: Operation,
     /// OCID of the key.
     pub(super) key: &'a str,
-    /// Whether associated data was sent.
-    pub(super) context: bool,
+    /// What the ciphertext is tied to by the associated data that was sent.
+    pub(super) tie: Tie,
     /// Whom a policy must name: the beginning of the statement that would allow it.
     pub(super) subject: &'a Subject,
 }
@@ -289,7 +292,10 @@ fn refused(asked: &Asked<'_>, refusal: &Refusal) -> Fault {
             unusable(asked)
         }
         (429, _) | (400, "LimitExceeded" | "QuotaExceeded") => throttled("the vault", operation.as_str()),
-        (400, _) if operation == Operation::Decrypt && asked.context => Fault::invalid(
+        (400, _) if operation == Operation::Decrypt && asked.tie == Tie::Operators => {
+            Fault::invalid(Reason::ContextMismatch, bound::refused("the vault"))
+        }
+        (400, _) if operation == Operation::Decrypt && asked.tie == Tie::Users => Fault::invalid(
             Reason::ContextMismatch,
             "the vault does not open the wrapped key with this context: `context` is not exactly the associatedData that it \
              was wrapped with, or its bytes were changed (the vault does not say which)",

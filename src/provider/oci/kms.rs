@@ -26,24 +26,24 @@ use super::{
 };
 use crate::{
     api::Reason,
-    provider::{Description, Format, Opened, wire},
+    provider::{Description, Format, Opened, bound::Tie, wire},
     seal::{
         Ciphertext, Fault, KeyBytes,
         oci::{KeyOcid, is_ocid},
     },
-    wrapped::blob_info::{self, BlobInfo, KeyInfo},
+    wrapped::blob_info::{self, BlobInfo},
 };
 
 /// One seal's key, with the credentials to use it.
 pub struct Kms {
     connection: Connection,
-    key: KeyOcid,
+    pub(super) key: KeyOcid,
 }
 
 /// What get-key says.
 pub(super) struct KeyFacts {
     /// OCID of the version that encrypts.
-    version: Option<String>,
+    pub(super) version: Option<String>,
     fault: Option<Fault>,
     at: Timestamp,
 }
@@ -77,10 +77,11 @@ impl Kms {
             key: self.key.to_string(),
             at: facts.at,
             fault: facts.fault.clone(),
+            version: facts.version.clone(),
         })
     }
 
-    async fn facts(&self, since: Option<SystemTime>) -> Result<Arc<KeyFacts>, Fault> {
+    pub(super) async fn facts(&self, since: Option<SystemTime>) -> Result<Arc<KeyFacts>, Fault> {
         let Connection {
             clock, description, ..
         } = &self.connection;
@@ -102,11 +103,15 @@ impl Kms {
     ) -> Result<Opened, Fault> {
         let key = match format {
             Format::Kms => {
-                self.decrypt(&ciphertext_text(ciphertext.bytes()), context)
-                    .await?
+                self.decrypt(
+                    &ciphertext_text(ciphertext.bytes()),
+                    context,
+                    Tie::of_users(context),
+                )
+                .await?
             }
             Format::BlobInfo if !context.is_empty() => return Err(context_with_blob()),
-            Format::BlobInfo => self.open_blob(ciphertext.bytes(), b"").await?,
+            Format::BlobInfo => self.open_blob(ciphertext.bytes()).await?,
         };
         Ok(Opened {
             key,
@@ -114,10 +119,10 @@ impl Kms {
         })
     }
 
-    /// Opens a BlobInfo with additional authenticated data, which never reaches the vault.
+    /// Opens a BlobInfo.
     ///
     /// The mechanism is not looked at: the ocikms wrapper never sets it, and does not read it either.
-    async fn open_blob(&self, bytes: &[u8], aad: &[u8]) -> Result<KeyBytes, Fault> {
+    async fn open_blob(&self, bytes: &[u8]) -> Result<KeyBytes, Fault> {
         let blob = BlobInfo::decode(bytes)?;
         let foreign = || {
             Fault::invalid(
@@ -125,22 +130,27 @@ impl Kms {
                 "the BlobInfo was not wrapped by OCI KMS (it holds no data key as OCI's base64 text); name the seal that did",
             )
         };
-        let wrapped = blob.key_info.map(|info| info.wrapped_key).unwrap_or_default();
-        let text = String::from_utf8(wrapped).map_err(|_| foreign())?;
-        if text.is_empty() || !text.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err(foreign());
-        }
-        let data_key = self.decrypt(&text, &BTreeMap::new()).await?;
+        let text = blob
+            .key_info
+            .as_ref()
+            .and_then(messages::wrapped_text)
+            .ok_or_else(foreign)?;
+        let data_key = self.decrypt(text, &BTreeMap::new(), Tie::None).await?;
         if data_key.expose().len() != blob_info::DATA_KEY_BYTES {
             return Err(Fault::invalid(
                 Reason::CiphertextInvalid,
                 "what the vault unwrapped from the BlobInfo is no data key of 32 bytes; bring the value again",
             ));
         }
-        blob_info::open(&data_key, &blob.iv, &blob.ciphertext, aad)
+        blob_info::open(&data_key, &blob.iv, &blob.ciphertext, b"")
     }
 
-    async fn decrypt(&self, ciphertext: &str, context: &BTreeMap<String, String>) -> Result<KeyBytes, Fault> {
+    pub(super) async fn decrypt(
+        &self,
+        ciphertext: &str,
+        context: &BTreeMap<String, String>,
+        tie: Tie,
+    ) -> Result<KeyBytes, Fault> {
         if !(1..=MAX_CIPHERTEXT).contains(&ciphertext.len()) {
             return Err(Fault::invalid(
                 Reason::CiphertextInvalid,
@@ -154,7 +164,7 @@ impl Kms {
             key_id: self.key.as_str(),
             associated_data: context,
         };
-        let call = self.post(Operation::Decrypt, "/20180608/decrypt", &body, context)?;
+        let call = self.post(Operation::Decrypt, "/20180608/decrypt", &body, tie)?;
         let asked = (self.connection.clock)();
         let answer = match self.connection.call(&call).await {
             Err(fault) if fault.reason == Reason::KeyUnusable => {
@@ -212,23 +222,13 @@ impl Kms {
                         .clone()
                         .ok_or_else(|| garbage(Operation::GetKey))?,
                 };
-                let blob = BlobInfo {
-                    ciphertext: sealed.ciphertext,
-                    iv: sealed.iv.to_vec(),
-                    key_info: Some(KeyInfo {
-                        // Never set by the ocikms wrapper, although it is an envelope.
-                        mechanism: 0,
-                        key_id: version,
-                        wrapped_key: text.into_bytes(),
-                    }),
-                };
-                Ok(Ciphertext::new(blob.encode()))
+                Ok(messages::envelope(sealed, text, version))
             }
         }
     }
 
     /// The ciphertext's text and the version that made it.
-    async fn encrypt(
+    pub(super) async fn encrypt(
         &self,
         key: &KeyBytes,
         context: &BTreeMap<String, String>,
@@ -249,7 +249,12 @@ impl Kms {
             plaintext,
             associated_data: context,
         };
-        let call = self.post(Operation::Encrypt, "/20180608/encrypt", &body, context)?;
+        let call = self.post(
+            Operation::Encrypt,
+            "/20180608/encrypt",
+            &body,
+            Tie::of_users(context),
+        )?;
         let asked = (self.connection.clock)();
         let answer = match self.connection.call(&call).await {
             Err(fault) if fault.reason == Reason::KeyUnusable => {
@@ -274,7 +279,7 @@ impl Kms {
             method: Method::GET,
             target: &format!("/20180608/keys/{}", self.key),
             body: Bytes::new(),
-            context: false,
+            tie: Tie::None,
         };
         let answer = self.connection.call(&call).await?;
         let key: messages::Key =
@@ -325,7 +330,7 @@ impl Kms {
         operation: Operation,
         target: &'a str,
         body: &impl Serialize,
-        context: &BTreeMap<String, String>,
+        tie: Tie,
     ) -> Result<Call<'a>, Fault> {
         Ok(Call {
             operation,
@@ -333,7 +338,7 @@ impl Kms {
             method: Method::POST,
             target,
             body: Bytes::from_owner(messages::body(operation, body)?),
-            context: !context.is_empty(),
+            tie,
         })
     }
 }

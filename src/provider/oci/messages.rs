@@ -11,7 +11,8 @@ use zeroize::Zeroizing;
 use super::error::{self, Failure, Operation};
 use crate::{
     api::Reason,
-    seal::{Fault, oci::KeyOcid},
+    seal::{Ciphertext, Fault, oci::KeyOcid},
+    wrapped::blob_info::{BlobInfo, KeyInfo, Sealed},
 };
 
 /// The largest plaintext that an AES key encrypts; the service's own limit.
@@ -175,6 +176,28 @@ pub(super) fn ciphertext_bytes(text: &str) -> Vec<u8> {
     BASE64
         .decode(text.as_bytes())
         .unwrap_or_else(|_| text.as_bytes().to_vec())
+}
+
+/// An envelope as the ocikms wrapper writes it: `text` is the data key as the vault encrypted it, `version` the OCID of the
+/// key version that did.
+pub(super) fn envelope(sealed: Sealed, text: String, version: String) -> Ciphertext {
+    let blob = BlobInfo {
+        ciphertext: sealed.ciphertext,
+        iv: sealed.iv.to_vec(),
+        key_info: Some(KeyInfo {
+            // Never set by the ocikms wrapper, although it is an envelope.
+            mechanism: 0,
+            key_id: version,
+            wrapped_key: text.into_bytes(),
+        }),
+    };
+    Ciphertext::new(blob.encode())
+}
+
+/// The text of the data key in an envelope of OCI.
+pub(super) fn wrapped_text(info: &KeyInfo) -> Option<&str> {
+    let text = std::str::from_utf8(&info.wrapped_key).ok()?;
+    (!text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic())).then_some(text)
 }
 
 /// Text that is a key: wiped when dropped, never shown.

@@ -3,6 +3,7 @@
 //! | module | what |
 //! | --- | --- |
 //! | `kms`, `messages` | decrypt, encrypt and get-key, and the checks of their answers |
+//! | `bound` | … of the operator's own copies |
 //! | `call`, `retry` | a signed request, and what is tried again |
 //! | `identity`, `session` | who asks: shared, renewed, with faults that name the fix |
 //! | `api_key`, `workload_identity` | … from a tenant's Secrets and ServiceAccounts |
@@ -27,6 +28,7 @@ use crate::{
 };
 
 mod api_key;
+mod bound;
 mod call;
 pub mod config_file;
 mod error;
@@ -41,6 +43,9 @@ mod retry;
 mod session;
 pub mod signature;
 mod workload_identity;
+
+#[cfg(test)]
+mod tests;
 
 pub use kms::Kms;
 pub use operator_identity::Environment;

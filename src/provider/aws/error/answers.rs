@@ -3,7 +3,10 @@
 use super::{Answer, Asked, Operation};
 use crate::{
     api::Reason,
-    provider::wire::SKEW,
+    provider::{
+        bound::{self, Tie},
+        wire::SKEW,
+    },
     seal::{Fault, FaultKind},
 };
 
@@ -127,6 +130,13 @@ pub(super) fn kms(asked: &Asked<'_>, answer: &Answer) -> Fault {
                 "the key {key} cannot {operation}; a seal needs a symmetric key for encryption and decryption"
             ),
         ),
+        "IncorrectKeyException" if asked.tie == Tie::Operators => Fault::denied(
+            Reason::KeyNotAllowed,
+            format!(
+                "the copy was not made with {key}, which the store records for it; {}",
+                bound::PUT_BACK
+            ),
+        ),
         "IncorrectKeyException" => Fault::denied(
             Reason::KeyNotAllowed,
             format!(
@@ -134,7 +144,10 @@ pub(super) fn kms(asked: &Asked<'_>, answer: &Answer) -> Fault {
                  or wrap it again"
             ),
         ),
-        "InvalidCiphertextException" if asked.context => Fault::invalid(
+        "InvalidCiphertextException" if asked.tie == Tie::Operators => {
+            Fault::invalid(Reason::ContextMismatch, bound::refused("the KMS"))
+        }
+        "InvalidCiphertextException" if asked.tie == Tie::Users => Fault::invalid(
             Reason::ContextMismatch,
             "the KMS does not open the wrapped key with this context: `context` is not exactly the encryption context \
              that it was wrapped with, or its bytes were changed (the KMS does not say which)",
@@ -170,7 +183,8 @@ fn access_denied(asked: &Asked<'_>) -> Fault {
         ..
     } = *asked;
     let operation = operation.as_str();
-    let hint = if asked.operation == Operation::Decrypt {
+    // Who is told which key to use does not try another.
+    let hint = if asked.operation == Operation::Decrypt && asked.tie != Tie::Operators {
         ", or the wrapped key was made with another key, which the identity may not use"
     } else {
         ""

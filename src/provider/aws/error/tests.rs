@@ -1,5 +1,5 @@
 use super::*;
-use crate::provider::wire::request_id;
+use crate::provider::{bound::Tie, wire::request_id};
 use crate::seal::FaultKind;
 
 fn asked(operation: Operation, context: bool) -> Asked<'static> {
@@ -7,7 +7,7 @@ fn asked(operation: Operation, context: bool) -> Asked<'static> {
         operation,
         of: "alias/bao",
         region: "eu-west-1",
-        context,
+        tie: if context { Tie::Users } else { Tie::None },
     }
 }
 

@@ -1,7 +1,7 @@
 //! The provider against a scripted server on loopback and a scripted cluster.
 
+mod bound;
 mod credentials;
-mod double;
 mod environment;
 mod kms;
 mod network;
@@ -21,10 +21,12 @@ use zeroize::Zeroizing;
 use super::*;
 use crate::seal::endpoint::EndpointPolicy;
 use crate::{
-    provider::{Audience, Format, SecretEntries, Timeouts, Token},
+    provider::{
+        Audience, Format, SecretEntries, Timeouts, Token,
+        double::{self, Double, Reply, Seen},
+    },
     seal::{Ciphertext, KeyBytes},
 };
-use double::{Double, Reply, Seen};
 
 pub(super) const ARN: &str = "arn:aws:kms:us-east-1:123456789012:key/10f10041-be4c-4765-9a36-fa27195e0cc3";
 pub(super) const OTHER_ARN: &str =

@@ -6,7 +6,7 @@ fn fault_as(subject: &Subject, operation: Operation, context: bool, refusal: Ref
     let asked = Asked {
         operation,
         key: KEY,
-        context,
+        tie: if context { Tie::Users } else { Tie::None },
         subject,
     };
     kms(&asked, &Failure::Refused(refusal))

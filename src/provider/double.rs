@@ -19,7 +19,7 @@ use tokio::{
 /// A request as it came.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
-    /// `Decrypt`, `AssumeRole`, … or the path.
+    /// `Decrypt`, `AssumeRole`, … or method and path.
     pub(crate) operation: String,
     pub(crate) headers: HeaderMap,
     pub(crate) body: String,
