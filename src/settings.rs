@@ -9,6 +9,7 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
+use jiff::SignedDuration;
 
 use crate::seal::endpoint::EndpointPolicy;
 
@@ -35,6 +36,9 @@ pub struct ControllerArgs {
     /// operator's identity sends with assumeRole.
     #[arg(long, env = "AUTOUNSEAL_BINDING_DOMAIN", default_value = "autounseal", value_parser = binding_domain)]
     pub binding_domain: String,
+    /// How long copies under a former KMS key are kept, such as 168h; at least until a new copy was read twice, a day apart.
+    #[arg(long, env = "AUTOUNSEAL_OLD_COPY_RETENTION", default_value = "168h", value_parser = duration)]
+    pub old_copy_retention: SignedDuration,
     /// KMS endpoints to allow beyond the clouds' own, comma-separated: `https://host[:port]`, * stands for one DNS label.
     #[arg(long, env = "AUTOUNSEAL_ALLOWED_ENDPOINTS", value_delimiter = ',')]
     pub allowed_endpoints: Vec<String>,
@@ -79,6 +83,13 @@ pub enum LogLevel {
     Trace,
 }
 
+fn duration(text: &str) -> Result<SignedDuration, String> {
+    text.parse::<SignedDuration>()
+        .ok()
+        .filter(|duration| !duration.is_negative())
+        .ok_or_else(|| "a duration such as 168h or 30m".to_owned())
+}
+
 fn binding_domain(text: &str) -> Result<String, String> {
     let fits = (1..=63).contains(&text.len())
         && text
@@ -100,8 +111,10 @@ pub struct Settings {
     pub controller_class: String,
     /// Who may use the operator's identity, and for what.
     pub identity: IdentityPolicy,
-    /// Part of the external id.
+    /// Part of the external id, and of what stored copies are bound to.
     pub binding_domain: String,
+    /// How long copies under a former KMS key are kept.
+    pub old_copy_retention: SignedDuration,
     /// Endpoints beyond the clouds' own.
     pub endpoints: EndpointPolicy,
     /// Objects at once.
@@ -185,6 +198,7 @@ impl Settings {
                 labels: args.operator_identity_label && args.watch_namespaces.is_empty(),
             },
             binding_domain: args.binding_domain.clone(),
+            old_copy_retention: args.old_copy_retention,
             endpoints: endpoints(patterns),
             concurrency: args.concurrency,
             metrics_addr: args.metrics_addr,

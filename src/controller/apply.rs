@@ -1,39 +1,143 @@
 //! Carries a plan out: the only place of the controller where key bytes exist.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use futures::future::join_all;
+use futures::{
+    StreamExt,
+    future::{Either, select},
+    stream::FuturesUnordered,
+};
 use jiff::SignedDuration;
 
-use super::{context::Context, deliver, restart};
+use super::{
+    context::Context,
+    deliver, keep,
+    open::{HEDGE, Held, Ready, open_all},
+    restart,
+};
 use crate::{
     api::Reason,
-    provider::{Kms, Opened, Tenant},
+    provider::{Description, Kms, Tenant},
     seal::{
-        Fault, KeyBytes, backoff,
-        check_value::{Binding, check_value},
-        checks::{Findings, key_granted},
-        consumer_id::ConsumerName,
+        Fault, backoff, checks,
+        checks::Findings,
         digest::seal_inputs,
-        model::{Copy, Key, Model, Seal, Source},
-        observed::{Failure, Observed, SourceFacts},
-        outcome::{Described, KeyOutcome, Outcomes, TargetOutcome},
-        plan::{Open, Plan},
+        model::{Model, Seal},
+        observed::{Failure, Observed},
+        outcome::{Described, Outcomes, TargetOutcome},
+        plan::{self, Delivery, Open, Plan, Tend},
+        store::StoreFacts,
     },
 };
 
-/// Carries a plan out and remembers what failed.
+/// Carries a plan out and remembers what failed. `findings` are those of the wrapped store as it is afterwards.
 pub async fn apply(
     context: &Context,
     model: &Model,
     observed: &mut Observed,
-    findings: &Findings,
+    findings: &mut Findings,
     plan: &Plan,
 ) -> Outcomes {
     let mut outcomes = Outcomes::default();
-    probe(context, model, observed, plan, &mut outcomes).await;
-    let keys = open_all(context, model, observed, findings, plan, &mut outcomes).await;
-    for delivery in &plan.deliveries {
+    let mut answers = Vec::new();
+    {
+        let mut asking: FuturesUnordered<_> = model
+            .seals
+            .iter()
+            .filter(|seal| plan.probes.contains(&seal.name))
+            .map(|seal| ask(context, model, seal))
+            .collect();
+        let asked = async {
+            while let Some(answer) = asking.next().await {
+                answers.push(answer);
+            }
+        };
+        let busy = !plan.tends.is_empty() || !plan.opens.is_empty() || !plan.deliveries.is_empty();
+        let work = work(context, model, observed, findings, plan, &mut outcomes);
+        let (asked, work) = (std::pin::pin!(asked), std::pin::pin!(work));
+        match select(asked, work).await {
+            Either::Left(((), work)) => work.await,
+            // A KMS that is silent delays nothing but the word on its own key.
+            Either::Right(((), asked)) if busy => {
+                let _ = tokio::time::timeout(HEDGE, asked).await;
+            }
+            Either::Right(((), asked)) => asked.await,
+        }
+    }
+    for seal in model.seals.iter().filter(|seal| plan.probes.contains(&seal.name)) {
+        let answer = answers
+            .iter()
+            .position(|answer: &Answer| answer.seal == seal.name);
+        let (identity, described) = match answer.map(|at| answers.swap_remove(at)) {
+            Some(answer) => (answer.identity, answer.described),
+            None => (
+                None,
+                Err(Fault::transient(
+                    Reason::KmsUnavailable,
+                    "the KMS did not describe the key while there was other work; it is asked again, and nothing waits for it",
+                )),
+            ),
+        };
+        probed(observed, seal, identity, described, &mut outcomes);
+    }
+    restart::restart(context, model, observed, &mut outcomes).await;
+    outcomes
+}
+
+/// Opens, looks after the store, delivers: in this order, but for copies of what the user brings, which nobody waits for.
+async fn work(
+    context: &Context,
+    model: &Model,
+    observed: &mut Observed,
+    findings: &mut Findings,
+    plan: &Plan,
+    outcomes: &mut Outcomes,
+) {
+    let mut held = Held::new();
+    let is_brought = |name: &str| model.keys.iter().any(|key| key.name == name && key.is_brought());
+    let (brought, stored): (Vec<Open>, Vec<Open>) =
+        plan.opens.iter().cloned().partition(|open| is_brought(&open.key));
+    let (copied, kept): (Vec<&Tend>, Vec<&Tend>) = plan.tends.iter().partition(|tend| is_brought(&tend.key));
+    let mut keys = open_all(context, model, observed, findings, &brought, &mut held, outcomes).await;
+    let mut opens = stored;
+    let mut deliveries: Vec<Delivery> = plan.deliveries.clone();
+    if !kept.is_empty() {
+        keep::tend(
+            context, model, observed, findings, &kept, &keys, &mut held, outcomes,
+        )
+        .await;
+        // The store has changed, and with it what is delivered.
+        *findings = checks::check(model, observed);
+        let next = plan::plan(model, observed, findings);
+        opens = next
+            .opens
+            .into_iter()
+            .filter(|open| !is_brought(&open.key))
+            .collect();
+        deliveries = next.deliveries;
+    }
+    keys.append(&mut open_all(context, model, observed, findings, &opens, &mut held, outcomes).await);
+    drop(held);
+    deliver_all(context, model, observed, &deliveries, &keys, outcomes).await;
+    if !copied.is_empty() {
+        let mut none = Held::new();
+        keep::tend(
+            context, model, observed, findings, &copied, &keys, &mut none, outcomes,
+        )
+        .await;
+        *findings = checks::check(model, observed);
+    }
+}
+
+async fn deliver_all(
+    context: &Context,
+    model: &Model,
+    observed: &mut Observed,
+    deliveries: &[Delivery],
+    keys: &BTreeMap<String, Ready>,
+    outcomes: &mut Outcomes,
+) {
+    for delivery in deliveries {
         let Some(target) = model.targets.iter().find(|target| target.name == delivery.target) else {
             continue;
         };
@@ -41,7 +145,7 @@ pub async fn apply(
         if !delivery.keys.iter().all(|key| keys.contains_key(key)) {
             continue;
         }
-        let outcome = match deliver::deliver(context, model, target, delivery, &keys, observed).await {
+        let outcome = match deliver::deliver(context, model, target, delivery, keys, observed).await {
             Ok(done) => {
                 observed.memory.targets.remove(&target.name);
                 if delivery.repair {
@@ -68,12 +172,10 @@ pub async fn apply(
         };
         outcomes.targets.insert(target.name.clone(), outcome);
     }
-    drop(keys);
-    restart::restart(context, model, observed, &mut outcomes).await;
-    outcomes
 }
 
-fn fail<K: Ord>(
+/// Remembers a failure and when to try again.
+pub fn fail<K: Ord>(
     memory: &mut BTreeMap<K, Failure>,
     what: K,
     inputs: &str,
@@ -100,7 +202,11 @@ fn fail<K: Ord>(
     );
 }
 
-async fn connect(context: &Context, model: &Model, seal: &Seal) -> Result<Kms, Fault> {
+/// A seal's key, ready to be used.
+///
+/// # Errors
+/// As `Clouds::connect`.
+pub async fn connect(context: &Context, model: &Model, seal: &Seal) -> Result<Kms, Fault> {
     let tenant = Tenant {
         namespace: &model.id.namespace,
         name: &model.id.name,
@@ -108,59 +214,67 @@ async fn connect(context: &Context, model: &Model, seal: &Seal) -> Result<Kms, F
     context.clouds.connect(seal, tenant).await
 }
 
-async fn probe(
-    context: &Context,
-    model: &Model,
-    observed: &mut Observed,
-    plan: &Plan,
-    outcomes: &mut Outcomes,
-) {
-    let seals = model.seals.iter().filter(|seal| plan.probes.contains(&seal.name));
-    let asked = seals.map(|seal| async move {
-        let (identity, described) = match connect(context, model, seal).await {
-            Ok(kms) => (kms.identity(), kms.describe().await),
-            Err(fault) => (None, Err(fault)),
-        };
-        (seal, identity, described)
-    });
-    for (seal, identity, described) in join_all(asked).await {
-        let described = match described {
-            Ok(description) => Described::Key {
-                arn: description.key,
-                at: description.at,
-                fault: description.fault,
-            },
-            Err(fault) if fault.reason == Reason::AccessDenied => {
-                Described::NotPermitted { at: observed.now }
-            }
-            Err(fault) => Described::Failed(fault),
-        };
-        let described = pinned(observed, seal, described);
-        let memory = &mut observed.memory.probes;
-        match &described {
-            Described::Failed(fault) => {
-                let inputs = seal_inputs(seal);
-                fail(
-                    memory,
-                    seal.name.clone(),
-                    &inputs,
-                    fault,
-                    observed.now,
-                    observed.jitter,
-                );
-            }
-            Described::Key { .. } | Described::NotPermitted { .. } => {
-                memory.remove(&seal.name);
-            }
-        }
-        let outcome = outcomes.seals.entry(seal.name.clone()).or_default();
-        outcome.identity = identity.or_else(|| outcome.identity.take());
-        outcome.described = Some(described);
+/// What a KMS said of its key.
+struct Answer {
+    seal: String,
+    identity: Option<String>,
+    described: Result<Description, Fault>,
+}
+
+async fn ask(context: &Context, model: &Model, seal: &Seal) -> Answer {
+    let (identity, described) = match connect(context, model, seal).await {
+        Ok(kms) => (kms.identity(), kms.describe().await),
+        Err(fault) => (None, Err(fault)),
+    };
+    Answer {
+        seal: seal.name.clone(),
+        identity,
+        described,
     }
 }
 
+fn probed(
+    observed: &mut Observed,
+    seal: &Seal,
+    identity: Option<String>,
+    described: Result<Description, Fault>,
+    outcomes: &mut Outcomes,
+) {
+    let described = match described {
+        Ok(description) => Described::Key {
+            arn: description.key,
+            version: description.version,
+            at: description.at,
+            fault: description.fault,
+        },
+        Err(fault) if fault.reason == Reason::AccessDenied => Described::NotPermitted { at: observed.now },
+        Err(fault) => Described::Failed(fault),
+    };
+    let described = pinned(observed, seal, described);
+    let memory = &mut observed.memory.probes;
+    match &described {
+        Described::Failed(fault) => {
+            let inputs = seal_inputs(seal);
+            fail(
+                memory,
+                seal.name.clone(),
+                &inputs,
+                fault,
+                observed.now,
+                observed.jitter,
+            );
+        }
+        Described::Key { .. } | Described::NotPermitted { .. } => {
+            memory.remove(&seal.name);
+        }
+    }
+    let outcome = outcomes.seals.entry(seal.name.clone()).or_default();
+    outcome.identity = identity.or_else(|| outcome.identity.take());
+    outcome.described = Some(described);
+}
+
 /// Account and region are pinned at first use and renewed only by a changed `kmsKeyID` (security rule S4).
-fn pinned(observed: &Observed, seal: &Seal, described: Described) -> Described {
+pub fn pinned(observed: &Observed, seal: &Seal, described: Described) -> Described {
     let Described::Key { arn, .. } = &described else {
         return described;
     };
@@ -171,6 +285,19 @@ fn pinned(observed: &Observed, seal: &Seal, described: Described) -> Described {
         .iter()
         .find(|status| status.name == seal.name && status.configured_key_id.as_ref() == Some(&configured))
         .and_then(|status| status.key_id.as_ref());
+    // A SealConfig that was made again has no status yet, but its store knows.
+    let stored = match &observed.store {
+        StoreFacts::Found(store) => store
+            .header
+            .keys
+            .values()
+            .flat_map(|sealed| sealed.section.versions.values())
+            .filter_map(|version| version.copies.get(&seal.name))
+            .find(|copy| copy.configured_key_id == configured)
+            .map(|copy| &copy.key_id),
+        _ => None,
+    };
+    let recorded = recorded.or(stored);
     let place = |arn: &str| arn.split(':').take(5).map(ToOwned::to_owned).collect::<Vec<_>>();
     match recorded {
         Some(before) if place(before) != place(arn) => Described::Failed(Fault::denied(

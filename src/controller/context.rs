@@ -14,6 +14,7 @@ use crate::{
     seal::{
         model::SourceRef,
         observed::{Memory, SourceFacts},
+        store::StoreFacts,
     },
     settings::Settings,
     telemetry::metrics::Metrics,
@@ -49,6 +50,8 @@ pub struct Remembered {
     pub saved: Option<SealConfigStatus>,
     /// Copies that were read, with the resourceVersion they were read at.
     pub sources: BTreeMap<SourceRef, (String, SourceFacts)>,
+    /// The wrapped store as it was last read.
+    pub store: Option<StoreFacts>,
 }
 
 impl Context {

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use serde_json::{Value, json};
 
-use super::{apply::Ready, context::Context};
+use super::{context::Context, open::Ready};
 use crate::{
     api::Reason,
     delivery::{Content, content::DeliveredKey, manifest, render},
@@ -47,7 +47,10 @@ pub async fn deliver(
             let delivered = DeliveredKey {
                 current: &key.bytes,
                 consumer_key_id: key.consumer_key_id.clone(),
-                previous: key.previous.as_ref().map(|previous| (&previous.bytes, previous.consumer_key_id.clone())),
+                previous: key
+                    .previous
+                    .as_ref()
+                    .map(|previous| (&previous.bytes, previous.consumer_key_id.clone())),
             };
             (name.clone(), delivered)
         })
@@ -333,8 +336,13 @@ mod tests {
         jiff::Timestamp::from_second(second).unwrap()
     }
 
-    fn marks(mark: &str) -> BTreeMap<String, String> {
-        [("root".to_owned(), mark.to_owned())].into()
+    fn marks(mark: &str) -> BTreeMap<String, Mark> {
+        let mark = Mark {
+            version: 1,
+            mark: mark.to_owned(),
+            ..Mark::default()
+        };
+        [("root".to_owned(), mark)].into()
     }
 
     #[test]

@@ -103,6 +103,17 @@ impl Index {
             .cloned()
     }
 
+    /// The Secrets of a namespace that name this SealConfig as the one that delivered keys to them.
+    pub fn delivered_by(&self, namespace: &str, name: &str) -> BTreeMap<String, SecretFacts> {
+        let inner = self.lock();
+        let of_it = inner.secrets.iter().filter(|((ns, _), facts)| {
+            ns == namespace && facts.owner_name.as_deref() == Some(name) && !facts.delivered.marks.is_empty()
+        });
+        of_it
+            .map(|((_, secret), facts)| (secret.clone(), facts.clone()))
+            .collect()
+    }
+
     /// A ConfigMap was seen.
     pub fn saw_config_map(&self, namespace: &str, name: &str, resource_version: String) {
         self.lock()

@@ -58,7 +58,10 @@ struct Draft<'a> {
 }
 
 /// Does what is due. `ready` holds the brought keys that were opened. Returns whether anything was written.
-#[expect(clippy::too_many_arguments, reason = "the values of one reconcile, and where its results go")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the values of one reconcile, and where its results go"
+)]
 pub async fn tend(
     context: &Context,
     model: &Model,
@@ -76,7 +79,12 @@ pub async fn tend(
             return None;
         }
         let observed = &*observed;
-        Some(async move { (key, draft(context, model, observed, key, &tend.work, brought).await) })
+        Some(async move {
+            (
+                key,
+                draft(context, model, observed, key, &tend.work, brought).await,
+            )
+        })
     });
     let drafted = join_all(drafting).await;
     let mut drafts = Vec::new();
@@ -96,7 +104,10 @@ pub async fn tend(
     }
     for draft in &drafts {
         for seal in &draft.wrapped {
-            observed.memory.wraps.remove(&(draft.key.name.clone(), seal.clone()));
+            observed
+                .memory
+                .wraps
+                .remove(&(draft.key.name.clone(), seal.clone()));
             outcomes.seals.entry(seal.clone()).or_default().opened = true;
         }
     }
@@ -255,10 +266,13 @@ impl<'a> Hand<'_, 'a> {
                 made = plain(&self.context.client, &self.model.id.namespace, secret, entry).await?;
                 &made
             }
-            (Origin::Brought, None) => return Err(Fault::transient(Reason::Pending, "it has not been opened yet")),
+            (Origin::Brought, None) => {
+                return Err(Fault::transient(Reason::Pending, "it has not been opened yet"));
+            }
         };
         let mut draft = self.start(self.fresh(1));
-        self.add_version(&mut draft, 1, bytes, seals, !self.key.is_brought()).await;
+        self.add_version(&mut draft, 1, bytes, seals, !self.key.is_brought())
+            .await;
         if draft.changed && brought.is_none() {
             draft.bytes.insert(1, KeyBytes::new(bytes.expose().to_vec()));
         }
@@ -305,7 +319,8 @@ impl<'a> Hand<'_, 'a> {
         seals: &[String],
     ) -> Vec<(String, Result<(Ciphertext, CopyRecord), Fault>)> {
         let seals = seals.iter().filter_map(|name| self.model.seal(name));
-        join_all(seals.map(|seal| async move { (seal.name.clone(), self.wrap(seal, version, bytes).await) })).await
+        join_all(seals.map(|seal| async move { (seal.name.clone(), self.wrap(seal, version, bytes).await) }))
+            .await
     }
 
     /// Wraps a version under one seal, and opens the copy again before it counts as one.
@@ -334,18 +349,27 @@ impl<'a> Hand<'_, 'a> {
         }
         if !self.is_proven(seal, &wrapped.key_id) {
             let mut altered = pairs.clone();
-            altered.insert("autounseal.dev/name".to_owned(), format!("{}-altered", self.model.id.name));
+            altered.insert(
+                "autounseal.dev/name".to_owned(),
+                format!("{}-altered", self.model.id.name),
+            );
             let elsewhere = Bound {
                 context: &altered,
                 aad: &aad,
             };
-            match kms.unwrap_bound(&wrapped.ciphertext, &elsewhere, &wrapped.key_id).await {
+            match kms
+                .unwrap_bound(&wrapped.ciphertext, &elsewhere, &wrapped.key_id)
+                .await
+            {
                 Ok(_) => return Err(unfit(&wrapped.key_id)),
-                Err(fault) if matches!(fault.reason, Reason::ContextMismatch | Reason::CiphertextInvalid) => {}
+                Err(fault) if matches!(fault.reason, Reason::ContextMismatch | Reason::CiphertextInvalid) => {
+                }
                 Err(fault) => return Err(fault),
             }
         }
-        let opened = kms.unwrap_bound(&wrapped.ciphertext, &bound, &wrapped.key_id).await?;
+        let opened = kms
+            .unwrap_bound(&wrapped.ciphertext, &bound, &wrapped.key_id)
+            .await?;
         if !opened.key.same_as(bytes) {
             return Err(Fault::denied(
                 Reason::CopiesDiffer,
@@ -367,7 +391,10 @@ impl<'a> Hand<'_, 'a> {
 
     /// Whether a copy under this KMS key was made before, and with it its heed of the context was proven.
     fn is_proven(&self, seal: &Seal, key_id: &str) -> bool {
-        let sections = self.store.into_iter().flat_map(|store| store.header.keys.values());
+        let sections = self
+            .store
+            .into_iter()
+            .flat_map(|store| store.header.keys.values());
         let mut copies = sections
             .flat_map(|sealed| sealed.section.versions.values())
             .filter_map(|version| version.copies.get(&seal.name));
@@ -397,7 +424,14 @@ impl<'a> Hand<'_, 'a> {
         let sealed = self.store.and_then(|store| store.header.keys.get(&self.key.name));
         let section = match sealed {
             Some(sealed)
-                if authentic(self.model, self.key, &sealed.section, sealed.mac.as_deref(), &current).is_ok() =>
+                if authentic(
+                    self.model,
+                    self.key,
+                    &sealed.section,
+                    sealed.mac.as_deref(),
+                    &current,
+                )
+                .is_ok() =>
             {
                 sealed.section.clone()
             }
@@ -414,7 +448,8 @@ impl<'a> Hand<'_, 'a> {
         }
         let version = from.current.version;
         draft.changed = false;
-        self.add_version(&mut draft, version, &current, seals, false).await;
+        self.add_version(&mut draft, version, &current, seals, false)
+            .await;
         draft.bytes.insert(version, current);
         Ok(draft)
     }
@@ -425,12 +460,21 @@ impl<'a> Hand<'_, 'a> {
             .store
             .and_then(|store| Some((store, store.header.keys.get(&self.key.name)?)))
         else {
-            return Err(Fault::transient(Reason::Pending, "the wrapped store is read again"));
+            return Err(Fault::transient(
+                Reason::Pending,
+                "the wrapped store is read again",
+            ));
         };
         let mut draft = self.start(sealed.section.clone());
         if brought.is_none() {
             let bytes = self.open(store, draft.section.current).await?;
-            authentic(self.model, self.key, &draft.section, sealed.mac.as_deref(), &bytes)?;
+            authentic(
+                self.model,
+                self.key,
+                &draft.section,
+                sealed.mac.as_deref(),
+                &bytes,
+            )?;
             draft.bytes.insert(draft.section.current, bytes);
         }
         if due.accept {
@@ -438,7 +482,9 @@ impl<'a> Hand<'_, 'a> {
             draft.section.next = draft.section.next.max(seen.version.saturating_add(1));
             draft.changed = true;
         }
-        if due.renew && let Some(bytes) = brought {
+        if due.renew
+            && let Some(bytes) = brought
+        {
             self.renew(&mut draft, bytes).await;
         } else {
             self.copy(&mut draft, store, &due.copies, brought).await;
@@ -467,7 +513,9 @@ impl<'a> Hand<'_, 'a> {
         let Origin::Generated { bytes, .. } = self.key.origin else {
             return Ok(());
         };
-        let seals: Vec<String> = wrapping(self.model, self.key).map(|seal| seal.name.clone()).collect();
+        let seals: Vec<String> = wrapping(self.model, self.key)
+            .map(|seal| seal.name.clone())
+            .collect();
         let (bytes, version) = (random(bytes)?, draft.section.next);
         self.add_version(draft, version, &bytes, &seals, true).await;
         if draft.section.current == version {
@@ -487,7 +535,9 @@ impl<'a> Hand<'_, 'a> {
             draft.changed = true;
             return;
         }
-        let seals: Vec<String> = wrapping(self.model, self.key).map(|seal| seal.name.clone()).collect();
+        let seals: Vec<String> = wrapping(self.model, self.key)
+            .map(|seal| seal.name.clone())
+            .collect();
         let version = draft.section.next;
         self.add_version(draft, version, bytes, &seals, false).await;
         if draft.section.current == version {
@@ -516,7 +566,9 @@ impl<'a> Hand<'_, 'a> {
                         draft.bytes.insert(version, bytes);
                     }
                     Err(fault) => {
-                        draft.faults.extend(seals.into_iter().map(|seal| (seal, fault.clone())));
+                        draft
+                            .faults
+                            .extend(seals.into_iter().map(|seal| (seal, fault.clone())));
                         continue;
                     }
                 }
@@ -595,12 +647,18 @@ impl<'a> Hand<'_, 'a> {
         let successor = in_force
             .clone()
             .find(|candidate| candidate.seal == seal)
-            .or_else(|| in_force.clone().next().filter(|_| self.model.seal(&seal).is_none()));
+            .or_else(|| {
+                in_force
+                    .clone()
+                    .next()
+                    .filter(|_| self.model.seal(&seal).is_none())
+            });
         let Some(successor) = successor.cloned() else {
             return;
         };
         let under = successor.seal.clone();
-        let (_, _, opened) = open_candidate(self.context, self.model, self.key, store, version, successor).await;
+        let (_, _, opened) =
+            open_candidate(self.context, self.model, self.key, store, version, successor).await;
         match opened.and_then(|bytes| fits(self.model, self.key, Some(record), &bytes)) {
             Ok(()) => {
                 if let Some(record) = draft.section.versions.get_mut(&version) {
@@ -643,11 +701,18 @@ async fn save(
         StoreFacts::Corrupt(revision) => (Some(revision.clone()), new_header(), 0),
         StoreFacts::Absent => (None, new_header(), 0),
         StoreFacts::NotLooked | StoreFacts::NotOwned => {
-            return Err(Fault::transient(Reason::Pending, "the wrapped store is read again"));
+            return Err(Fault::transient(
+                Reason::Pending,
+                "the wrapped store is read again",
+            ));
         }
     };
     let counters = model.keys.iter().map(|key| seen(key, observed).counter);
-    header.counter = counters.max().unwrap_or_default().max(header.counter).saturating_add(1);
+    header.counter = counters
+        .max()
+        .unwrap_or_default()
+        .max(header.counter)
+        .saturating_add(1);
     let (mut put, mut remove) = (BTreeMap::new(), BTreeSet::new());
     for draft in drafts.iter_mut().filter(|draft| draft.changed) {
         draft.section.counter = header.counter;
@@ -667,7 +732,10 @@ async fn save(
     remove.retain(|item| !put.contains_key(item));
     let header = serde_json::to_vec(&header)
         .map_err(|_| Fault::invalid(Reason::StoreCorrupt, "the header cannot be written"))?;
-    let added: usize = put.iter().map(|(name, bytes): (&String, &Ciphertext)| name.len() + bytes.bytes().len()).sum();
+    let added: usize = put
+        .iter()
+        .map(|(name, bytes): (&String, &Ciphertext)| name.len() + bytes.bytes().len())
+        .sum();
     if size + added + header.len() + HEADER.len() > MAX_BYTES {
         return Err(Fault::invalid(
             Reason::InvalidSpec,
@@ -729,7 +797,9 @@ fn random(bytes: usize) -> Result<KeyBytes, Fault> {
 /// A key that lies in a Secret in the clear.
 async fn plain(client: &Client, namespace: &str, name: &str, entry: &str) -> Result<KeyBytes, Fault> {
     let mut found = delivered(client, namespace, name).await?;
-    let bytes = found.remove(entry).filter(|bytes| (1..=MAX_SOURCE).contains(&bytes.len()));
+    let bytes = found
+        .remove(entry)
+        .filter(|bytes| (1..=MAX_SOURCE).contains(&bytes.len()));
     let mut bytes = bytes.ok_or_else(|| {
         Fault::invalid(
             Reason::SourceMissing,

@@ -11,12 +11,13 @@ use super::{
 };
 use crate::{
     api::SealConfigStatus,
-    kube_ext::cluster::source_facts,
+    kube_ext::{cluster::source_facts, store::find},
     provider,
     seal::{
         Fault,
-        model::{Model, SourceKind, SourceRef},
+        model::{Model, Origin, SourceKind, SourceRef},
         observed::{NamespaceFacts, Observed, SourceFacts},
+        store::{StoreFacts, secret_name, standing::needs_store},
     },
 };
 
@@ -33,6 +34,9 @@ pub fn references(model: &Model) -> References {
     let read_secrets: std::collections::BTreeSet<String> =
         model.read_secrets().into_iter().map(Into::into).collect();
     objects.extend(read_secrets.iter().map(|name| (Kind::Secret, name.clone())));
+    if needs_store(model) {
+        objects.insert((Kind::Secret, secret_name(&model.id.name)));
+    }
     objects.extend(
         model
             .targets
@@ -65,6 +69,15 @@ pub async fn observe(
     let namespace = &model.id.namespace;
     let index = &context.index;
     let sources = sources(context, model, remembered).await?;
+    let store = store(context, model, remembered).await?;
+    let own = model.keys.iter().any(|key| !key.is_brought());
+    let plain = model.keys.iter().filter_map(|key| match &key.origin {
+        Origin::Imported { secret, .. } => {
+            let version = index.secret(namespace, secret)?.resource_version;
+            Some((secret.clone(), version))
+        }
+        Origin::Brought | Origin::Generated { .. } => None,
+    });
     let secrets = model
         .targets
         .iter()
@@ -91,6 +104,14 @@ pub async fn observe(
         namespace: namespace_facts(context, namespace),
         endpoints: context.settings.endpoints.clone(),
         secrets: secrets.collect(),
+        relics: if own {
+            index.delivered_by(namespace, &model.id.name)
+        } else {
+            BTreeMap::new()
+        },
+        plain: plain.collect(),
+        store,
+        old_copy_retention: context.settings.old_copy_retention,
         read_secrets: index.read_secrets(namespace),
         living: index.living(namespace),
         pods,
@@ -113,6 +134,30 @@ fn namespace_facts(context: &Context, namespace: &str) -> NamespaceFacts {
         operator_identity,
         grants,
     }
+}
+
+/// Reads the wrapped store, unless it is known to be as it was. What looks as if it did not exist is looked for once more
+/// at the apiserver itself: a watch may be behind.
+async fn store(context: &Context, model: &Model, remembered: &mut Remembered) -> Result<StoreFacts, Fault> {
+    let before = remembered.store.take();
+    if !needs_store(model) {
+        return Ok(StoreFacts::NotLooked);
+    }
+    let (namespace, name) = (&model.id.namespace, secret_name(&model.id.name));
+    let seen = context
+        .index
+        .secret(namespace, &name)
+        .map(|facts| facts.resource_version);
+    if let Some(StoreFacts::Found(store)) = &before
+        && Some(&store.revision.resource_version) == seen.as_ref()
+    {
+        return Ok(before.unwrap_or_default());
+    }
+    let (facts, known) = find(&context.client, namespace, &name).await?;
+    if let Some(known) = known {
+        context.index.saw_secret(namespace, &name, known);
+    }
+    Ok(facts)
 }
 
 /// Reads the copies that lie in other objects, each once for each of its resourceVersions.

@@ -68,7 +68,7 @@ pub type Held = BTreeMap<(String, u32), KeyBytes>;
 /// Seal, identity, and what came of it.
 pub type Attempt = (String, Option<String>, Result<KeyBytes, Fault>);
 
-/// Opens the keys that a plan names and that `pick` takes.
+/// Opens the keys that a plan names.
 pub async fn open_all(
     context: &Context,
     model: &Model,
@@ -84,7 +84,12 @@ pub async fn open_all(
     let (brought, stored): (Vec<_>, Vec<_>) = brought.partition(|(_, key)| key.is_brought());
     let opening = brought.into_iter().map(|(open, key)| {
         let observed = &*observed;
-        async move { (key, open_brought(context, model, observed, key, open).await) }
+        async move {
+            (
+                key,
+                open_brought(context, model, observed, findings, key, open).await,
+            )
+        }
     });
     for (key, attempts) in join_all(opening).await {
         let opened = sort(observed, findings, outcomes, key, attempts);
@@ -101,7 +106,10 @@ pub async fn open_all(
             });
             let observed = &*observed;
             tasks.push(async move {
-                (key, open_stored(context, model, observed, key, kept, &open.seals, mine).await)
+                (
+                    key,
+                    open_stored(context, model, observed, key, kept, &open.seals, mine).await,
+                )
             });
         }
     }
@@ -292,6 +300,7 @@ async fn open_brought(
     context: &Context,
     model: &Model,
     observed: &Observed,
+    findings: &Findings,
     key: &Key,
     open: &Open,
 ) -> Vec<Attempt> {
@@ -299,7 +308,7 @@ async fn open_brought(
         if let Some(copy) = key.copies.iter().find(|copy| copy.seal == *seal) {
             return Some(open_copy(context, model, observed, copy).boxed());
         }
-        let Some(Standing::Kept(kept)) = &open.stored else {
+        let Some(Standing::Kept(kept)) = findings.standings.get(&key.name) else {
             return None;
         };
         let StoreFacts::Found(store) = &observed.store else {
@@ -342,14 +351,15 @@ async fn open_stored(
         None => open_version(context, model, key, store, kept.current, Some(seals)).await,
     };
     told.append(&mut attempts);
-    let Some(bytes) = bytes else { return (told, Ok(None)) };
+    let Some(bytes) = bytes else {
+        return (told, Ok(None));
+    };
     if let Err(fault) = authentic(model, key, section, sealed.mac.as_deref(), &bytes) {
         return (told, Err(fault));
     }
     let mut mark = Mark {
         version: kept.current,
-        mark: value_of(model, key, &bytes)
-            .unwrap_or_else(|| Mark::of_inputs(&format!("v{}", kept.current))),
+        mark: value_of(model, key, &bytes).unwrap_or_else(|| Mark::of_inputs(&format!("v{}", kept.current))),
         previous: None,
         stored: section.counter,
     };
@@ -360,7 +370,9 @@ async fn open_stored(
             None => open_version(context, model, key, store, version, Some(seals)).await,
         };
         told.append(&mut attempts);
-        let Some(found) = found else { return (told, Ok(None)) };
+        let Some(found) = found else {
+            return (told, Ok(None));
+        };
         if let Err(fault) = fits(model, key, section.versions.get(&version), &found) {
             return (told, Err(fault));
         }
@@ -466,7 +478,8 @@ pub async fn open_candidate(
     version: u32,
     candidate: Candidate,
 ) -> Attempt {
-    let (Some(seal), Some(ciphertext)) = (model.seal(&candidate.seal), store.items.get(&candidate.item)) else {
+    let (Some(seal), Some(ciphertext)) = (model.seal(&candidate.seal), store.items.get(&candidate.item))
+    else {
         let fault = Fault::invalid(Reason::StoreCorrupt, "the copy is not in the wrapped store");
         return (candidate.seal, None, Err(fault));
     };

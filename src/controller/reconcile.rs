@@ -8,7 +8,7 @@ use kube::{ResourceExt, core::DeserializeGuard, runtime::controller::Action};
 use super::{apply, context::Context, observe, report};
 use crate::{
     api::SealConfig,
-    seal::{backoff, checks, model, plan, status},
+    seal::{backoff, checks, model, plan, status, store::StoreFacts},
 };
 
 /// Brings one SealConfig, its Secrets and its status to what its spec says.
@@ -65,10 +65,11 @@ pub async fn reconcile(
                         )
                     }
                     Ok(mut observed) => {
-                        let findings = checks::check(&model, &observed);
+                        let mut findings = checks::check(&model, &observed);
                         status::prune(&mut observed.memory, &model, &findings);
                         let plan = plan::plan(&model, &observed, &findings);
-                        let outcomes = apply::apply(&context, &model, &mut observed, &findings, &plan).await;
+                        let outcomes =
+                            apply::apply(&context, &model, &mut observed, &mut findings, &plan).await;
                         let next = status::status(&model, &observed, &findings, &outcomes);
                         let after = crate::seal::observed::Observed {
                             status: next.clone(),
@@ -76,6 +77,7 @@ pub async fn reconcile(
                         };
                         let wait = status::next_look(&model, &after, &findings, &outcomes);
                         remembered.memory = after.memory;
+                        remembered.store = matches!(after.store, StoreFacts::Found(_)).then_some(after.store);
                         (next, wait)
                     }
                 }

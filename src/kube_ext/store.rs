@@ -46,7 +46,8 @@ pub async fn find(
 ) -> Result<(StoreFacts, Option<SecretFacts>), Fault> {
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let found = bounded(api.get_opt(name)).await;
-    let found = found.map_err(|error| read_fault(&error, "get secrets", namespace, Reason::DeliveryFailed))?;
+    let found =
+        found.map_err(|error| read_fault(&error, "get secrets", namespace, Reason::DeliveryFailed))?;
     let Some(secret) = found else {
         return Ok((StoreFacts::Absent, None));
     };
@@ -141,7 +142,8 @@ pub async fn save(
 pub async fn delete(client: &Client, namespace: &str, name: &str) -> Result<(), Fault> {
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let found = bounded(api.get_opt(name)).await;
-    let found = found.map_err(|error| read_fault(&error, "get secrets", namespace, Reason::DeliveryFailed))?;
+    let found =
+        found.map_err(|error| read_fault(&error, "get secrets", namespace, Reason::DeliveryFailed))?;
     let Some(secret) = found.filter(|secret| secret.type_.as_deref() == Some(SECRET_TYPE)) else {
         return Ok(());
     };
@@ -155,7 +157,12 @@ pub async fn delete(client: &Client, namespace: &str, name: &str) -> Result<(), 
     match bounded(api.delete(name, &params)).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == StatusCode::NOT_FOUND.as_u16() => Ok(()),
-        Err(error) => Err(read_fault(&error, "delete secrets", namespace, Reason::DeliveryFailed)),
+        Err(error) => Err(read_fault(
+            &error,
+            "delete secrets",
+            namespace,
+            Reason::DeliveryFailed,
+        )),
     }
 }
 

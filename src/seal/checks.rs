@@ -87,12 +87,7 @@ pub fn check(model: &Model, observed: &Observed) -> Findings {
 }
 
 /// The seals whose stored copies of a key may be opened.
-fn stored_seals<'m>(
-    model: &'m Model,
-    key: &Key,
-    standing: &Standing,
-    observed: &Observed,
-) -> Vec<&'m Seal> {
+fn stored_seals<'m>(model: &'m Model, key: &Key, standing: &Standing, observed: &Observed) -> Vec<&'m Seal> {
     let (Standing::Kept(kept), StoreFacts::Found(store)) = (standing, &observed.store) else {
         return Vec::new();
     };

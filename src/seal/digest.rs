@@ -122,7 +122,11 @@ pub fn stored_inputs(key: &Key, kept: &Kept, observed: &Observed) -> String {
         for version in [Some(kept.current), kept.previous].into_iter().flatten() {
             let record = sealed.section.versions.get(&version);
             parts.text(&version.to_string());
-            parts.text(record.and_then(|record| record.check_value.as_deref()).unwrap_or_default());
+            parts.text(
+                record
+                    .and_then(|record| record.check_value.as_deref())
+                    .unwrap_or_default(),
+            );
         }
     }
     parts.hex()

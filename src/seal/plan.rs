@@ -296,7 +296,13 @@ pub fn plan(model: &Model, observed: &Observed, findings: &Findings) -> Plan {
         .filter_map(|key| {
             // A brought key is copied from its brought copies; a stored one is opened where it is looked after.
             let copied = key.is_brought() && tends.iter().any(|tend| tend.key == key.name);
-            open(model, key, copied || wanted.contains(&key.name), observed, findings)
+            open(
+                model,
+                key,
+                copied || wanted.contains(&key.name),
+                observed,
+                findings,
+            )
         })
         .collect();
     tends.retain(|tend| {
@@ -442,13 +448,7 @@ pub fn delivered(target: &Target, observed: &Observed) -> Delivered {
     }
 }
 
-fn open(
-    model: &Model,
-    key: &Key,
-    wanted: bool,
-    observed: &Observed,
-    findings: &Findings,
-) -> Option<Open> {
+fn open(model: &Model, key: &Key, wanted: bool, observed: &Observed, findings: &Findings) -> Option<Open> {
     let inputs = findings.key_inputs.get(&key.name)?;
     if observed
         .memory
@@ -478,7 +478,11 @@ fn open(
         .seals
         .iter()
         .map(|seal| seal.name.clone())
-        .filter(|seal| findings.copy_inputs.contains_key(&(key.name.clone(), seal.clone())))
+        .filter(|seal| {
+            findings
+                .copy_inputs
+                .contains_key(&(key.name.clone(), seal.clone()))
+        })
         .filter(can_try)
         .collect();
     if !key.is_brought() {

@@ -158,7 +158,12 @@ pub fn status(
         .keys
         .iter()
         .zip(&keys)
-        .map(|(key, status)| (key.name.as_str(), key_fault(model, key, status, observed, findings)))
+        .map(|(key, status)| {
+            (
+                key.name.as_str(),
+                key_fault(model, key, status, observed, findings),
+            )
+        })
         .collect();
     let target_faults: Vec<Fault> = model
         .targets
@@ -186,7 +191,10 @@ pub fn status(
     }
     if model.targets.iter().any(|target| target.selector.is_some()) {
         let waits = rotation_fault(model, observed, findings);
-        verdicts.insert(types::PODS_CURRENT, pods_verdict(&told_apart, outcomes, waits.as_ref()));
+        verdicts.insert(
+            types::PODS_CURRENT,
+            pods_verdict(&told_apart, outcomes, waits.as_ref()),
+        );
     }
     let ready = ready(model, &verdicts);
     let blocking = key_faults
@@ -343,7 +351,9 @@ fn seal_status(
     let outcome = outcomes.seals.get(&seal.name);
     let described = outcome.and_then(|outcome| outcome.described.as_ref());
     let (key_id, key_version, probed) = match described {
-        Some(Described::Key { arn, version, at, .. }) => (Some(arn.clone()), version.clone(), Some(second(*at))),
+        Some(Described::Key { arn, version, at, .. }) => {
+            (Some(arn.clone()), version.clone(), Some(second(*at)))
+        }
         Some(Described::NotPermitted { at }) => (None, None, Some(second(*at))),
         Some(Described::Failed(_)) | None => (None, None, None),
     };
@@ -460,7 +470,11 @@ fn key_status(
             .map(|seal| seal.name.clone())
             .filter(|seal| {
                 let brought = key.copies.iter().any(|copy| copy.seal == *seal);
-                if brought { under(seal) } else { stored_under(key, observed, findings).contains(seal) }
+                if brought {
+                    under(seal)
+                } else {
+                    stored_under(key, observed, findings).contains(seal)
+                }
             })
             .collect(),
         opened_by: outcome
@@ -501,7 +515,12 @@ fn stored_status(
     findings: &Findings,
     outcomes: &Outcomes,
 ) -> KeyStatus {
-    let previous = observed.status.keys.iter().find(|status| status.name == key.name).cloned();
+    let previous = observed
+        .status
+        .keys
+        .iter()
+        .find(|status| status.name == key.name)
+        .cloned();
     let previous = previous.unwrap_or_else(|| KeyStatus {
         name: key.name.clone(),
         ..KeyStatus::default()
@@ -514,7 +533,10 @@ fn stored_status(
     let Some(section) = store.header.keys.get(&key.name).map(|sealed| &sealed.section) else {
         return previous;
     };
-    let outcome = outcomes.keys.get(&key.name).filter(|outcome| outcome.stored.is_some());
+    let outcome = outcomes
+        .keys
+        .get(&key.name)
+        .filter(|outcome| outcome.stored.is_some());
     // Only what was authenticated under the key itself is told (and remembered as seen).
     let stored = outcome.and_then(|outcome| outcome.stored.as_ref());
     let known = stored.is_some() || (previous.store_digest.is_some() && !kept.due.verify);
@@ -531,7 +553,9 @@ fn stored_status(
             .and_then(|outcome| outcome.consumer_key_id.clone())
             .or(previous.consumer_key_id),
         wrapped_under: seals.filter(|seal| under.contains(seal)).cloned().collect(),
-        opened_by: outcome.and_then(|outcome| outcome.opened_by.clone()).or(previous.opened_by),
+        opened_by: outcome
+            .and_then(|outcome| outcome.opened_by.clone())
+            .or(previous.opened_by),
         next_rotation_time: next_rotation(key, section).map(second),
         exposed_under: exposed.cloned().collect(),
         inputs_digest: if stored.is_some() {
@@ -540,17 +564,22 @@ fn stored_status(
             previous.inputs_digest
         },
         store_counter: stored.map_or(previous.store_counter, |stored| stored.counter),
-        store_digest: stored.map(|stored| stored.digest.clone()).or(previous.store_digest),
+        store_digest: stored
+            .map(|stored| stored.digest.clone())
+            .or(previous.store_digest),
         name: previous.name,
     }
 }
 
 /// Why a rotation that is due does not start.
 fn rotation_fault(model: &Model, observed: &Observed, findings: &Findings) -> Option<Fault> {
-    model.keys.iter().find_map(|key| match findings.standings.get(&key.name) {
-        Some(Standing::Kept(kept)) if kept.due.rotate => rotation_waits(model, key, observed, findings),
-        _ => None,
-    })
+    model
+        .keys
+        .iter()
+        .find_map(|key| match findings.standings.get(&key.name) {
+            Some(Standing::Kept(kept)) if kept.due.rotate => rotation_waits(model, key, observed, findings),
+            _ => None,
+        })
 }
 
 /// Why a stored key is not as it should be.
@@ -569,7 +598,13 @@ fn stored_fault(
         wrapping(model, key).find_map(|seal| {
             let id = (key.name.clone(), seal.name.clone());
             let barred = findings.seals.get(&seal.name).cloned();
-            let fault = barred.or_else(|| observed.memory.wraps.get(&id).map(|failure| failure.fault.clone()))?;
+            let fault = barred.or_else(|| {
+                observed
+                    .memory
+                    .wraps
+                    .get(&id)
+                    .map(|failure| failure.fault.clone())
+            })?;
             Some(fault.of(label(seal)))
         })
     };
@@ -632,7 +667,9 @@ fn key_fault(
     if !key.is_brought() {
         let fault = stored_fault(model, key, status, observed, findings)?;
         // That it has not been opened says less than why.
-        let why = (fault.reason == Reason::Pending).then(|| copy_faults.into_iter().next()).flatten();
+        let why = (fault.reason == Reason::Pending)
+            .then(|| copy_faults.into_iter().next())
+            .flatten();
         return Some(why.unwrap_or_else(|| fault.of(part)));
     }
     let open = status.inputs_digest.as_ref() == Some(inputs) && !status.wrapped_under.is_empty();
@@ -841,7 +878,9 @@ pub fn prune(memory: &mut Memory, model: &Model, findings: &Findings) {
     memory
         .keys
         .retain(|key, failure| findings.key_inputs.get(key) == Some(&failure.inputs));
-    memory.stored.retain(|key, _| findings.key_inputs.contains_key(key));
+    memory
+        .stored
+        .retain(|key, _| findings.key_inputs.contains_key(key));
     memory.wraps.retain(|(key, seal), failure| {
         let seal = model.seal(seal).filter(|seal| seal.wraps && !seal.disabled);
         findings.key_inputs.contains_key(key) && seal.is_some_and(|seal| seal_inputs(seal) == failure.inputs)

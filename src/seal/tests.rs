@@ -56,6 +56,10 @@ fn world() -> Observed {
         endpoints: endpoint::EndpointPolicy::default(),
         sources: BTreeMap::new(),
         secrets: BTreeMap::new(),
+        relics: BTreeMap::new(),
+        plain: BTreeMap::new(),
+        store: store::StoreFacts::default(),
+        old_copy_retention: jiff::SignedDuration::from_hours(168),
         read_secrets: std::collections::BTreeSet::new(),
         living: ["uid-1".to_owned()].into(),
         pods: Vec::new(),
@@ -78,7 +82,12 @@ fn delivered(model: &Model) -> Observed {
     for seal in &model.seals {
         let at = now();
         let arn = seal.cloud.configured_key();
-        let described = Some(Described::Key { arn, at, fault: None });
+        let described = Some(Described::Key {
+            arn,
+            version: None,
+            at,
+            fault: None,
+        });
         let outcome = SealOutcome {
             described,
             identity: None,
@@ -91,6 +100,7 @@ fn delivered(model: &Model) -> Observed {
             agreed: open.seals.iter().cloned().collect(),
             opened_by: open.seals.first().cloned(),
             consumer_key_id: Some("root-v1".into()),
+            stored: None,
         };
         outcomes.keys.insert(open.key.clone(), outcome);
     }

@@ -141,7 +141,10 @@ pub struct Former {
 impl Section {
     /// The version before the one in use, if there is one.
     pub fn previous(&self) -> Option<u32> {
-        self.versions.range(..self.current).next_back().map(|(version, _)| *version)
+        self.versions
+            .range(..self.current)
+            .next_back()
+            .map(|(version, _)| *version)
     }
 
     /// Authenticates the section under the bytes of its current version. `None` for keys under 16 bytes.

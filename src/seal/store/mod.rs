@@ -101,7 +101,9 @@ pub fn read(revision: Revision, mut data: BTreeMap<String, Vec<u8>>) -> StoreFac
         .remove(HEADER)
         .filter(|_| size <= MAX_BYTES)
         .and_then(|bytes| serde_json::from_slice::<Header>(&bytes).ok())
-        .filter(|header| header.format == header::FORMAT && header.keys.values().all(|key| is_sound(&key.section)));
+        .filter(|header| {
+            header.format == header::FORMAT && header.keys.values().all(|key| is_sound(&key.section))
+        });
     let items = data
         .into_iter()
         .map(|(name, bytes)| (name, Ciphertext::new(bytes)))

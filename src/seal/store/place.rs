@@ -142,7 +142,10 @@ mod tests {
                 class: Class::UnsealShare,
                 ..PLACE
             },
-            Place { item: "root", ..PLACE },
+            Place {
+                item: "root",
+                ..PLACE
+            },
             Place { version: 2, ..PLACE },
         ];
         let contexts: BTreeSet<_> = elsewhere.iter().map(Place::context).collect();
@@ -152,7 +155,11 @@ mod tests {
 
     #[test]
     fn the_binding_never_changes_between_releases() {
-        let context: Vec<_> = PLACE.context().into_iter().map(|(k, v)| format!("{k}={v}")).collect();
+        let context: Vec<_> = PLACE
+            .context()
+            .into_iter()
+            .map(|(k, v)| format!("{k}={v}"))
+            .collect();
         assert_eq!(
             context,
             [

@@ -117,7 +117,11 @@ pub fn seen(key: &Key, observed: &Observed) -> Seen {
         version: status.map_or(0, |status| status.version),
         counter: status.map_or(0, |status| status.store_counter),
     };
-    for mark in observed.relics.values().filter_map(|facts| facts.delivered.marks.get(&key.name)) {
+    for mark in observed
+        .relics
+        .values()
+        .filter_map(|facts| facts.delivered.marks.get(&key.name))
+    {
         seen.version = seen.version.max(mark.version);
         seen.counter = seen.counter.max(mark.stored);
     }
@@ -208,7 +212,10 @@ pub fn standing(model: &Model, key: &Key, observed: &Observed) -> Standing {
                 Some(rebuild) => Standing::Lost(rebuild),
                 None => Standing::Barred(corrupt(
                     model,
-                    &format!("every copy of version {version} of key {:?} is damaged or missing", key.name),
+                    &format!(
+                        "every copy of version {version} of key {:?} is damaged or missing",
+                        key.name
+                    ),
                 )),
             };
         }
@@ -330,7 +337,10 @@ fn may_open(seal: &Seal, copy: &CopyRecord) -> bool {
 fn unopenable(model: &Model, key: &Key, section: &Section) -> Option<Fault> {
     let opens = |version: &Version| {
         lacking(model, key).any(|seal| {
-            version.copies.get(&seal.name).is_some_and(|copy| may_open(seal, copy))
+            version
+                .copies
+                .get(&seal.name)
+                .is_some_and(|copy| may_open(seal, copy))
                 || version
                     .former
                     .values()
@@ -345,7 +355,11 @@ fn unopenable(model: &Model, key: &Key, section: &Section) -> Option<Fault> {
             "version {number} of the key can only be opened with {} as it was, and spec.seals does not hold that any more; \
              nothing was changed: put the seal back, wait until status.keys[].wrappedUnder names another one, then take \
              it out",
-            if seals.is_empty() { "a seal".to_owned() } else { format!("seal {}", seals.join(" or ")) }
+            if seals.is_empty() {
+                "a seal".to_owned()
+            } else {
+                format!("seal {}", seals.join(" or "))
+            }
         ),
     ))
 }
@@ -353,11 +367,10 @@ fn unopenable(model: &Model, key: &Key, section: &Section) -> Option<Fault> {
 /// What the KMS last said a seal's key is: ARN or OCID, and the version of its material.
 pub fn resolved<'o>(seal: &Seal, observed: &'o Observed) -> (Option<&'o str>, Option<&'o str>) {
     let configured = seal.cloud.configured_key();
-    let status = observed
-        .status
-        .seals
-        .iter()
-        .find(|status| status.name == seal.name && status.configured_key_id.as_ref() == Some(&configured));
+    let status =
+        observed.status.seals.iter().find(|status| {
+            status.name == seal.name && status.configured_key_id.as_ref() == Some(&configured)
+        });
     (
         status.and_then(|status| status.key_id.as_deref()),
         status.and_then(|status| status.key_version.as_deref()),
@@ -406,7 +419,9 @@ fn copies(
             let due = move |seal: &&Seal| {
                 !record.copies.get(&seal.name).is_some_and(|copy| {
                     up_to_date(seal, copy, observed)
-                        && store.intact(&item(&key.name, *version, &seal.name), copy).is_some()
+                        && store
+                            .intact(&item(&key.name, *version, &seal.name), copy)
+                            .is_some()
                 })
             };
             wrapping(model, key)
@@ -421,14 +436,23 @@ fn retire(model: &Model, section: &Section) -> Vec<(u32, String)> {
     section
         .versions
         .iter()
-        .flat_map(|(version, record)| record.copies.keys().filter(gone).map(|seal| (*version, seal.clone())))
+        .flat_map(|(version, record)| {
+            record
+                .copies
+                .keys()
+                .filter(gone)
+                .map(|seal| (*version, seal.clone()))
+        })
         .collect()
 }
 
 /// When a former copy may go.
 fn drop_at(former: &super::Former, observed: &Observed) -> jiff::Timestamp {
     let wait = observed.old_copy_retention.max(READS_APART);
-    former.replaced.saturating_add(wait).unwrap_or(jiff::Timestamp::MAX)
+    former
+        .replaced
+        .saturating_add(wait)
+        .unwrap_or(jiff::Timestamp::MAX)
 }
 
 fn drops(section: &Section, observed: &Observed) -> Vec<(u32, String)> {
@@ -458,7 +482,10 @@ fn rotation(key: &Key, section: &Section, observed: &Observed) -> (bool, bool) {
 
 /// When the age of the version in use makes a new one due.
 pub fn next_rotation(key: &Key, section: &Section) -> Option<jiff::Timestamp> {
-    let Origin::Generated { after: Some(after), .. } = &key.origin else {
+    let Origin::Generated {
+        after: Some(after), ..
+    } = &key.origin
+    else {
         return None;
     };
     let created = section.versions.get(&section.current)?.created;
@@ -493,14 +520,16 @@ fn rebuild(model: &Model, key: &Key, observed: &Observed) -> Option<Rebuild> {
         }
         let find = |wanted: KeyVersion, number: u32, mark: &str| {
             target.entries.iter().find_map(|entry| match &entry.content {
-                EntryContent::Key { key: name, encoding, version } if *name == key.name && *version == wanted => {
-                    Some(Delivered {
-                        entry: entry.name.clone(),
-                        encoding: *encoding,
-                        version: number,
-                        mark: mark.to_owned(),
-                    })
-                }
+                EntryContent::Key {
+                    key: name,
+                    encoding,
+                    version,
+                } if *name == key.name && *version == wanted => Some(Delivered {
+                    entry: entry.name.clone(),
+                    encoding: *encoding,
+                    version: number,
+                    mark: mark.to_owned(),
+                }),
                 _ => None,
             })
         };
