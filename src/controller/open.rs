@@ -568,11 +568,10 @@ async fn open_copy(context: &Context, model: &Model, observed: &Observed, copy: 
     };
     match connect(context, model, seal).await {
         Err(fault) => (seal.name.clone(), None, Err(fault)),
-        Ok(kms) => (
-            seal.name.clone(),
-            kms.identity(),
-            unwrap(model, observed, seal, copy, &kms).await,
-        ),
+        Ok(kms) => {
+            let opened = unwrap(model, observed, seal, copy, &kms).await;
+            (seal.name.clone(), kms.identity(), opened)
+        }
     }
 }
 
