@@ -178,7 +178,7 @@ impl Kms {
         }
     }
 
-    /// `Enabled`, `Disabled`, `PendingDeletion`, `PendingImport`, `Unavailable`, or `Gone`.
+    /// `Enabled`, `Disabled`, `PendingDeletion`, `PendingImport`, `Unavailable`, `Gone`, or `Silent`: no answer for it ever.
     pub fn set_state(&self, key: &Key, to: &'static str) {
         if let Some(found) = self.state().keys.iter_mut().find(|k| k.key == *key) {
             found.state = to;
@@ -333,13 +333,13 @@ fn answer(state: &Mutex<State>, request: &Request) -> Reply {
         return error(400, "MissingAuthenticationTokenException");
     };
     let text = |name: &str| body.get(name).and_then(Value::as_str).map(str::to_owned);
-    let ciphertext = text("CiphertextBlob")
+    let blob = text("CiphertextBlob")
         .and_then(|blob| BASE64.decode(blob.as_bytes()).ok())
         .unwrap_or_default();
     state.calls.push(Call {
         operation: operation.clone(),
         key_id: text("KeyId"),
-        ciphertext,
+        ciphertext: blob.clone(),
         access_key_id,
         region: region.clone(),
         session_token: request.header("x-amz-security-token").map(str::to_owned),
@@ -350,6 +350,17 @@ fn answer(state: &Mutex<State>, request: &Request) -> Reply {
         .get_mut(operation.as_str())
         .and_then(VecDeque::pop_front)
         .or_else(|| state.standing.get(operation.as_str()).cloned());
+    let silent = |key: &&KeyState| {
+        let id = id_bytes(&key.key);
+        let named = text("KeyId").is_some_and(|name| {
+            let arn = state.aliases.get(&name).cloned().unwrap_or(name);
+            arn == key.key.arn || arn == key.key.id
+        });
+        key.state == "Silent" && (named || body.get("CiphertextBlob").is_some() && blob.starts_with(&id))
+    };
+    if state.keys.iter().any(|key| silent(&key)) {
+        return Reply::Hang;
+    }
     let right = match operation.as_str() {
         "DescribeKey" => describe(&state, &body, &region),
         "Encrypt" => encrypt(&state, &body, &region),
