@@ -9,6 +9,7 @@
 //! - [`provider`]: the clouds' KMSes, one folder a cloud.
 //! - [`delivery`]: what the target Secret holds.
 //! - [`controller`]: the only place that joins everything: observe → parse → check → plan → apply → status.
+//! - [`lease`]: which of several replicas acts.
 //! - [`kube_ext`], [`telemetry`], [`settings`], [`yaml`]: the edges.
 //! - [`cli`]: the command line, one file a command.
 //!
@@ -20,6 +21,7 @@ pub mod cli;
 pub mod controller;
 pub mod delivery;
 pub mod kube_ext;
+pub mod lease;
 pub mod provider;
 pub mod seal;
 pub mod settings;

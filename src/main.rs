@@ -11,7 +11,12 @@ fn main() -> ExitCode {
     // With two providers linked in rustls would have to guess; there is one, and it is named.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(cli::run(cli)),
+        Ok(runtime) => {
+            let code = runtime.block_on(cli::run(cli));
+            // Whoever must end ends now: a name that is still being resolved is not waited for.
+            runtime.shutdown_background();
+            code
+        }
         Err(_) => ExitCode::from(1),
     }
 }

@@ -45,9 +45,18 @@ pub struct ControllerArgs {
     /// How many SealConfigs are worked on at once.
     #[arg(long, env = "AUTOUNSEAL_CONCURRENCY", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub concurrency: u16,
-    /// Several replicas, one of which acts. Not in this version: only false is accepted; run one replica.
+    /// Several replicas, one of which acts: the one that holds a Lease of coordination.k8s.io.
     #[arg(long, env = "AUTOUNSEAL_LEADER_ELECT", default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set)]
     pub leader_elect: bool,
+    /// Namespace of the Lease. Default: the operator's own, or that of the kubeconfig.
+    #[arg(long, env = "AUTOUNSEAL_LEADER_ELECT_NAMESPACE")]
+    pub leader_elect_namespace: Option<String>,
+    /// Name of the Lease; with --controller-class, -<class> is added to it, so that operators of two classes never meet.
+    #[arg(long, env = "AUTOUNSEAL_LEADER_ELECT_NAME", default_value = "auto-unseal-operator", value_parser = lease_name)]
+    pub leader_elect_name: String,
+    /// What the holder of the Lease is called, such as the pod's name; something random is added.
+    #[arg(long, env = "HOSTNAME", default_value = "autounseal", hide_env_values = true)]
+    pub leader_elect_identity: String,
     /// Where /metrics, /livez and /readyz are served.
     #[arg(long, env = "AUTOUNSEAL_METRICS_ADDR", default_value = "0.0.0.0:8080")]
     pub metrics_addr: SocketAddr,
@@ -90,6 +99,21 @@ fn duration(text: &str) -> Result<SignedDuration, String> {
         .ok_or_else(|| "a duration such as 168h or 30m".to_owned())
 }
 
+fn lease_name(text: &str) -> Result<String, String> {
+    let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    let fits = text.len() <= 128
+        && ends(text.chars().next())
+        && ends(text.chars().next_back())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b));
+    if fits {
+        Ok(text.to_owned())
+    } else {
+        Err("a name of Kubernetes: at most 128 lower-case letters, digits, '-' or '.'".to_owned())
+    }
+}
+
 fn binding_domain(text: &str) -> Result<String, String> {
     let fits = (1..=63).contains(&text.len())
         && text
@@ -119,8 +143,21 @@ pub struct Settings {
     pub endpoints: EndpointPolicy,
     /// Objects at once.
     pub concurrency: u16,
+    /// Several replicas, one of which acts; `None` = this is the only one.
+    pub election: Option<ElectionSettings>,
     /// Where metrics are served.
     pub metrics_addr: SocketAddr,
+}
+
+/// Where replicas find out which of them acts.
+#[derive(Clone, Debug)]
+pub struct ElectionSettings {
+    /// Namespace of the Lease; `None` = the operator's own.
+    pub namespace: Option<String>,
+    /// Name of the Lease.
+    pub name: String,
+    /// How the holder begins its name.
+    pub identity: String,
 }
 
 /// Who may use the operator's identity, by flags.
@@ -142,9 +179,6 @@ pub enum SettingsError {
         "--operator-identity-grants: the file cannot be read, or is not YAML of the form `namespace: [ARN or OCID, …]`"
     )]
     Grants,
-    /// There is no leader election yet.
-    #[error("--leader-elect: this version has no leader election; leave the flag out and run one replica")]
-    LeaderElection,
     /// An endpoint pattern is not one.
     #[error("--allowed-endpoints: {0:?} is not scheme://host[:port], where * stands for one DNS label")]
     Endpoint(String),
@@ -159,9 +193,6 @@ impl Settings {
         args: &ControllerArgs,
         endpoints: impl FnOnce(Vec<String>) -> EndpointPolicy,
     ) -> Result<Self, SettingsError> {
-        if args.leader_elect {
-            return Err(SettingsError::LeaderElection);
-        }
         let list = |items: &[String]| {
             items
                 .iter()
@@ -201,6 +232,14 @@ impl Settings {
             old_copy_retention: args.old_copy_retention,
             endpoints: endpoints(patterns),
             concurrency: args.concurrency,
+            election: args.leader_elect.then(|| ElectionSettings {
+                namespace: args.leader_elect_namespace.clone(),
+                name: match args.controller_class.as_str() {
+                    "" => args.leader_elect_name.clone(),
+                    class => format!("{}-{class}", args.leader_elect_name),
+                },
+                identity: args.leader_elect_identity.clone(),
+            }),
             metrics_addr: args.metrics_addr,
         })
     }

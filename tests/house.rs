@@ -17,6 +17,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // Facts for `seal::observed`, and the implementation of `provider::Cluster`.
     ("kube_ext", &["api", "seal", "provider"]),
     ("settings", &["seal", "yaml"]),
+    ("lease", &[]),
     // The formats of the flags, and the implementation of `provider::Observer`.
     ("telemetry", &["provider", "settings"]),
     (
@@ -27,6 +28,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "provider",
             "delivery",
             "kube_ext",
+            "lease",
             "settings",
             "telemetry",
         ],

@@ -21,10 +21,13 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use futures::{StreamExt, TryStreamExt, channel::mpsc, future::join_all};
 use kube::{
-    Client, ResourceExt,
+    ResourceExt,
+    client::ClientBuilder,
     core::DeserializeGuard,
     runtime::{
-        Controller, WatchStreamExt, controller, predicates, reflector,
+        Controller, WatchStreamExt,
+        controller::{self, Action},
+        predicates, reflector,
         utils::Predicate,
         watcher::{self, Event, watcher},
     },
@@ -32,6 +35,7 @@ use kube::{
 
 use crate::{
     api::SealConfig,
+    lease::{self, Candidacy, Term, election::Loss},
     provider::{self, Clouds},
     settings::Settings,
     telemetry::{metrics::Metrics, server},
@@ -48,12 +52,19 @@ pub enum StartError {
     /// The metrics address is taken.
     #[error("--metrics-addr {0}: the address cannot be listened on; choose another")]
     MetricsAddress(std::net::SocketAddr),
+    /// The operating system gives no random bytes.
+    #[error("the operating system gives no random bytes to tell replicas apart by")]
+    NoIdentity,
+    /// Another replica acts from now on.
+    #[error("this replica leads no more and ends, to start again as a standby: {0}")]
+    Lost(#[from] Loss),
 }
 
 /// Runs until `stop` ends, then finishes what was begun.
 ///
 /// # Errors
-/// When there is no cluster, or no address to serve metrics on.
+/// When there is no cluster, or no address to serve metrics on; and when another replica may lead from now on: then the
+/// process has to end.
 pub async fn run(
     settings: Settings,
     provider_settings: provider::Settings,
@@ -68,11 +79,40 @@ pub async fn run(
     config.default_retry = false;
     config.connect_timeout = Some(Duration::from_secs(5));
     config.write_timeout = Some(Duration::from_secs(10));
-    let client = Client::try_from(config).map_err(|_| StartError::NoCluster)?;
+    let home = config.default_namespace.clone();
+    let build = || ClientBuilder::try_from(config.clone()).map_err(|_| StartError::NoCluster);
+    let term = if settings.election.is_some() {
+        Term::none()
+    } else {
+        Term::endless()
+    };
+    let client = build()?
+        .with_layer(&tower::filter::FilterLayer::new(fence(term.clone())))
+        .build();
+    let election = match &settings.election {
+        None => None,
+        Some(election) => {
+            let candidacy = Candidacy {
+                namespace: election.namespace.clone().unwrap_or(home),
+                name: election.name.clone(),
+                identity: format!("{}_{}", election.identity, random_word()?),
+            };
+            Some((build()?.build(), candidacy))
+        }
+    };
     let cluster = Arc::new(crate::kube_ext::cluster::ApiserverCluster::new(client.clone()));
     let clouds = Clouds::new(provider_settings, Some(cluster), metrics.clone());
     let events = events::Events::new(client.clone());
-    let context = Arc::new(Context::new(client, settings, clouds, metrics, events));
+    let context = Arc::new(Context::new(client, settings, clouds, metrics.clone(), events));
+    let (elected, leads) = tokio::sync::watch::channel(election.is_none());
+    metrics.leads(election.is_none());
+    let shown = (metrics, leads.clone());
+    tokio::spawn(async move {
+        let (metrics, mut leads) = shown;
+        while leads.changed().await.is_ok() {
+            metrics.leads(*leads.borrow());
+        }
+    });
 
     let (stopping, stopped) = tokio::sync::watch::channel(false);
     tokio::spawn(async move {
@@ -90,11 +130,57 @@ pub async fn run(
         let stop = async move {
             let _ = stopped.wait_for(|stopped| *stopped).await;
         };
-        run_scope(context.clone(), namespace, health.clone(), stop)
+        let replica = Replica {
+            term: term.clone(),
+            leads: leads.clone(),
+        };
+        run_scope(context.clone(), namespace, health.clone(), replica, stop)
     });
-    join_all(running).await;
+    match election {
+        None => {
+            join_all(running).await;
+        }
+        Some((client, candidacy)) => {
+            // The Lease is held until the last worker has finished what it began, and then given up.
+            let (finished, finish) = tokio::sync::oneshot::channel();
+            let holding = lease::hold(client, candidacy, term.clone(), elected, finish);
+            let work = async move {
+                join_all(running).await;
+                let _ = finished.send(());
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                held = holding => held?,
+                () = work => {}
+            }
+        }
+    }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Whether this replica acts.
+#[derive(Clone)]
+struct Replica {
+    term: Term,
+    leads: tokio::sync::watch::Receiver<bool>,
+}
+
+/// Lets writes pass in a term of ours only. What the apiserver is asked for by a standby are lists and watches.
+fn fence<B>(term: Term) -> impl FnMut(http::Request<B>) -> Result<http::Request<B>, tower::BoxError> + Clone {
+    move |request| {
+        if request.method() == http::Method::GET || term.holds() {
+            Ok(request)
+        } else {
+            Err("this replica does not lead".into())
+        }
+    }
+}
+
+fn random_word() -> Result<String, StartError> {
+    let mut bytes = [0; 8];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| StartError::NoIdentity)?;
+    Ok(data_encoding::HEXLOWER.encode(&bytes))
 }
 
 /// One namespace, or all: its watches, and the controller that follows them.
@@ -102,6 +188,7 @@ async fn run_scope(
     context: Arc<Context>,
     namespace: Option<String>,
     health: server::Health,
+    replica: Replica,
     stop: impl Future<Output = ()> + Send + Sync + 'static,
 ) {
     let (trigger, triggered) = mpsc::unbounded();
@@ -109,7 +196,7 @@ async fn run_scope(
         namespace: namespace.clone(),
         trigger,
     };
-    let watches_namespaces = namespace.is_none() && context.settings.identity.labels;
+    let watches_namespaces = namespace.is_none();
     let (sender, mut receiver) = tokio::sync::watch::channel(4 + usize::from(watches_namespaces));
     let pending: Pending = Arc::new(sender);
     let mut watches = tokio::task::JoinSet::new();
@@ -154,11 +241,27 @@ async fn run_scope(
         .reflect(writer)
         .applied_objects()
         .predicate_filter(changed, kube::runtime::PredicateConfig::default());
+    // A standby lists and watches like a leader, and lets every object pass; when it leads it takes them all up.
+    let Replica { term, mut leads } = replica;
+    let elected = futures::stream::once(async move {
+        let _ = leads.wait_for(|leads| *leads).await;
+    });
+    let as_leader = move |config: Arc<DeserializeGuard<SealConfig>>, context: Arc<Context>| {
+        let leads = term.holds();
+        async move {
+            if leads {
+                reconcile::reconcile(config, context).await
+            } else {
+                Ok(Action::await_change())
+            }
+        }
+    };
     Controller::for_stream(configs, reader)
         .with_config(controller::Config::default().concurrency(context.settings.concurrency))
         .reconcile_on(watch::as_references(triggered))
+        .reconcile_all_on(elected)
         .graceful_shutdown_on(stop)
-        .run(reconcile::reconcile, |_, never, _| match *never {}, context)
+        .run(as_leader, |_, never, _| match *never {}, context)
         .for_each(|result| {
             if let Err(controller::Error::QueueError(_)) = result {
                 tracing::warn!("the watch of sealconfigs failed and is started again; may the operator list and watch them?");

@@ -7,7 +7,7 @@ use kube::ResourceExt;
 
 use super::context::Context;
 use crate::{
-    api::{Reason, SealConfig, SealConfigStatus, SealHealth, condition_types},
+    api::{Reason, SealConfig, SealConfigStatus, SealHealth, SealUse, condition_types},
     kube_ext::{merge_patch::merge_patch, write},
     telemetry::metrics::ObjectState,
 };
@@ -51,6 +51,12 @@ pub async fn report(
             reason,
             seals_unhealthy: unhealthy,
             key_copies_min: next.keys.iter().map(|key| key.wrapped_under.len()).min(),
+            seals_wrapping: config
+                .spec
+                .seals
+                .iter()
+                .filter(|seal| !seal.disabled && seal.use_.contains(&SealUse::Wrap))
+                .count(),
             rotation_due: next
                 .keys
                 .iter()

@@ -74,6 +74,8 @@ pub struct ObjectState<'a> {
     pub seals_unhealthy: usize,
     /// The fewest copies that any of its keys has; `None` = it has no keys.
     pub key_copies_min: Option<usize>,
+    /// The seals that every key should be wrapped under.
+    pub seals_wrapping: usize,
     /// When the next rotation is due, in seconds of Unix time.
     pub rotation_due: Option<i64>,
 }
@@ -89,9 +91,11 @@ pub struct Metrics {
     not_ready: Family<NotReadyLabels, Gauge>,
     seals_unhealthy: Family<NameLabels, Gauge>,
     key_copies_min: Family<NameLabels, Gauge>,
+    seals_wrapping: Family<NameLabels, Gauge>,
     rotation_due: Family<NameLabels, Gauge>,
     credential_expiry: Family<CredentialLabels, Gauge>,
     imds_probes: Family<ResultLabels, Counter>,
+    leader: Gauge,
     /// The reason of each object that is not ready, to count them.
     reasons: Mutex<HashMap<(String, String), String>>,
 }
@@ -121,9 +125,11 @@ impl Metrics {
             not_ready: Family::default(),
             seals_unhealthy: Family::default(),
             key_copies_min: Family::default(),
+            seals_wrapping: Family::default(),
             rotation_due: Family::default(),
             credential_expiry: Family::default(),
             imds_probes: Family::default(),
+            leader: Gauge::default(),
             reasons: Mutex::default(),
             registry: Registry::default(),
         };
@@ -166,6 +172,11 @@ impl Metrics {
             metrics.key_copies_min.clone(),
         );
         registry.register(
+            "seals_wrapping",
+            "Enabled seals of the object that wrap keys: how many copies each key should have",
+            metrics.seals_wrapping.clone(),
+        );
+        registry.register(
             "rotation_due_timestamp_seconds",
             "When the next rotation of a key of the object is due",
             metrics.rotation_due.clone(),
@@ -175,9 +186,19 @@ impl Metrics {
             "When the credentials loaded last expire",
             metrics.credential_expiry.clone(),
         );
+        registry.register(
+            "leader",
+            "1 when this replica acts, 0 when it stands by",
+            metrics.leader.clone(),
+        );
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "What this is", build);
         Self { registry, ..metrics }
+    }
+
+    /// This replica acts, or it does not.
+    pub fn leads(&self, leads: bool) {
+        self.leader.set(i64::from(leads));
     }
 
     /// One reconcile is done.
@@ -206,6 +227,9 @@ impl Metrics {
         self.seals_unhealthy
             .get_or_create(&names)
             .set(count(state.seals_unhealthy));
+        self.seals_wrapping
+            .get_or_create(&names)
+            .set(count(state.seals_wrapping));
         let optional = [
             (&self.key_copies_min, state.key_copies_min.map(count)),
             (&self.rotation_due, state.rotation_due),
@@ -235,7 +259,12 @@ impl Metrics {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
         };
-        for family in [&self.seals_unhealthy, &self.key_copies_min, &self.rotation_due] {
+        for family in [
+            &self.seals_unhealthy,
+            &self.seals_wrapping,
+            &self.key_copies_min,
+            &self.rotation_due,
+        ] {
             family.remove(&names);
         }
         self.count_reason(namespace, name, None);
@@ -319,6 +348,7 @@ mod tests {
             reason: "AccessDenied",
             seals_unhealthy: 1,
             key_copies_min: Some(2),
+            seals_wrapping: 3,
             rotation_due: Some(99),
         };
         let ready = ObjectState {
@@ -326,6 +356,7 @@ mod tests {
             reason: "Ready",
             seals_unhealthy: 0,
             key_copies_min: None,
+            seals_wrapping: 1,
             rotation_due: None,
         };
         metrics.object("n", "a", &denied);
@@ -334,6 +365,8 @@ mod tests {
         metrics.kms_request("awskms", "Decrypt", "ok", 0.01);
         metrics.credential_expiry("awskms", "irsa", 42);
         metrics.imds_probe("available");
+        assert!(metrics.text().contains("autounseal_leader 0\n"));
+        metrics.leads(true);
         let text = metrics.text();
         for line in [
             r#"autounseal_reconcile_total{kind="SealConfig",outcome="ok"} 1"#,
@@ -341,10 +374,12 @@ mod tests {
             r#"autounseal_not_ready{kind="SealConfig",reason="AccessDenied"} 1"#,
             r#"autounseal_seals_unhealthy{namespace="n",name="a"} 1"#,
             r#"autounseal_key_copies_min{namespace="n",name="a"} 2"#,
+            r#"autounseal_seals_wrapping{namespace="n",name="a"} 3"#,
             r#"autounseal_rotation_due_timestamp_seconds{namespace="n",name="a"} 99"#,
             r#"autounseal_kms_requests_total{provider="awskms",operation="Decrypt",outcome="ok"} 1"#,
             r#"autounseal_credential_expiry_timestamp_seconds{provider="awskms",source="irsa"} 42"#,
             r#"autounseal_imds_probe_total{result="available"} 1"#,
+            "autounseal_leader 1",
             "autounseal_build_info{",
             "autounseal_reconcile_duration_seconds_count 1",
             "autounseal_kms_request_duration_seconds_bucket{",

@@ -14,7 +14,7 @@ use crate::{
         operator::{Operator, Running},
         plane::{Plane, eventually},
         scene::Scene,
-        stage::{random, simple},
+        stage::{random, simple, unique},
         sts::Sts,
     },
 };
@@ -193,6 +193,7 @@ impl Trial {
     fn operator(&self, of_release: &Operator) -> Operator {
         of_release
             .clone()
+            .without_flags(|flag| flag.starts_with("--leader-elect"))
             .flags([format!("--watch-namespaces={}", self.scene.stage.namespace)])
             .env("AWS_ENDPOINT_URL_KMS", self.scene.kms.url())
             .env("AWS_ENDPOINT_URL_STS", self.sts.url())
@@ -408,4 +409,75 @@ async fn each_right_of_the_role_is_missed_when_it_is_taken_away_and_none_is_miss
     })
     .await;
     assert!(!running.output().contains(EVENT));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_right_to_the_lease_is_missed_when_it_is_taken_away_and_nothing_is_done_without_it() {
+    let scene = Scene::new("rights-lease").await;
+    let (stage, plane) = (&scene.stage, &scene.stage.plane);
+    // The Lease is that of the class.
+    let class = format!("c{}", unique());
+    let values = json!({"tenantNamespaces": [stage.namespace], "controllerClass": class});
+    let release = Release::install(plane, values).await;
+    let operator = release
+        .operator()
+        .await
+        .env("AWS_ENDPOINT_URL_KMS", scene.kms.url());
+    let role = role(plane, &release.namespace).await;
+    let name = role["metadata"]["name"].as_str().unwrap();
+    let mut rules = single(&role["rules"]);
+    for (rule, whole) in rules.iter_mut().zip(["create", "get", "update"]) {
+        assert_eq!(rule["verbs"], json!([whole]));
+        if whole != "create" {
+            rule["resourceNames"] = json!([format!("{}-{class}", lease_name(&release))]);
+        }
+    }
+    let mut spec = scene.spec("web", &random(32));
+    spec["controllerClass"] = json!(class);
+    stage.apply("web", &spec).await;
+    let mut running = operator.start();
+    for missing in ["create", "get", "update"] {
+        // A leader that may not renew ends; here each one starts without a Lease, and with all rights but one.
+        drop(running);
+        plane
+            .delete(
+                "Lease",
+                &release.namespace,
+                &format!("{}-{class}", lease_name(&release)),
+            )
+            .await;
+        if missing == "update" {
+            let free = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata":
+                {"namespace": release.namespace, "name": format!("{}-{class}", lease_name(&release))}, "spec": {}});
+            plane.create(&free).await;
+        }
+        let left: Vec<_> = rules
+            .iter()
+            .filter(|rule| rule["verbs"] != json!([missing]))
+            .collect();
+        plane
+            .patch("Role", &release.namespace, name, &json!({"rules": left}))
+            .await;
+        plane.delete("Secret", &stage.namespace, "web").await;
+        running = operator.start();
+        eventually(&format!("without {missing}"), async || {
+            let said = running.output();
+            let told = said.contains(&format!("the apiserver answers 403 to {missing}"));
+            told.then_some(()).ok_or(said)
+        })
+        .await;
+        assert_eq!(stage.secret("web").await, None);
+    }
+    plane
+        .patch("Role", &release.namespace, name, &json!({"rules": rules}))
+        .await;
+    eventually("delivered, once it may", async || {
+        let delivered = stage.secret("web").await;
+        delivered.map(drop).ok_or_else(|| running.output())
+    })
+    .await;
+}
+
+fn lease_name(release: &Release) -> String {
+    format!("{}-auto-unseal-operator", release.namespace)
 }

@@ -41,6 +41,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{- end -}}
 
+{{/* The Lease is the operator's own namesake, one for each class. */}}
+{{- define "autounseal.leaseName" -}}
+{{- include "autounseal.fullname" . -}}
+{{- with .Values.controllerClass -}}-{{ . }}{{- end -}}
+{{- end -}}
+
 {{- define "autounseal.image" -}}
 {{- $image := .Values.image -}}
 {{- if $image.digest -}}
@@ -55,8 +61,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- if not .Values.image.repository -}}
 {{- fail "image.repository is required: no container image of auto-unseal-operator is published yet. Build one, push it to a registry of yours and name it here." -}}
 {{- end -}}
-{{- if gt (int .Values.replicas) 1 -}}
-{{- fail "replicas must be 1 (or 0 to pause): this version has no leader election, and two replicas would deliver the same bytes twice and ask the KMS twice." -}}
+{{- if and (gt (int .Values.replicas) 1) (not .Values.leaderElect) -}}
+{{- fail "replicas above 1 need leaderElect: true: without it each of them would deliver the same bytes and ask the KMS for them." -}}
 {{- end -}}
 {{- if and .Values.clusterWide .Values.tenantNamespaces -}}
 {{- fail "tenantNamespaces and clusterWide contradict each other: name the namespaces, or set clusterWide: true and leave tenantNamespaces empty." -}}

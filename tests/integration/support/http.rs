@@ -50,6 +50,8 @@ pub enum Reply {
     CloseMidAnswer(Vec<u8>),
     /// Bytes that are no HTTP.
     Garbage(Vec<u8>),
+    /// The answer, after a while.
+    Late(Duration, Box<Reply>),
 }
 
 impl Reply {
@@ -154,7 +156,13 @@ fn serve(
     let mut reader = BufReader::new(Counted { stream, bytes });
     while let Ok(Some(request)) = read_request(&mut reader) {
         let mut out = stream;
-        let done = match handler(request) {
+        let mut reply = handler(request);
+        while let Reply::Late(after, then) = reply {
+            thread::sleep(after);
+            reply = *then;
+        }
+        let done = match reply {
+            Reply::Late(..) => true,
             Reply::Answer {
                 status,
                 headers,

@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use aws_lc_rs::{
@@ -38,6 +38,8 @@ pub enum Act {
     ServerFault,
     /// Never answers.
     Hang,
+    /// Answers rightly, after a while.
+    Late(Duration),
     /// Sends half of the right answer.
     CloseMidAnswer,
     /// Answers 200 with what is no JSON.
@@ -374,6 +376,10 @@ fn answer(state: &Mutex<State>, request: &Request) -> Reply {
     };
     match act {
         None => right.map_or_else(|(s, c)| error(s, c), |body| json_answer(200, &body)),
+        Some(Act::Late(after)) => {
+            let reply = right.map_or_else(|(s, c)| error(s, c), |body| json_answer(200, &body));
+            Reply::Late(after, Box::new(reply))
+        }
         Some(act) => misbehave(&act, request, right.ok()),
     }
 }
@@ -392,7 +398,7 @@ fn misbehave(act: &Act, request: &Request, right: Option<Value>) -> Reply {
             reply
         }
         Act::ServerFault => Reply::new(500, "text/html", "<html>oops</html>"),
-        Act::Hang => Reply::Hang,
+        Act::Hang | Act::Late(_) => Reply::Hang,
         Act::CloseMidAnswer => Reply::CloseMidAnswer(right.to_string().into_bytes()),
         Act::Garbage => Reply::new(200, "application/x-amz-json-1.1", vec![0x7b, 0xff, 0x00, 0x22]),
         Act::NotHttp => Reply::Garbage(b"SSH-2.0-surprise\r\n".to_vec()),

@@ -184,6 +184,17 @@ impl Running {
         self.child.id()
     }
 
+    /// Sends a signal, and waits for nothing.
+    pub fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        kill_process(pid.unwrap(), signal).unwrap();
+    }
+
+    /// Its exit code, once it has ended by itself.
+    pub fn exit_code(&mut self) -> Option<i32> {
+        self.child.try_wait().unwrap().and_then(|status| status.code())
+    }
+
     /// SIGKILL; gives back everything that it wrote.
     pub fn kill(mut self) -> String {
         self.end(Signal::KILL)

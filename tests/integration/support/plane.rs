@@ -37,6 +37,7 @@ fn root(kind: &str) -> (&'static str, &'static str, bool) {
         "ReplicaSet" => ("/apis/apps/v1", "replicasets", true),
         "StatefulSet" => ("/apis/apps/v1", "statefulsets", true),
         "DaemonSet" => ("/apis/apps/v1", "daemonsets", true),
+        "Lease" => ("/apis/coordination.k8s.io/v1", "leases", true),
         "PodDisruptionBudget" => ("/apis/policy/v1", "poddisruptionbudgets", true),
         "SealConfig" => ("/apis/autounseal.dev/v1alpha1", "sealconfigs", true),
         "CustomResourceDefinition" => (
