@@ -24,7 +24,7 @@ use crate::{
     provider::{self, Clouds, Kms, Tenant},
     seal::{
         Ciphertext, Fault,
-        checks::{endpoints_allowed, identity_allowed, key_granted, source_found},
+        checks::{endpoints_allowed, identity_allowed, key_allowed, key_granted, source_found},
         endpoint::EndpointPolicy,
         model::{self, Cloud, Copy, Model, Seal, Source},
         observed::NamespaceFacts,
@@ -326,7 +326,10 @@ impl Guide<'_> {
     /// The same for one copy, by the key that it is to be opened with.
     fn granted(&self, seal: &Seal, copy: &Copy, key: &str) -> Result<(), Fault> {
         match &self.namespace {
-            Some(Ok(facts)) => key_granted(self.model, seal, copy, key, facts),
+            Some(Ok(facts)) => {
+                key_allowed(&self.model.id.namespace, key, facts)?;
+                key_granted(self.model, seal, copy, key, facts)
+            }
             Some(Err(_)) | None => Ok(()),
         }
     }

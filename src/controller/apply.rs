@@ -78,7 +78,7 @@ pub async fn apply(
                 )),
             ),
         };
-        probed(observed, seal, identity, described, &mut outcomes);
+        probed(model, observed, seal, identity, described, &mut outcomes);
     }
     restart::restart(context, model, observed, &mut outcomes).await;
     outcomes
@@ -238,6 +238,7 @@ async fn ask(context: &Context, model: &Model, seal: &Seal) -> Answer {
 }
 
 fn probed(
+    model: &Model,
     observed: &mut Observed,
     seal: &Seal,
     identity: Option<String>,
@@ -254,7 +255,14 @@ fn probed(
         Err(fault) if fault.reason == Reason::AccessDenied => Described::NotPermitted { at: observed.now },
         Err(fault) => Described::Failed(fault),
     };
-    let described = pinned(observed, seal, described);
+    let described = match pinned(observed, seal, described) {
+        Described::Key { ref arn, .. }
+            if let Err(fault) = checks::key_allowed(&model.id.namespace, arn, &observed.namespace) =>
+        {
+            Described::Failed(fault)
+        }
+        described => described,
+    };
     let memory = &mut observed.memory.probes;
     match &described {
         Described::Failed(fault) => {
@@ -275,6 +283,34 @@ fn probed(
     let outcome = outcomes.seals.entry(seal.name.clone()).or_default();
     outcome.identity = identity.or_else(|| outcome.identity.take());
     outcome.described = Some(described);
+}
+
+/// Whether the namespace may use the seal's key, where only the KMS can tell which one that is; asked before it is given
+/// anything to encrypt or decrypt (security rule S20).
+///
+/// # Errors
+/// `KeyNotAllowed`, and what the KMS says.
+pub async fn admitted(model: &Model, observed: &Observed, seal: &Seal, kms: &Kms) -> Result<(), Fault> {
+    // What the spec tells was checked before.
+    if observed.namespace.allowed_seals.is_none() || seal.cloud.full_key().is_some() {
+        return Ok(());
+    }
+    let key = match kms.describe().await {
+        Ok(description) => description.key,
+        Err(fault) if fault.reason == Reason::AccessDenied => {
+            return Err(Fault::denied(
+                Reason::KeyNotAllowed,
+                format!(
+                    "namespace {} limits the keys of its seals, and which key {} is cannot be told without kms:DescribeKey; \
+                     allow that, or name the key by its ARN",
+                    model.id.namespace,
+                    seal.cloud.configured_key()
+                ),
+            ));
+        }
+        Err(fault) => return Err(fault),
+    };
+    checks::key_allowed(&model.id.namespace, &key, &observed.namespace)
 }
 
 /// Account and region are pinned at first use and renewed only by a changed `kmsKeyID` (security rule S4).

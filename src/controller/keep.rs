@@ -10,7 +10,7 @@ use kube::{Api, Client};
 use zeroize::Zeroizing;
 
 use super::{
-    apply::{connect, fail, pinned},
+    apply::{admitted, connect, fail, pinned},
     context::Context,
     open::{
         Attempt, Held, Ready, authentic, consumer_key_id, fits, open_candidate, open_version, place,
@@ -365,6 +365,7 @@ impl<'a> Hand<'_, 'a> {
         bytes: &KeyBytes,
     ) -> Result<(Ciphertext, CopyRecord), Fault> {
         let kms = connect(self.context, self.model, seal).await?;
+        admitted(self.model, self.observed, seal, &kms).await?;
         let place = place(self.context, self.model, self.key, version);
         let (pairs, aad) = (place.context(), place.aad());
         let bound = Bound {

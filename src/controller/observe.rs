@@ -133,6 +133,8 @@ fn namespace_facts(context: &Context, namespace: &str) -> NamespaceFacts {
     NamespaceFacts {
         operator_identity,
         grants,
+        // Known where namespaces are watched: not with --watch-namespaces.
+        allowed_seals: context.index.namespace(namespace).allowed_seals,
     }
 }
 

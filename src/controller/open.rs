@@ -13,7 +13,7 @@ use futures::{
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
-    apply::{connect, fail, pinned},
+    apply::{admitted, connect, fail, pinned},
     context::Context,
 };
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
     seal::{
         Fault, KeyBytes,
         check_value::{Binding, check_value},
-        checks::{Findings, key_granted},
+        checks::{Findings, key_allowed, key_granted},
         consumer_id::ConsumerName,
         model::{Copy, Key, Model, Seal, Source},
         observed::{Mark, Observed, SourceFacts},
@@ -489,6 +489,10 @@ pub async fn open_candidate(
         context: &pairs,
         aad: &aad,
     };
+    let facts = context.index.namespace(&model.id.namespace);
+    if let Err(fault) = key_allowed(&model.id.namespace, &candidate.key_id, &facts) {
+        return (candidate.seal, None, Err(fault));
+    }
     match connect(context, model, seal).await {
         Err(fault) => (candidate.seal, None, Err(fault)),
         Ok(kms) => {
@@ -613,8 +617,10 @@ async fn unwrap(
             return Err(fault);
         }
     }
+    admitted(model, observed, seal, kms).await?;
     let Opened { key, key_id } = kms.unwrap(copy.format, ciphertext, &copy.context).await?;
     key_granted(model, seal, copy, &key_id, &observed.namespace)?;
+    key_allowed(&model.id.namespace, &key_id, &observed.namespace)?;
     Ok(key)
 }
 

@@ -16,6 +16,7 @@ use crate::{
     provider::{Audience, Cluster, SecretEntries, Token},
     seal::{
         Fault,
+        checks::account_allowed,
         model::{SourceKind, SourceRef, unarmor},
         observed::SourceFacts,
     },
@@ -65,6 +66,16 @@ impl Cluster for ApiserverCluster {
     ) -> BoxFuture<'a, Result<Token, Fault>> {
         async move {
             let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
+            let account = bounded(api.get_metadata_opt(name)).await.map_err(|error| {
+                read_fault(
+                    &error,
+                    "get serviceaccounts",
+                    namespace,
+                    Reason::CredentialsMissing,
+                )
+            })?;
+            let annotations = account.and_then(|account| account.metadata.annotations);
+            account_allowed(name, &annotations.unwrap_or_default())?;
             let request = TokenRequest {
                 spec: Some(TokenRequestSpec {
                     audiences: match audience {

@@ -25,7 +25,8 @@ pub fn secret(metadata: &ObjectMeta) -> SecretFacts {
     }
 }
 
-/// What a namespace's label and annotation say of the operator's own identity (security rule S3).
+/// What a namespace's label and annotations say of the operator's own identity (security rule S3), and of the keys that
+/// its seals may use (S20).
 pub fn namespace(metadata: &ObjectMeta) -> NamespaceFacts {
     let label = metadata
         .labels
@@ -35,16 +36,22 @@ pub fn namespace(metadata: &ObjectMeta) -> NamespaceFacts {
         .annotations
         .as_ref()
         .and_then(|all| all.get(names::GRANTS));
+    let allowed = metadata
+        .annotations
+        .as_ref()
+        .and_then(|all| all.get(names::ALLOWED_SEALS));
+    let list = |text: &String| {
+        text.split(',')
+            .map(str::trim)
+            .filter(|item| !item.is_empty())
+            .map(Into::into)
+            .collect()
+    };
     NamespaceFacts {
         operator_identity: label.is_some_and(|value| value == names::ALLOWED),
-        grants: grants
-            .map(String::as_str)
-            .unwrap_or_default()
-            .split(',')
-            .map(str::trim)
-            .filter(|grant| !grant.is_empty())
-            .map(Into::into)
-            .collect(),
+        grants: grants.map(list).unwrap_or_default(),
+        // An empty list allows nothing.
+        allowed_seals: allowed.map(list),
     }
 }
 

@@ -50,6 +50,8 @@ pub mod names {
     pub const OPERATOR_IDENTITY: &str = "autounseal.dev/operator-identity";
     /// On namespaces: what may be used with it, comma-separated.
     pub const GRANTS: &str = "autounseal.dev/operator-identity-grants";
+    /// On namespaces: the only keys that seals may use, comma-separated.
+    pub const ALLOWED_SEALS: &str = "autounseal.dev/allowed-seals";
     /// On delivered Secrets: who manages them (label).
     pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
     /// What consent is written as.

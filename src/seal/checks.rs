@@ -16,6 +16,9 @@ use super::{
 };
 use crate::api::{Reason, WrappedFormat};
 
+/// On ServiceAccounts: whether seals may name them.
+const USE: &str = "autounseal.dev/use";
+
 /// What the checks found, and the digests they were found for.
 #[derive(Clone, Debug, Default)]
 pub struct Findings {
@@ -124,7 +127,47 @@ fn cannot_be_made(model: &Model, key: &Key, standing: &Standing, observed: &Obse
 
 fn seal_allowed(model: &Model, seal: &Seal, observed: &Observed) -> Result<(), Fault> {
     endpoints_allowed(seal, &observed.endpoints)?;
+    if let Some(key) = seal.cloud.full_key() {
+        key_allowed(&model.id.namespace, &key, &observed.namespace)?;
+    }
     identity_allowed(model, seal, &observed.namespace)
+}
+
+/// Whether seals of the namespace may use a KMS key, by its ARN or OCID (security rule S20).
+///
+/// Called with the one that the spec tells before anything is sent, with the one that the KMS describes before it is
+/// asked to encrypt or decrypt, and with the one that it answered.
+///
+/// # Errors
+/// `KeyNotAllowed`, with where it is allowed.
+pub fn key_allowed(namespace: &str, key: &str, facts: &NamespaceFacts) -> Result<(), Fault> {
+    match &facts.allowed_seals {
+        Some(allowed) if !allowed.contains(key) => Err(Fault::denied(
+            Reason::KeyNotAllowed,
+            format!(
+                "seals of namespace {namespace} may use only the keys that its annotation autounseal.dev/allowed-seals lists, \
+                 and {key} is not among them; use one of those, or have the admin of the namespace add it"
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Whether seals may name a ServiceAccount of these annotations (security rule S20).
+///
+/// # Errors
+/// `TokenRequestDenied`.
+pub fn account_allowed(name: &str, annotations: &BTreeMap<String, String>) -> Result<(), Fault> {
+    if annotations.get(USE).is_some_and(|value| value == "denied") {
+        return Err(Fault::denied(
+            Reason::TokenRequestDenied,
+            format!(
+                "ServiceAccount {name} carries the annotation {USE}=denied, so no seal may use it; name another in \
+                 serviceAccountRef, or have its owner remove the annotation"
+            ),
+        ));
+    }
+    Ok(())
 }
 
 /// Whether the endpoints that a seal names may be spoken to (security rule S1).

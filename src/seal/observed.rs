@@ -51,6 +51,8 @@ pub struct NamespaceFacts {
     pub operator_identity: bool,
     /// Exact key ARNs and role ARNs.
     pub grants: BTreeSet<String>,
+    /// Exact ARNs and OCIDs of the only keys that seals may use; `None` = every key.
+    pub allowed_seals: Option<BTreeSet<String>>,
 }
 
 /// What was found where a copy should lie.

@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 
 use super::{
-    checks::{Findings, check, key_granted},
+    checks::{Findings, account_allowed, check, key_allowed, key_granted},
     model::{Model, parse},
     observed::{Failure, Memory, NamespaceFacts, Observed, SecretFacts},
     outcome::{Described, KeyOutcome, Outcomes, SealOutcome, TargetOutcome},
@@ -319,6 +319,37 @@ fn the_operators_identity_needs_a_label_and_a_grant() {
     let facts = &observed.namespace;
     assert!(key_granted(&bound, seal, &key.copies[1], OTHER, facts).is_ok());
     assert!(key_granted(&bound, seal, &key.copies[0], OTHER, facts).is_err());
+}
+
+#[test]
+fn where_a_namespace_lists_its_keys_no_seal_uses_another_and_an_empty_list_allows_none() {
+    let model = model(spec());
+    let mut observed = world();
+    assert!(check(&model, &observed).seals.is_empty());
+    let first = model.seals[0].cloud.full_key().unwrap();
+    for (allowed, refused) in [(vec![first.clone()], 1), (vec![], 2)] {
+        observed.namespace.allowed_seals = Some(allowed.into_iter().collect());
+        let findings = check(&model, &observed);
+        assert_eq!(findings.seals.len(), refused);
+        for fault in findings.seals.values() {
+            assert_eq!(fault.reason, Reason::KeyNotAllowed);
+            assert!(fault.message.contains("autounseal.dev/allowed-seals"));
+        }
+    }
+    // Exactly: neither a part of a name nor a name with more behind it.
+    for near in [&first[..first.len() - 1], &format!("{first}x"), "*"] {
+        observed.namespace.allowed_seals = Some([near.to_owned()].into());
+        assert!(key_allowed("team", &first, &observed.namespace).is_err());
+    }
+}
+
+#[test]
+fn a_service_account_that_is_denied_to_seals_says_so_in_its_annotation() {
+    let annotated = |value: &str| [("autounseal.dev/use".to_owned(), value.to_owned())].into();
+    let fault = account_allowed("app", &annotated("denied")).unwrap_err();
+    assert_eq!(fault.reason, Reason::TokenRequestDenied);
+    assert!(account_allowed("app", &annotated("allowed")).is_ok());
+    assert!(account_allowed("app", &BTreeMap::new()).is_ok());
 }
 
 #[test]
