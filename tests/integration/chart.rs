@@ -1,5 +1,10 @@
 //! The Helm chart: what it renders is accepted, what makes no sense is refused, and what it grants is enough and no more.
 
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 
@@ -121,22 +126,33 @@ fn everything_that_can_be_asked_for_is_rendered() {
     kinds.sort_unstable();
     let expected = [
         "ConfigMap",
+        "ConfigMap",
         "CustomResourceDefinition",
         "Deployment",
         "NetworkPolicy",
+        "PodDisruptionBudget",
         "PodMonitor",
+        "PrometheusRule",
         "Role",
         "Role",
+        "Role",
+        "RoleBinding",
         "RoleBinding",
         "RoleBinding",
         "Service",
         "ServiceAccount",
         "ServiceMonitor",
         "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
+        "ValidatingAdmissionPolicyBinding",
+        "ValidatingAdmissionPolicyBinding",
         "ValidatingAdmissionPolicyBinding",
     ];
     assert_eq!(kinds, expected);
-    // Monitors find what they select.
+    // Monitors find what they select, and leave a SealConfig's namespace as it is.
     let labels = |object: &Value| object["metadata"]["labels"].clone();
     for (monitor, target, endpoints) in [
         ("ServiceMonitor", "Service", "endpoints"),
@@ -149,6 +165,7 @@ fn everything_that_can_be_asked_for_is_rendered() {
         }
         assert_eq!(monitor["metadata"]["labels"]["release"], "prometheus");
         assert_eq!(monitor["spec"][endpoints][0]["port"], "metrics");
+        assert_eq!(monitor["spec"][endpoints][0]["honorLabels"], true);
     }
     // The CRD is the one of crds/ but for what Helm needs; it is kept unless told otherwise.
     let definition = |values: &str| {
@@ -170,6 +187,140 @@ fn everything_that_can_be_asked_for_is_rendered() {
     );
 }
 
+/// Writes whole numbers as such: kustomize makes 0 of 0.0.
+fn whole(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(whole),
+        Value::Object(entries) => entries.values_mut().for_each(whole),
+        Value::Number(number) if number.is_f64() => {
+            let text = number.to_string();
+            if let Ok(number) = text.trim_end_matches(".0").parse::<i64>() {
+                *value = json!(number);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Every metric that the operator tells of, with the labels that it may have.
+fn told() -> BTreeMap<String, BTreeSet<String>> {
+    use autounseal::{
+        provider::Observer,
+        telemetry::metrics::{Metrics, ObjectState},
+    };
+    let metrics = Metrics::new();
+    metrics.reconciled("SealConfig", true, Duration::from_millis(1));
+    let state = ObjectState {
+        ready: false,
+        reason: "AccessDenied",
+        seals_unhealthy: 1,
+        key_copies_min: Some(1),
+        seals_wrapping: 2,
+        rotation_due: Some(1),
+    };
+    metrics.object("n", "a", &state);
+    metrics.kms_request("awskms", "Decrypt", "ok", 0.01);
+    metrics.credential_expiry("awskms", "irsa", 42);
+    metrics.imds_probe("available");
+    let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let text = metrics.text();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let (series, _) = line.rsplit_once(' ').unwrap();
+        let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+        let labels = labels.trim_end_matches('}').split(',');
+        let labels = labels.filter_map(|label| Some(label.split_once('=')?.0.to_owned()));
+        found.entry(name.to_owned()).or_default().extend(labels);
+    }
+    found
+}
+
+/// Words of an expression or of a template that could name a metric, and those that name a label.
+fn words(text: &str) -> Vec<&str> {
+    text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter(|word| !word.is_empty())
+        .collect()
+}
+
+#[test]
+fn alerts_and_dashboard_speak_of_metrics_and_labels_that_are_there() {
+    let told = told();
+    let objects = render("r", "ops", &values("everything"));
+    let mut used = Vec::new();
+    let rules = of_kind(&objects, "PrometheusRule")[0];
+    assert_eq!(rules["metadata"]["labels"]["release"], "prometheus");
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    for rule in rules["spec"]["groups"][0]["rules"].as_array().unwrap() {
+        let annotations = [
+            &rule["annotations"]["summary"],
+            &rule["annotations"]["description"],
+        ];
+        assert!(
+            annotations.iter().all(|sentence| text(sentence).ends_with('.')),
+            "{rule}"
+        );
+        assert!(["warning", "critical"].contains(&rule["labels"]["severity"].as_str().unwrap()));
+        used.push((text(&rule["expr"]), text(annotations[0]) + &text(annotations[1])));
+    }
+    assert_eq!(used.len(), 7);
+    let maps = of_kind(&objects, "ConfigMap");
+    let map = maps
+        .iter()
+        .find(|map| map["metadata"]["labels"]["dashboards"] == "yes")
+        .unwrap();
+    let dashboard: Value =
+        serde_json::from_str(map["data"]["auto-unseal-operator.json"].as_str().unwrap()).unwrap();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        for target in panel["targets"].as_array().unwrap() {
+            let legend = text(&target["legendFormat"]).replace("{{", "$labels.");
+            used.push((text(&target["expr"]), legend));
+        }
+    }
+    // What Prometheus itself adds, and the words of its language that stand where labels do.
+    let known = ["namespace", "pod", "le"];
+    let mut unused: BTreeSet<_> = told.keys().map(String::as_str).collect();
+    for (expr, sentences) in &used {
+        let metrics: Vec<_> = words(expr)
+            .into_iter()
+            .filter(|word| word.starts_with("autounseal_"))
+            .collect();
+        assert!(!metrics.is_empty(), "{expr}");
+        let mut labels: BTreeSet<&str> = known.into();
+        for metric in &metrics {
+            let of_metric = told.get(*metric);
+            let of_metric = of_metric.unwrap_or_else(|| panic!("{metric} of {expr} does not exist"));
+            labels.extend(of_metric.iter().map(String::as_str));
+            unused.remove(metric);
+        }
+        // Labels in selectors, in `by` and `on`, and in sentences.
+        let mut asked: Vec<&str> = Vec::new();
+        for part in expr.split('{').skip(1) {
+            let selector = part.split('}').next().unwrap();
+            asked.extend(selector.split(',').filter_map(|one| words(one).first().copied()));
+        }
+        for start in [" by (", " on ("] {
+            for part in expr.split(start).skip(1) {
+                asked.extend(words(part.split(')').next().unwrap()));
+            }
+        }
+        for part in sentences.split("$labels.").skip(1) {
+            asked.extend(words(part).first());
+        }
+        for label in asked {
+            assert!(
+                labels.contains(label),
+                "{label} of {expr} {sentences} does not exist"
+            );
+        }
+    }
+    // Nothing is measured that nobody sees.
+    unused.retain(|name| {
+        !["_sum", "_count", "_created"]
+            .iter()
+            .any(|end| name.ends_with(end))
+    });
+    assert!(unused.is_empty(), "{unused:?}");
+}
+
 #[test]
 fn by_default_nothing_is_granted_cluster_wide_and_nothing_to_people() {
     let objects = render("r", "ops", &values("tenants"));
@@ -180,7 +331,18 @@ fn by_default_nothing_is_granted_cluster_wide_and_nothing_to_people() {
         .map(|binding| binding["metadata"]["namespace"].as_str().unwrap())
         .collect();
     namespaces.sort_unstable();
-    assert_eq!(namespaces, ["billing", "payments"]);
+    // In its own namespace it may hold its Lease, and nothing else.
+    assert_eq!(namespaces, ["billing", "ops", "payments"]);
+    let of_home = |object: &&&Value| object["metadata"]["namespace"] == "ops";
+    let roles = of_kind(&objects, "Role");
+    let home: Vec<_> = roles.iter().filter(of_home).collect();
+    assert_eq!(home.len(), 1);
+    let lease = json!({"apiGroups": ["coordination.k8s.io"], "resources": ["leases"]});
+    let (mut create, mut hold) = (lease.clone(), lease);
+    create["verbs"] = json!(["create"]);
+    hold["resourceNames"] = json!(["r-auto-unseal-operator"]);
+    hold["verbs"] = json!(["get", "update"]);
+    assert_eq!(home[0]["rules"], json!([create, hold]));
     for name in VALUES {
         for object in render("r", "ops", &values(name)) {
             let labels = object["metadata"]["labels"].to_string();
@@ -214,7 +376,10 @@ fn values_that_make_no_sense_are_refused_and_the_reason_is_said() {
             ["--set", "image.repository="],
             "no container image of auto-unseal-operator is published yet",
         ),
-        (["--set", "replicas=2"], "this version has no leader election"),
+        (
+            ["--set", "leaderElect=false"],
+            "replicas above 1 need leaderElect: true",
+        ),
         (["--set", "clusterWide=true"], "contradict each other"),
         (["--set-json", "tenantNamespaces=[]"], "tenantNamespaces is empty"),
         (
@@ -237,6 +402,10 @@ fn values_that_make_no_sense_are_refused_and_the_reason_is_said() {
         (["--set", "replicas=one"], "replicas"),
         (["--set", "concurrency=0"], "concurrency"),
         (["--set", "image.digest=sha256:1"], "digest"),
+        (
+            ["--set-json", "admissionPolicies.tokenAudiences=[\"a b\"]"],
+            "tokenAudiences",
+        ),
         (["--set", "bindingDomain=a/b"], "bindingDomain"),
         (["--set", "log.level=loud"], "log/level"),
         (["--set", "metrics.port=80"], "metrics/port"),
@@ -254,6 +423,69 @@ fn values_that_make_no_sense_are_refused_and_the_reason_is_said() {
     ] {
         let said = given(&flags);
         assert!(said.contains(expected), "{flags:?}: {said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_plain_manifests_are_those_of_the_chart_and_are_accepted() {
+    let plane = Plane::connect().await;
+    for name in ["auto-unseal-operator", "my-namespace"] {
+        let labels = json!({"pod-security.kubernetes.io/enforce": "restricted"});
+        namespace(&plane, name, labels).await;
+    }
+    for overlay in ["namespaced", "cluster-wide"] {
+        let folder = repository("deploy/overlays").join(overlay).display().to_string();
+        let (fine, said) = kubectl(&["kustomize", &folder]);
+        assert!(fine, "{said}");
+        let objects = |text: &str| -> BTreeMap<String, Value> {
+            serde_yaml::Deserializer::from_str(text)
+                .map(|document| <Value as serde::Deserialize>::deserialize(document).unwrap())
+                .filter(|object| !object.is_null())
+                .map(|mut object| {
+                    // What only Helm needs, and is left out.
+                    let labels = ["metadata", "spec/template/metadata"];
+                    for place in labels.map(|place| format!("/{place}/labels")) {
+                        if let Some(labels) = object.pointer_mut(&place).and_then(Value::as_object_mut) {
+                            labels.remove("helm.sh/chart");
+                            labels.remove("app.kubernetes.io/managed-by");
+                        }
+                    }
+                    let name = format!(
+                        "{} {} {}",
+                        object["kind"], object["metadata"]["namespace"], object["metadata"]["name"]
+                    );
+                    whole(&mut object);
+                    (name, object)
+                })
+                .collect()
+        };
+        let values = repository("deploy/values").join(format!("{overlay}.yaml"));
+        let name = "auto-unseal-operator";
+        let (fine, rendered) = helm(&[
+            "template",
+            name,
+            &chart(),
+            "--namespace",
+            name,
+            "--values",
+            &values.display().to_string(),
+        ]);
+        assert!(fine, "{rendered}");
+        assert!(
+            objects(&said) == objects(&rendered),
+            "deploy/ is stale: run cargo xtask gen"
+        );
+        let (fine, said) = kubectl(&[
+            "apply",
+            "--server-side",
+            "--dry-run=server",
+            "--validate=strict",
+            "--force-conflicts",
+            "--field-manager=plain",
+            "-k",
+            &folder,
+        ]);
+        assert!(fine, "{said}");
     }
 }
 
