@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::failure::{Doing, Outcome};
 use crate::operator::{self, Profile};
 use crate::session::Session;
-use crate::{chart, repository};
+use crate::{chart, deploy, repository, tools};
 
 /// Where the CRDs go, relative to the root.
 const DEFINITIONS: &str = "crds/autounseal.dev.yaml";
@@ -37,5 +37,6 @@ pub fn run(session: &Session, arguments: &[String]) -> Outcome<i32> {
     std::fs::write(&path, output.stdout).doing(format!("write {}", path.display()))?;
     println!("wrote {DEFINITIONS}");
     chart::write(DEFINITIONS)?;
+    deploy::write(&tools::helm(session)?)?;
     Ok(0)
 }

@@ -18,6 +18,7 @@ mod cluster;
 mod control_plane;
 mod credentials;
 mod demo;
+mod deploy;
 mod failure;
 mod generate;
 mod go;

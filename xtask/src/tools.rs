@@ -122,6 +122,15 @@ impl Tools {
     }
 }
 
+/// Finds or makes Helm alone.
+pub fn helm(session: &Session) -> Outcome<PathBuf> {
+    let workshop = Workshop {
+        session,
+        go: OnceCell::new(),
+    };
+    workshop.provide(&HELM)
+}
+
 /// Builds programs; looks for Go only once one has to be named or built.
 struct Workshop<'a> {
     session: &'a Session,

@@ -1,0 +1,21 @@
+# Two stages: a static build for musl, and an image that holds nothing else. See docs/image.md.
+ARG RUST_VERSION=1.95.0
+FROM rust:${RUST_VERSION}-alpine AS build
+# aws-lc-rs builds its C and assembly from source.
+RUN apk add --no-cache ca-certificates cmake gcc make musl-dev perl
+WORKDIR /src
+COPY . .
+# The same sources give the same bytes wherever they lie: no paths of this machine, nothing incremental, only locked crates.
+ENV RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=/src=. --remap-path-prefix=/usr/local/cargo=cargo" \
+    CARGO_INCREMENTAL=0
+RUN cargo build --locked --release --bin autounseal \
+ && install -D -m 0555 target/release/autounseal /out/autounseal \
+ && install -D -m 0444 /etc/ssl/certs/ca-certificates.crt /out/etc/ssl/certs/ca-certificates.crt
+
+# No shell, no libraries, nothing to write to: the program and the certificate authorities that it trusts.
+FROM scratch
+COPY --from=build /out/ /
+USER 65532:65532
+EXPOSE 8080
+ENTRYPOINT ["/autounseal"]
+CMD ["controller"]
