@@ -394,8 +394,12 @@ fn encoding_word(encoding: Encoding) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    pub(in crate::cli) fn model(spec: &Value) -> Model {
+        check(&object(spec)).unwrap()
+    }
 
     fn object(spec: &Value) -> Object {
         Object {

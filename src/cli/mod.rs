@@ -10,6 +10,7 @@ mod manifest;
 mod offline;
 mod output;
 mod schema;
+mod stored;
 mod unwrap;
 mod version;
 mod wrap;

@@ -156,7 +156,12 @@ pub(super) async fn run(args: &WrapArgs) -> Done {
             "the key ends with a line end, which is part of it now; if that is not meant, make it with printf or head -c",
         );
     }
-    let caller = Caller::new(&object, ways.iter().map(|way| &way.seal), args.trust_file);
+    let caller = Caller::new(
+        object.namespace(),
+        object.name(),
+        ways.iter().map(|way| &way.seal),
+        args.trust_file,
+    );
     let mut copies = Vec::new();
     for way in &ways {
         let part = format!("seal {:?}", way.seal.name);
