@@ -40,6 +40,7 @@ mod rights;
 mod schema;
 mod scripted_servers;
 mod secrecy;
+mod store_cli;
 mod support;
 mod telemetry;
 mod thrift;
