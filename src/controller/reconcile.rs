@@ -5,9 +5,10 @@ use std::{convert::Infallible, sync::Arc, time::Instant};
 use jiff::Timestamp;
 use kube::{ResourceExt, core::DeserializeGuard, runtime::controller::Action};
 
-use super::{apply, context::Context, observe, report};
+use super::{apply, context::Context, finalize, observe, report};
 use crate::{
     api::SealConfig,
+    provider,
     seal::{backoff, checks, model, plan, status, store::StoreFacts},
 };
 
@@ -29,9 +30,20 @@ pub async fn reconcile(
         );
         return Ok(Action::await_change());
     };
-    if config.spec.controller_class != context.settings.controller_class
-        || config.metadata.deletion_timestamp.is_some()
-    {
+    if config.spec.controller_class != context.settings.controller_class {
+        return Ok(Action::await_change());
+    }
+    if let Err(fault) = finalize::finalize(&context, config).await {
+        tracing::warn!(
+            namespace = config.namespace(),
+            name = config.name_any(),
+            reason = fault.reason.as_str(),
+            "{}",
+            fault.message
+        );
+        return Ok(Action::requeue(backoff(&fault, 2, provider::jitter())));
+    }
+    if config.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
     let (namespace, name) = (config.namespace().unwrap_or_default(), config.name_any());

@@ -19,6 +19,7 @@ mod crash;
 mod doctor;
 mod drift;
 mod endpoints;
+mod generated;
 mod imds;
 mod main_job;
 mod moto_auth;

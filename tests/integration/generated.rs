@@ -1,0 +1,216 @@
+//! Keys that the operator makes: wrapped under every enabled seal before anything uses them, rotated, opened by any seal.
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    kms::{Act, Kms},
+    oci_scene::OciScene,
+    operator::Operator,
+    plane::eventually,
+    stage::named,
+};
+
+/// A key of AWS and one of OCI, as in example 04.
+pub struct Clouds {
+    /// The OCI side, and the stage.
+    pub oci: OciScene,
+    /// The AWS side.
+    pub kms: Kms,
+}
+
+impl Clouds {
+    pub async fn new(name: &str) -> Self {
+        let oci = OciScene::new(name).await;
+        oci.stage
+            .credentials("aws", "AKIAINTEGRATIONTEST0", "integration-secret")
+            .await;
+        let kms = Kms::start();
+        let key = kms.key();
+        kms.alias("alias/root", &key);
+        Self { oci, kms }
+    }
+
+    pub fn operator(&self) -> Operator {
+        self.oci.operator().env("AWS_ENDPOINT_URL_KMS", self.kms.url())
+    }
+
+    pub fn aws_seal(&self) -> Value {
+        json!({"name": "aws", "priority": 10, "awskms": {
+            "kmsKeyID": "alias/root", "region": "us-east-1", "credentials": {"secretRef": {"name": "aws"}}}})
+    }
+
+    pub fn oci_seal(&self) -> Value {
+        let mut seal = self.oci.spec("x", b"x")["seals"][0].clone();
+        seal["priority"] = json!(20);
+        seal
+    }
+
+    /// One generated key under both, delivered with the version before it.
+    pub fn spec(&self, secret: &str) -> Value {
+        json!({
+            "controllerClass": self.oci.spec("x", b"x")["controllerClass"],
+            "seals": [self.aws_seal(), self.oci_seal()],
+            "keys": [{"name": "static", "purpose": "static", "generate": {"bytes": 32}}],
+            "targets": [{"name": "t", "secret": {"name": secret, "data": [
+                {"name": "current.key", "key": {"name": "static"}},
+                {"name": "previous.key", "key": {"name": "static", "version": "previous"}},
+                {"name": "id", "template": "{{ keys[\"static\"].id }}"},
+            ]}}],
+        })
+    }
+
+    /// The delivered entries, once status says that version.
+    pub async fn at_version(&self, name: &str, version: u64) -> std::collections::BTreeMap<String, Vec<u8>> {
+        let stage = &self.oci.stage;
+        eventually(&format!("version {version} of {name}"), async || {
+            let config = stage.config(name).await;
+            let key = &config["status"]["keys"][0];
+            if key["version"] == version && key["wrappedUnder"] == json!(["aws", "oci"]) {
+                Ok(())
+            } else {
+                Err(format!("{:#}", config["status"]))
+            }
+        })
+        .await;
+        stage.ready(name).await;
+        stage.secret(name).await.unwrap_or_default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_made_once_rotated_by_the_trigger_and_outlives_its_seal_config() {
+    let clouds = Clouds::new("generate").await;
+    let stage = &clouds.oci.stage;
+    let operator = clouds.operator().start();
+    let mut spec = clouds.spec("bao");
+    stage.apply("bao", &spec).await;
+    let first = clouds.at_version("bao", 1).await;
+    assert_eq!(first["current.key"].len(), 32);
+    assert!(!first.contains_key("previous.key"), "there is none yet");
+    let store = stage.whole_secret("bao.sealconfig.wrapped").await;
+    assert_eq!(store["type"], "autounseal.dev/wrapped");
+    assert!(store["metadata"].get("ownerReferences").is_none());
+    let items: Vec<&str> = store["data"]
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect();
+    assert_eq!(items, ["header", "key.static.v1.aws", "key.static.v1.oci"]);
+
+    // Nothing changes: no call.
+    let calls = clouds.kms.calls().len();
+    stage
+        .plane
+        .patch(
+            "SealConfig",
+            &stage.namespace,
+            "bao",
+            &json!({"metadata": {"annotations": {"example.com/touched": "1"}}}),
+        )
+        .await;
+
+    // The first value of a trigger makes no version; each change makes exactly one.
+    spec["keys"][0]["generate"]["rotation"] = json!({"trigger": "q1"});
+    stage.apply("bao", &spec).await;
+    eventually("the trigger is written down", async || {
+        let header = stage.secret("bao.sealconfig.wrapped").await.unwrap()["header"].clone();
+        let header: Value = serde_json::from_slice(&header).unwrap();
+        let section = &header["keys"]["static"]["section"];
+        if section["trigger"] == "q1" {
+            Ok(())
+        } else {
+            Err(format!("{header:#}"))
+        }
+    })
+    .await;
+    assert_eq!(
+        clouds.at_version("bao", 1).await["current.key"],
+        first["current.key"]
+    );
+    assert_eq!(
+        clouds.kms.calls().len(),
+        calls + 1,
+        "one Decrypt, to write it under the key"
+    );
+    spec["keys"][0]["generate"]["rotation"] = json!({"trigger": "q2"});
+    stage.apply("bao", &spec).await;
+    let second = clouds.at_version("bao", 2).await;
+    assert_ne!(second["current.key"], first["current.key"]);
+    assert_eq!(second["previous.key"], first["current.key"]);
+    assert_ne!(second["id"], first["id"]);
+
+    // A successor of the same name takes the versions up again.
+    stage.plane.delete("SealConfig", &stage.namespace, "bao").await;
+    stage.plane.delete("Secret", &stage.namespace, "bao").await;
+    stage.apply("bao", &spec).await;
+    let again = clouds.at_version("bao", 2).await;
+    assert_eq!(again, second);
+
+    // Restarts cost no call.
+    operator.stop();
+    let calls = (clouds.kms.calls().len(), clouds.oci.oci.log().len());
+    let operator = clouds.operator().start();
+    eventually("the new operator has looked", async || {
+        let seen = operator.metric("autounseal_reconcile_total", &[]);
+        if seen >= 1.0 {
+            Ok(())
+        } else {
+            Err(operator.metrics())
+        }
+    })
+    .await;
+    assert_eq!((clouds.kms.calls().len(), clouds.oci.oci.log().len()), calls);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_seal_opens_and_a_seal_that_is_silent_delays_nothing() {
+    let clouds = Clouds::new("any-seal").await;
+    let stage = &clouds.oci.stage;
+    let _operator = clouds.operator().start();
+    // A key is not used before every enabled seal holds it.
+    clouds.kms.always("Encrypt", Act::ServerFault);
+    stage.apply("bao", &clouds.spec("bao")).await;
+    let message = stage.not_ready("bao", "KMSUnavailable").await;
+    assert!(message.contains("seal \"aws\""), "{message}");
+    assert_eq!(stage.secret("bao").await, None);
+    assert_eq!(stage.secret("bao.sealconfig.wrapped").await, None);
+    clouds.kms.heal();
+    let made = clouds.at_version("bao", 1).await;
+
+    // AWS hangs for good: the Secret that somebody deleted comes back through OCI.
+    for operation in ["Decrypt", "DescribeKey", "Encrypt"] {
+        clouds.kms.always(operation, Act::Hang);
+    }
+    stage.plane.delete("Secret", &stage.namespace, "bao").await;
+    stage
+        .delivered(
+            "bao",
+            &[("current.key", &made["current.key"]), ("id", &made["id"])],
+        )
+        .await;
+    clouds.kms.heal();
+
+    // AWS comes back as another key: the copy under it is made anew, without a human.
+    let fresh = clouds.kms.key();
+    clouds.kms.alias("alias/root", &fresh);
+    let mut spec = clouds.spec("bao");
+    spec["seals"][0]["awskms"]["kmsKeyID"] = json!(fresh.arn);
+    stage.apply("bao", &spec).await;
+    eventually("the copy under the new key", async || {
+        let header = stage.secret("bao.sealconfig.wrapped").await.unwrap()["header"].clone();
+        let header: Value = serde_json::from_slice(&header).unwrap();
+        let record = &header["keys"]["static"]["section"]["versions"]["1"];
+        let moved = record["copies"]["aws"]["keyID"] == fresh.arn
+            && record["former"].as_object().is_some_and(|f| f.len() == 1);
+        if moved {
+            Ok(())
+        } else {
+            Err(format!("{header:#} {:#}", stage.config("bao").await["status"]))
+        }
+    })
+    .await;
+    let config = stage.config("bao").await;
+    assert_eq!(named(&config["status"]["seals"], "aws")["keyID"], fresh.arn);
+    assert_eq!(stage.secret("bao").await.unwrap(), made);
+}
