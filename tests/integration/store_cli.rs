@@ -12,7 +12,7 @@ use crate::support::{
     oci_scene::{OciScene, by_secret},
     operator::Running,
     plane::eventually,
-    stage::{named, random, unique},
+    stage::{named, random, repository, unique},
 };
 
 /// A seal in each cloud, an operator, and a caller who may use both keys.
@@ -175,6 +175,34 @@ async fn a_go_program_that_knows_the_documentation_opens_both_copies_and_none_ou
                 refused.err
             );
         }
+    }
+}
+
+/// The script of docs/store.md.
+fn script() -> String {
+    let page = std::fs::read_to_string(repository("docs/store.md")).unwrap();
+    let (_, rest) = page.split_once("```python\n").unwrap();
+    rest.split_once("\n```").unwrap().0.to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_script_of_the_documentation_opens_both_copies() {
+    let clouds = Clouds::new("store-script").await;
+    let delivered = clouds.generated("app").await;
+    let store = clouds.store("app").await.to_string();
+    let script = clouds.caller.file("open.py", script());
+    for (seal, python) in [("aws", "AUTOUNSEAL_PYTHON"), ("oci", "AUTOUNSEAL_OCI_PYTHON")] {
+        let python = std::env::var(python).unwrap();
+        let namespace = clouds.scene.stage.namespace.clone();
+        let open = |version: &str, domain: &str| {
+            let arguments = [&script, domain, &namespace, "app", "static", version, seal];
+            clouds.caller.program(&python, &arguments, store.as_bytes())
+        };
+        let opened = open("1", "autounseal");
+        assert_eq!(opened.code, 0, "{seal}: {}", opened.err);
+        assert!(opened.out == delivered, "{seal}: other bytes");
+        let refused = open("1", "elsewhere");
+        assert_eq!((refused.code, refused.out.len()), (1, 0), "{seal}");
     }
 }
 

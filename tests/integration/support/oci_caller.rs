@@ -107,7 +107,8 @@ impl Caller {
         self.program(&program, arguments, input)
     }
 
-    fn program(&self, program: &str, arguments: &[&str], input: &[u8]) -> Done {
+    /// Runs any program, as this caller.
+    pub fn program(&self, program: &str, arguments: &[&str], input: &[u8]) -> Done {
         let mut child = Command::new(program)
             .args(arguments)
             .env_clear()
