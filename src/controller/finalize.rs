@@ -59,7 +59,7 @@ pub async fn finalize(context: &Context, config: &SealConfig) -> Result<(), Faul
         }
         Err(error) => Err(read_fault(
             &error,
-            "patch sealconfigs",
+            "patch sealconfigs (wrappedDeletionPolicy: Delete; rights.storeDeletion of the chart)",
             &namespace,
             Reason::DeliveryFailed,
         )),

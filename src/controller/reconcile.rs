@@ -9,7 +9,7 @@ use super::{apply, context::Context, finalize, observe, report};
 use crate::{
     api::SealConfig,
     provider,
-    seal::{backoff, checks, model, plan, status, store::StoreFacts},
+    seal::{FaultKind, backoff, checks, model, plan, status, store::StoreFacts},
 };
 
 /// Brings one SealConfig, its Secrets and its status to what its spec says.
@@ -33,18 +33,17 @@ pub async fn reconcile(
     if config.spec.controller_class != context.settings.controller_class {
         return Ok(Action::await_change());
     }
-    if let Err(fault) = finalize::finalize(&context, config).await {
-        tracing::warn!(
-            namespace = config.namespace(),
-            name = config.name_any(),
-            reason = fault.reason.as_str(),
-            "{}",
-            fault.message
-        );
-        return Ok(Action::requeue(backoff(&fault, 2, provider::jitter())));
-    }
+    let finalized = finalize::finalize(&context, config).await;
     if config.metadata.deletion_timestamp.is_some() {
-        return Ok(Action::await_change());
+        return Ok(match finalized {
+            Ok(()) => Action::await_change(),
+            Err(fault) => {
+                let (namespace, name) = (config.namespace(), config.name_any());
+                let reason = fault.reason.as_str();
+                tracing::warn!(namespace, name, reason, "{}", fault.message);
+                Action::requeue(backoff(&fault, 2, provider::jitter()))
+            }
+        });
     }
     let (namespace, name) = (config.namespace().unwrap_or_default(), config.name_any());
     let mut remembered = context.recall(&namespace, &name, &config.uid().unwrap_or_default());
@@ -56,11 +55,16 @@ pub async fn reconcile(
     let saved = remembered.saved.take().unwrap_or_else(|| previous.clone());
     let generation = config.metadata.generation.unwrap_or_default();
 
-    let (next, wait) = match model::parse(config) {
-        Err(fault) => (
-            status::failed(&previous, generation, &fault, Timestamp::now()),
-            None,
-        ),
+    // Nothing is made that could not go as it should.
+    let (next, wait) = match finalized.and_then(|()| model::parse(config)) {
+        Err(fault) => {
+            // Only a change of the spec mends the spec; what the apiserver did not let pass is tried again.
+            let wait = (fault.kind != FaultKind::Invalid).then(|| backoff(&fault, 3, 0.5));
+            (
+                status::failed(&previous, generation, &fault, Timestamp::now()),
+                wait,
+            )
+        }
         Ok(model) => {
             context
                 .index

@@ -322,7 +322,8 @@ async fn each_right_of_the_role_is_missed_when_it_is_taken_away_and_none_is_miss
         .iter()
         .map(|trial| trial.scene.stage.namespace.clone())
         .collect();
-    let values = json!({"tenantNamespaces": namespaces, "log": {"level": "debug"}});
+    let values =
+        json!({"tenantNamespaces": namespaces, "log": {"level": "debug"}, "rights": {"storeDeletion": true}});
     let release = Release::install(&plane, values).await;
     // Each operator looks after one of the namespaces.
     let of_release = release
