@@ -43,6 +43,7 @@ mod rights;
 mod schema;
 mod scripted_servers;
 mod secrecy;
+mod store_cli;
 mod support;
 mod telemetry;
 mod tenancy;
