@@ -250,7 +250,7 @@ async fn run_scope(
         let leads = term.holds();
         async move {
             if leads {
-                reconcile::reconcile(config, context).await
+                Box::pin(reconcile::reconcile(config, context)).await
             } else {
                 Ok(Action::await_change())
             }

@@ -156,7 +156,7 @@ impl Election {
         } else if now >= due {
             Next::Ask(step)
         } else {
-            Next::Wait(due.min(end) - now)
+            Next::Wait(due.min(end).saturating_sub(now))
         }
     }
 

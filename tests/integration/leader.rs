@@ -76,7 +76,7 @@ async fn a_standby_is_warm_and_takes_over_soon_after_its_leader_was_killed() {
     let second = replicas.replica("second").start();
     scene.deliver("one", &random(32)).await;
     assert!(leading(&first) && !leading(&second));
-    assert_eq!(second.metric("autounseal_reconcile_total", &[]), 0.0);
+    assert!(!second.metrics().contains("autounseal_reconcile_total{"));
     assert!(second.metrics().contains("autounseal_leader 0"));
 
     first.kill();
