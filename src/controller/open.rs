@@ -317,7 +317,18 @@ async fn open_brought(
         let candidate = candidates(model, key, store, kept.current)
             .into_iter()
             .find(|candidate| candidate.seal == *seal)?;
-        Some(open_candidate(context, model, key, store, kept.current, candidate).boxed())
+        let sealed = store.header.keys.get(&key.name)?;
+        let opening = async move {
+            let (seal, identity, opened) =
+                open_candidate(context, model, key, store, kept.current, candidate).await;
+            // Nothing else says that this is the version which the brought copies hold.
+            let opened = opened.and_then(|bytes| {
+                authentic(model, key, &sealed.section, sealed.mac.as_deref(), &bytes)?;
+                Ok(bytes)
+            });
+            (seal, identity, opened)
+        };
+        Some(opening.boxed())
     });
     let attempts: Vec<_> = attempts.collect();
     if open.all {

@@ -121,7 +121,7 @@ impl fmt::Display for Plan {
                 Work::Rebuild(from, seals) => writeln!(
                     f,
                     "take key {key:?} from Secret {} and wrap it under seals {}",
-                    from.secret,
+                    from.current.secret,
                     seals.join(", ")
                 )?,
                 Work::Mend(due) => {

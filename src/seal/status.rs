@@ -622,8 +622,10 @@ fn stored_fault(
         ),
         Standing::Lost(_) => Some(failed.or_else(wraps).unwrap_or_else(pending)),
         Standing::Kept(_) | Standing::Elsewhere => {
-            // A new version that could not be made leaves the one in use as good as it was.
-            let damaged = failed.filter(|fault| fault.reason.is_of_the_store());
+            // A new version that could not be made leaves the one in use as good as it was; a store whose copies do not
+            // open where they lie does not, though what was delivered is untouched.
+            let damaged =
+                failed.filter(|fault| fault.reason.is_of_the_store() || fault.reason.is_of_a_copy());
             damaged.or_else(|| {
                 let open = status.inputs_digest.as_ref() == findings.key_inputs.get(&key.name)
                     && !status.wrapped_under.is_empty();
@@ -665,7 +667,9 @@ fn key_fault(
         })
         .collect();
     if !key.is_brought() {
-        let fault = stored_fault(model, key, status, observed, findings)?;
+        let Some(fault) = stored_fault(model, key, status, observed, findings) else {
+            return copy_faults.into_iter().find(|fault| fault.reason.is_of_a_copy());
+        };
         // That it has not been opened says less than why.
         let why = (fault.reason == Reason::Pending)
             .then(|| copy_faults.into_iter().next())
