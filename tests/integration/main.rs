@@ -41,6 +41,7 @@ mod rights;
 mod schema;
 mod scripted_servers;
 mod secrecy;
+mod store_binding;
 mod store_crash;
 mod support;
 mod telemetry;
