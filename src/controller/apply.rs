@@ -223,7 +223,11 @@ struct Answer {
 
 async fn ask(context: &Context, model: &Model, seal: &Seal) -> Answer {
     let (identity, described) = match connect(context, model, seal).await {
-        Ok(kms) => (kms.identity(), kms.describe().await),
+        Ok(kms) => {
+            // Who asks is known once it has credentials.
+            let described = kms.describe().await;
+            (kms.identity(), described)
+        }
         Err(fault) => (None, Err(fault)),
     };
     Answer {

@@ -22,7 +22,7 @@ use crate::{
     kube_ext::{
         bounded,
         cluster::{entries, read_fault},
-        store as secret,
+        facts, store as secret,
     },
     provider::Bound,
     seal::{
@@ -111,10 +111,8 @@ pub async fn tend(
     }
     let changed = drafts.iter().any(|draft| draft.edit.changed);
     if changed && let Err(fault) = save(context, model, observed, &mut drafts, ready).await {
-        // What was written may stand or not: the store is read again before anything is decided.
-        let name = secret_name(&model.id.name);
-        let found = secret::find(&context.client, &model.id.namespace, &name).await;
-        observed.store = found.map_or(StoreFacts::NotLooked, |(facts, _)| facts);
+        // What was written may stand or not. The state before it is still good to deliver from, and a write over a state
+        // that is no more is refused.
         for draft in drafts.iter().filter(|draft| draft.edit.changed) {
             failed(model, observed, findings, draft.key, &fault);
         }
@@ -276,6 +274,7 @@ impl<'a> Hand<'_, 'a> {
         let bytes = match (&self.key.origin, brought) {
             (_, Some(bytes)) => bytes,
             (Origin::Generated { bytes, .. }, None) => {
+                self.never_delivered().await?;
                 made = random(*bytes)?;
                 &made
             }
@@ -294,6 +293,36 @@ impl<'a> Hand<'_, 'a> {
             draft.bytes.insert(1, KeyBytes::new(bytes.expose().to_vec()));
         }
         Ok(draft)
+    }
+
+    /// The last look before a first key is made: what the watches show may be behind (security rule S5).
+    async fn never_delivered(&self) -> Result<(), Fault> {
+        let api: Api<Secret> = Api::namespaced(self.context.client.clone(), &self.model.id.namespace);
+        for target in &self.model.targets {
+            let found = bounded(api.get_metadata_opt(&target.secret))
+                .await
+                .map_err(|error| {
+                    read_fault(
+                        &error,
+                        "get secrets",
+                        &self.model.id.namespace,
+                        Reason::DeliveryFailed,
+                    )
+                })?;
+            let Some(found) = found else { continue };
+            let facts = facts::secret(&found.metadata);
+            let ours = facts.owner_name.as_ref() == Some(&self.model.id.name);
+            if ours && facts.delivered.marks.contains_key(&self.key.name) {
+                self.context
+                    .index
+                    .saw_secret(&self.model.id.namespace, &target.secret, facts);
+                return Err(Fault::transient(
+                    Reason::Pending,
+                    "a Secret turned up that holds it already; it is looked at again",
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Wraps a new version under `seals`; with `every`, under all of them or not at all.

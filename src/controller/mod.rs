@@ -7,6 +7,7 @@ pub mod apply;
 pub mod context;
 pub mod deliver;
 pub mod events;
+pub mod finalize;
 pub mod index;
 pub mod keep;
 pub mod observe;

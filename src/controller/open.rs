@@ -332,9 +332,9 @@ async fn open_brought(
     });
     let attempts: Vec<_> = attempts.collect();
     if open.all {
-        every_one_in_time(&open.seals, attempts).await
+        every_one_in_time(&open.seals, attempts, HEDGE).await
     } else {
-        first_that_opens(attempts).await
+        first_that_opens(attempts, HEDGE).await
     }
 }
 
@@ -470,7 +470,7 @@ pub async fn open_version(
     let attempts: Vec<_> = copies
         .map(|candidate| open_candidate(context, model, key, store, version, candidate).boxed())
         .collect();
-    let mut attempts = first_that_opens(attempts).await;
+    let mut attempts = first_that_opens(attempts, HEDGE).await;
     let opened = attempts.iter().position(|(_, _, result)| result.is_ok());
     let bytes = opened.and_then(|at| {
         // What remains in the list says that the seal works; the bytes have one owner.
@@ -511,7 +511,7 @@ pub async fn open_candidate(
 
 /// By priority, each after the one before has failed or has been silent for [`HEDGE`]. Ends with the first that opens;
 /// late answers are dropped.
-async fn first_that_opens(attempts: Vec<BoxFuture<'_, Attempt>>) -> Vec<Attempt> {
+async fn first_that_opens(attempts: Vec<BoxFuture<'_, Attempt>>, hedge: Duration) -> Vec<Attempt> {
     let mut waiting = attempts.into_iter();
     let mut running: FuturesUnordered<_> = waiting.next().into_iter().collect();
     let mut done = Vec::new();
@@ -527,13 +527,17 @@ async fn first_that_opens(attempts: Vec<BoxFuture<'_, Attempt>>) -> Vec<Attempt>
                 }
                 running.extend(waiting.next());
             }
-            () = sleep(HEDGE), if more => running.extend(waiting.next()),
+            () = sleep(hedge), if more => running.extend(waiting.next()),
         }
     }
 }
 
 /// All at once. What one has opened waits for the others for [`HEDGE`]; who is later is asked again, alone.
-async fn every_one_in_time(seals: &[String], attempts: Vec<BoxFuture<'_, Attempt>>) -> Vec<Attempt> {
+async fn every_one_in_time(
+    seals: &[String],
+    attempts: Vec<BoxFuture<'_, Attempt>>,
+    hedge: Duration,
+) -> Vec<Attempt> {
     let mut running: FuturesUnordered<_> = attempts.into_iter().collect();
     let mut done: Vec<Attempt> = Vec::new();
     let mut until: Option<Instant> = None;
@@ -542,7 +546,7 @@ async fn every_one_in_time(seals: &[String], attempts: Vec<BoxFuture<'_, Attempt
         tokio::select! {
             Some(attempt) = running.next() => {
                 if attempt.2.is_ok() {
-                    until.get_or_insert(Instant::now() + HEDGE);
+                    until.get_or_insert(Instant::now() + hedge);
                 }
                 done.push(attempt);
             }
@@ -579,11 +583,10 @@ async fn open_copy(context: &Context, model: &Model, observed: &Observed, copy: 
     };
     match connect(context, model, seal).await {
         Err(fault) => (seal.name.clone(), None, Err(fault)),
-        Ok(kms) => (
-            seal.name.clone(),
-            kms.identity(),
-            unwrap(model, observed, seal, copy, &kms).await,
-        ),
+        Ok(kms) => {
+            let opened = unwrap(model, observed, seal, copy, &kms).await;
+            (seal.name.clone(), kms.identity(), opened)
+        }
     }
 }
 
@@ -673,5 +676,97 @@ fn agree(
         )),
         (Some(value), _) => Ok(value),
         (None, _) => Ok(Mark::of_inputs(inputs)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use super::*;
+
+    const NOW: Duration = Duration::ZERO;
+    const SHORT: Duration = Duration::from_millis(20);
+    /// Far longer than a busy machine holds anything up.
+    const LONG: Duration = Duration::from_secs(2);
+    /// Who waits for this one makes the test hang.
+    const NEVER: Duration = Duration::from_hours(1);
+
+    /// A seal that answers after some time: with the key, or with a fault.
+    fn seal(
+        name: &str,
+        after: Duration,
+        opens: bool,
+        asked: &Arc<AtomicUsize>,
+    ) -> BoxFuture<'static, Attempt> {
+        let (name, asked) = (name.to_owned(), Arc::clone(asked));
+        async move {
+            asked.fetch_add(1, Ordering::SeqCst);
+            sleep(after).await;
+            let result = if opens {
+                Ok(KeyBytes::new(name.clone().into_bytes()))
+            } else {
+                Err(Fault::transient(Reason::KmsUnavailable, "down"))
+            };
+            (name, None, result)
+        }
+        .boxed()
+    }
+
+    fn names(attempts: &[Attempt]) -> Vec<(&str, bool)> {
+        attempts
+            .iter()
+            .map(|(name, _, result)| (name.as_str(), result.is_ok()))
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn the_next_seal_is_asked_when_one_fails_or_is_silent_and_late_answers_are_dropped() {
+        let asked = Arc::default();
+        let attempts = vec![
+            seal("a", NEVER, true, &asked),
+            seal("b", NOW, false, &asked),
+            seal("c", NOW, true, &asked),
+        ];
+        assert_eq!(
+            names(&first_that_opens(attempts, SHORT).await),
+            [("b", false), ("c", true)]
+        );
+
+        // One that answers in time is the only one asked.
+        let asked = Arc::default();
+        let attempts = vec![seal("a", NOW, true, &asked), seal("b", NOW, true, &asked)];
+        assert_eq!(names(&first_that_opens(attempts, LONG).await), [("a", true)]);
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+
+        // A slow one that is first to open after all counts.
+        let asked = Arc::default();
+        let attempts = vec![seal("a", SHORT * 3, true, &asked), seal("b", NEVER, true, &asked)];
+        assert_eq!(names(&first_that_opens(attempts, SHORT).await), [("a", true)]);
+        assert!(first_that_opens(Vec::new(), SHORT).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn copies_are_compared_with_those_that_answer_in_time() {
+        let asked = Arc::default();
+        let order = ["a".to_owned(), "b".to_owned(), "c".to_owned()];
+        let attempts = vec![
+            seal("a", NEVER, true, &asked),
+            seal("b", SHORT * 2, true, &asked),
+            seal("c", SHORT, true, &asked),
+        ];
+        let done = every_one_in_time(&order, attempts, LONG).await;
+        assert_eq!(names(&done), [("a", false), ("b", true), ("c", true)]);
+
+        // Where none opens, all are waited for.
+        let attempts = vec![
+            seal("a", SHORT * 5, false, &asked),
+            seal("b", SHORT, false, &asked),
+        ];
+        let done = every_one_in_time(&order[..2], attempts, SHORT).await;
+        assert_eq!(names(&done), [("a", false), ("b", false)]);
     }
 }

@@ -5,10 +5,11 @@ use std::{convert::Infallible, sync::Arc, time::Instant};
 use jiff::Timestamp;
 use kube::{ResourceExt, core::DeserializeGuard, runtime::controller::Action};
 
-use super::{apply, context::Context, observe, report};
+use super::{apply, context::Context, finalize, observe, report};
 use crate::{
     api::SealConfig,
-    seal::{backoff, checks, model, plan, status, store::StoreFacts},
+    provider,
+    seal::{FaultKind, backoff, checks, model, plan, status, store::StoreFacts},
 };
 
 /// Brings one SealConfig, its Secrets and its status to what its spec says.
@@ -29,10 +30,20 @@ pub async fn reconcile(
         );
         return Ok(Action::await_change());
     };
-    if config.spec.controller_class != context.settings.controller_class
-        || config.metadata.deletion_timestamp.is_some()
-    {
+    if config.spec.controller_class != context.settings.controller_class {
         return Ok(Action::await_change());
+    }
+    let finalized = finalize::finalize(&context, config).await;
+    if config.metadata.deletion_timestamp.is_some() {
+        return Ok(match finalized {
+            Ok(()) => Action::await_change(),
+            Err(fault) => {
+                let (namespace, name) = (config.namespace(), config.name_any());
+                let reason = fault.reason.as_str();
+                tracing::warn!(namespace, name, reason, "{}", fault.message);
+                Action::requeue(backoff(&fault, 2, provider::jitter()))
+            }
+        });
     }
     let (namespace, name) = (config.namespace().unwrap_or_default(), config.name_any());
     let mut remembered = context.recall(&namespace, &name, &config.uid().unwrap_or_default());
@@ -44,11 +55,16 @@ pub async fn reconcile(
     let saved = remembered.saved.take().unwrap_or_else(|| previous.clone());
     let generation = config.metadata.generation.unwrap_or_default();
 
-    let (next, wait) = match model::parse(config) {
-        Err(fault) => (
-            status::failed(&previous, generation, &fault, Timestamp::now()),
-            None,
-        ),
+    // Nothing is made that could not go as it should.
+    let (next, wait) = match finalized.and_then(|()| model::parse(config)) {
+        Err(fault) => {
+            // Only a change of the spec mends the spec; what the apiserver did not let pass is tried again.
+            let wait = (fault.kind != FaultKind::Invalid).then(|| backoff(&fault, 3, 0.5));
+            (
+                status::failed(&previous, generation, &fault, Timestamp::now()),
+                wait,
+            )
+        }
         Ok(model) => {
             context
                 .index

@@ -9,6 +9,7 @@ use super::context::Context;
 use crate::{
     api::{Reason, SealConfig, SealConfigStatus, SealHealth, condition_types},
     kube_ext::{merge_patch::merge_patch, write},
+    telemetry::metrics::ObjectState,
 };
 
 /// How long to wait after a status that was not taken.
@@ -45,9 +46,18 @@ pub async fn report(
         .filter(|seal| seal.state == SealHealth::Unhealthy)
         .count();
     if let Some((status, reason, _)) = &after {
-        context
-            .metrics
-            .object(&namespace, &name, status == "True", reason, unhealthy);
+        let state = ObjectState {
+            ready: status == "True",
+            reason,
+            seals_unhealthy: unhealthy,
+            key_copies_min: next.keys.iter().map(|key| key.wrapped_under.len()).min(),
+            rotation_due: next
+                .keys
+                .iter()
+                .filter_map(|key| Some(key.next_rotation_time.as_ref()?.0.as_second()))
+                .min(),
+        };
+        context.metrics.object(&namespace, &name, &state);
     }
     let to_value = |status: &SealConfigStatus| serde_json::to_value(status).unwrap_or_default();
     if let Some(patch) = merge_patch(&to_value(saved), &to_value(next)) {

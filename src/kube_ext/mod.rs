@@ -26,6 +26,8 @@ pub async fn bounded<T>(request: impl Future<Output = kube::Result<T>>) -> kube:
 
 /// Annotations and labels that the operator reads and writes.
 pub mod names {
+    /// On SealConfigs whose wrapped store goes with them.
+    pub const FINALIZER: &str = "autounseal.dev/wrapped-store";
     /// On delivered Secrets: the UID of the SealConfig that owns the content.
     pub const OWNER_UID: &str = "autounseal.dev/owner-uid";
     /// On delivered Secrets: the name of that SealConfig, for people.

@@ -7,17 +7,17 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
     Fault, FaultKind,
-    checks::Findings,
+    checks::{Findings, check},
     digest::{seal_inputs, tend_inputs},
     model::{Key, Model, Seal, Target},
     observed::{Delivered, Memory, Observed},
     outcome::{Described, Outcomes, TargetOutcome},
-    plan::{Need, PROBE_INTERVAL, REPAIRS_A_MINUTE, delivered, need, probe_due, rotation_waits},
+    plan::{Need, PROBE_INTERVAL, REPAIRS_A_MINUTE, delivered, need, plan, probe_due, rotation_waits},
     pods::{TargetPods, pods},
     rollout::look_again,
     store::{
         Standing, StoreFacts, item,
-        standing::{next_due, next_rotation, wrapping},
+        standing::{needs_store, next_due, next_rotation, wrapping},
     },
 };
 use crate::api::{
@@ -836,6 +836,10 @@ pub fn next_look(
             .iter()
             .filter_map(|key| Some((key, &store.header.keys.get(&key.name)?.section)));
         times.extend(sections.filter_map(|(key, section)| next_due(key, section, observed)));
+    }
+    // What was learned just now may make more to do: a KMS key that turned out to be another one, say.
+    if needs_store(model) && !plan(model, observed, &check(model, observed)).tends.is_empty() {
+        return Some(Duration::from_millis(50));
     }
     for seal in model
         .seals

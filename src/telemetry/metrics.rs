@@ -63,6 +63,21 @@ struct ResultLabels {
     result: &'static str,
 }
 
+/// How an object stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObjectState<'a> {
+    /// It is Ready.
+    pub ready: bool,
+    /// The word of its Ready condition.
+    pub reason: &'a str,
+    /// Seals that do not work.
+    pub seals_unhealthy: usize,
+    /// The fewest copies that any of its keys has; `None` = it has no keys.
+    pub key_copies_min: Option<usize>,
+    /// When the next rotation is due, in seconds of Unix time.
+    pub rotation_due: Option<i64>,
+}
+
 /// Everything that is counted.
 pub struct Metrics {
     registry: Registry,
@@ -73,6 +88,8 @@ pub struct Metrics {
     ready: Family<ObjectLabels, Gauge>,
     not_ready: Family<NotReadyLabels, Gauge>,
     seals_unhealthy: Family<NameLabels, Gauge>,
+    key_copies_min: Family<NameLabels, Gauge>,
+    rotation_due: Family<NameLabels, Gauge>,
     credential_expiry: Family<CredentialLabels, Gauge>,
     imds_probes: Family<ResultLabels, Counter>,
     /// The reason of each object that is not ready, to count them.
@@ -103,6 +120,8 @@ impl Metrics {
             ready: Family::default(),
             not_ready: Family::default(),
             seals_unhealthy: Family::default(),
+            key_copies_min: Family::default(),
+            rotation_due: Family::default(),
             credential_expiry: Family::default(),
             imds_probes: Family::default(),
             reasons: Mutex::default(),
@@ -142,6 +161,16 @@ impl Metrics {
             metrics.seals_unhealthy.clone(),
         );
         registry.register(
+            "key_copies_min",
+            "The fewest seals that any key of the object is wrapped under",
+            metrics.key_copies_min.clone(),
+        );
+        registry.register(
+            "rotation_due_timestamp_seconds",
+            "When the next rotation of a key of the object is due",
+            metrics.rotation_due.clone(),
+        );
+        registry.register(
             "credential_expiry_timestamp_seconds",
             "When the credentials loaded last expire",
             metrics.credential_expiry.clone(),
@@ -161,7 +190,7 @@ impl Metrics {
     }
 
     /// How an object stands.
-    pub fn object(&self, namespace: &str, name: &str, ready: bool, reason: &str, unhealthy_seals: usize) {
+    pub fn object(&self, namespace: &str, name: &str, state: &ObjectState<'_>) {
         let kind = "SealConfig";
         let names = NameLabels {
             namespace: namespace.to_owned(),
@@ -172,11 +201,26 @@ impl Metrics {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
         };
-        self.ready.get_or_create(&labels).set(i64::from(ready));
+        let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.ready.get_or_create(&labels).set(i64::from(state.ready));
         self.seals_unhealthy
             .get_or_create(&names)
-            .set(i64::try_from(unhealthy_seals).unwrap_or(i64::MAX));
-        self.count_reason(namespace, name, (!ready).then_some(reason));
+            .set(count(state.seals_unhealthy));
+        let optional = [
+            (&self.key_copies_min, state.key_copies_min.map(count)),
+            (&self.rotation_due, state.rotation_due),
+        ];
+        for (family, value) in optional {
+            match value {
+                Some(value) => {
+                    family.get_or_create(&names).set(value);
+                }
+                None => {
+                    family.remove(&names);
+                }
+            }
+        }
+        self.count_reason(namespace, name, (!state.ready).then_some(state.reason));
     }
 
     /// An object is gone.
@@ -187,10 +231,13 @@ impl Metrics {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
         });
-        self.seals_unhealthy.remove(&NameLabels {
+        let names = NameLabels {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
-        });
+        };
+        for family in [&self.seals_unhealthy, &self.key_copies_min, &self.rotation_due] {
+            family.remove(&names);
+        }
         self.count_reason(namespace, name, None);
     }
 
@@ -267,9 +314,23 @@ mod tests {
     fn the_metrics_of_the_contract_are_there_under_their_names() {
         let metrics = Metrics::new();
         metrics.reconciled("SealConfig", true, Duration::from_millis(3));
-        metrics.object("n", "a", false, "AccessDenied", 1);
-        metrics.object("n", "b", false, "AccessDenied", 0);
-        metrics.object("n", "b", true, "Ready", 0);
+        let denied = ObjectState {
+            ready: false,
+            reason: "AccessDenied",
+            seals_unhealthy: 1,
+            key_copies_min: Some(2),
+            rotation_due: Some(99),
+        };
+        let ready = ObjectState {
+            ready: true,
+            reason: "Ready",
+            seals_unhealthy: 0,
+            key_copies_min: None,
+            rotation_due: None,
+        };
+        metrics.object("n", "a", &denied);
+        metrics.object("n", "b", &denied);
+        metrics.object("n", "b", &ready);
         metrics.kms_request("awskms", "Decrypt", "ok", 0.01);
         metrics.credential_expiry("awskms", "irsa", 42);
         metrics.imds_probe("available");
@@ -279,6 +340,8 @@ mod tests {
             r#"autounseal_ready{kind="SealConfig",namespace="n",name="a"} 0"#,
             r#"autounseal_not_ready{kind="SealConfig",reason="AccessDenied"} 1"#,
             r#"autounseal_seals_unhealthy{namespace="n",name="a"} 1"#,
+            r#"autounseal_key_copies_min{namespace="n",name="a"} 2"#,
+            r#"autounseal_rotation_due_timestamp_seconds{namespace="n",name="a"} 99"#,
             r#"autounseal_kms_requests_total{provider="awskms",operation="Decrypt",outcome="ok"} 1"#,
             r#"autounseal_credential_expiry_timestamp_seconds{provider="awskms",source="irsa"} 42"#,
             r#"autounseal_imds_probe_total{result="available"} 1"#,
@@ -288,6 +351,10 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
+        assert!(
+            !text.contains(r#"key_copies_min{namespace="n",name="b"}"#),
+            "{text}"
+        );
         metrics.forget("n", "a");
         assert!(!metrics.text().contains(r#"name="a""#));
         assert!(

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::{
-    kms::{Act, Kms},
+    kms::{Act, Key, Kms},
     oci_scene::OciScene,
     operator::Operator,
     plane::eventually,
@@ -213,4 +213,199 @@ async fn any_seal_opens_and_a_seal_that_is_silent_delays_nothing() {
     })
     .await;
     assert_eq!(stage.secret("bao").await.unwrap(), made);
+}
+
+impl Clouds {
+    async fn header(&self, name: &str) -> Value {
+        let store = self.oci.stage.secret(&format!("{name}.sealconfig.wrapped")).await;
+        serde_json::from_slice(&store.unwrap()["header"]).unwrap()
+    }
+
+    /// What the store says of the copy of version 1 under a seal.
+    async fn copy(&self, name: &str, seal: &str) -> Value {
+        self.header(name).await["keys"]["static"]["section"]["versions"]["1"]["copies"][seal].clone()
+    }
+
+    async fn eventually_copy(&self, what: &str, name: &str, seal: &str, fits: impl Fn(&Value) -> bool) {
+        eventually(what, async || {
+            let copy = self.copy(name, seal).await;
+            if fits(&copy) {
+                Ok(())
+            } else {
+                Err(format!(
+                    "{copy:#} {:#}",
+                    self.oci.stage.config(name).await["status"]
+                ))
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotation_in_the_kms_and_a_moved_alias_are_noticed_and_wrapped_anew() {
+    let clouds = Clouds::new("kms-rotates").await;
+    let stage = &clouds.oci.stage;
+    let operator = clouds.operator().start();
+    stage.apply("bao", &clouds.spec("bao")).await;
+    let made = clouds.at_version("bao", 1).await;
+    let before = [clouds.copy("bao", "aws").await, clouds.copy("bao", "oci").await];
+    let delivered = stage.whole_secret("bao").await["metadata"]["resourceVersion"].clone();
+    operator.stop();
+
+    // An hour later both keys have a new version.
+    let arn = before[0]["keyID"].as_str().unwrap().to_owned();
+    let key = Key {
+        id: arn.split('/').nth(1).unwrap().to_owned(),
+        arn,
+    };
+    clouds.kms.rotate(&key);
+    clouds.oci.oci.rotate(&clouds.oci.key);
+    let an_hour_ago = async || {
+        let mut status = stage.config("bao").await["status"].clone();
+        for seal in status["seals"].as_array_mut().unwrap() {
+            seal["lastProbeTime"] = json!("2026-01-01T00:00:00Z");
+        }
+        stage
+            .plane
+            .patch_status("SealConfig", &stage.namespace, "bao", &status)
+            .await;
+    };
+    an_hour_ago().await;
+    let operator = clouds.operator().start();
+    for (seal, before) in ["aws", "oci"].into_iter().zip(&before) {
+        clouds
+            .eventually_copy("a copy under the new version", "bao", seal, |copy| {
+                copy["keyID"] == before["keyID"] && copy["keyVersion"] != before["keyVersion"]
+            })
+            .await;
+    }
+    operator.stop();
+
+    // The alias moves to another key.
+    let other = clouds.kms.key();
+    clouds.kms.alias("alias/root", &other);
+    an_hour_ago().await;
+    let _operator = clouds.operator().start();
+    clouds
+        .eventually_copy("a copy under the other key", "bao", "aws", |copy| {
+            copy["keyID"] == other.arn
+        })
+        .await;
+    let config = stage.ready("bao").await;
+    assert_eq!(named(&config["status"]["seals"], "aws")["keyID"], other.arn);
+    assert!(named(&config["status"]["seals"], "oci")["keyVersion"].is_string());
+    assert_eq!(
+        clouds.header("bao").await["keys"]["static"]["section"]["versions"]["1"]["former"]
+            .as_object()
+            .unwrap()
+            .len(),
+        3
+    );
+    let secret = stage.whole_secret("bao").await;
+    assert_eq!(
+        secret["metadata"]["resourceVersion"], delivered,
+        "the key is the same"
+    );
+    assert_eq!(stage.secret("bao").await.unwrap(), made);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_from_cloud_to_cloud_is_unseen_by_readers() {
+    let clouds = Clouds::new("migrate").await;
+    let stage = &clouds.oci.stage;
+    let _operator = clouds.operator().start();
+    let mut spec = clouds.spec("bao");
+    spec["seals"] = json!([clouds.aws_seal()]);
+    stage.apply("bao", &spec).await;
+    let config = stage.ready("bao").await;
+    assert_eq!(config["status"]["keys"][0]["wrappedUnder"], json!(["aws"]));
+    let made = stage.secret("bao").await.unwrap();
+    let version = stage.whole_secret("bao").await["metadata"]["resourceVersion"].clone();
+
+    // Readers all the time: never a wrong value, never none.
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let reader = {
+        let (plane, namespace) = (
+            crate::support::plane::Plane::connect().await,
+            stage.namespace.clone(),
+        );
+        let expected = version.clone();
+        tokio::spawn(async move {
+            let mut reads = 0_usize;
+            while !*stopped.borrow() {
+                let secret = plane
+                    .get("Secret", &namespace, "bao")
+                    .await
+                    .expect("a missing read");
+                assert_eq!(secret["metadata"]["resourceVersion"], expected);
+                reads += 1;
+            }
+            reads
+        })
+    };
+    let wrapped_under = async |expected: Value| {
+        eventually(&format!("wrapped under {expected}"), async || {
+            let config = stage.config("bao").await;
+            let told = config["status"]["keys"][0]["wrappedUnder"] == expected;
+            told.then_some(())
+                .ok_or_else(|| format!("{:#}", config["status"]))
+        })
+        .await;
+    };
+    spec["seals"] = json!([clouds.aws_seal(), clouds.oci_seal()]);
+    stage.apply("bao", &spec).await;
+    wrapped_under(json!(["aws", "oci"])).await;
+    spec["seals"][0]["disabled"] = json!(true);
+    stage.apply("bao", &spec).await;
+    stage.ready("bao").await;
+    spec["seals"] = json!([clouds.oci_seal()]);
+    stage.apply("bao", &spec).await;
+    wrapped_under(json!(["oci"])).await;
+    stage.ready("bao").await;
+    eventually("the old seal is told as exposure", async || {
+        let config = stage.config("bao").await;
+        let told = config["status"]["keys"][0]["exposedUnder"] == json!(["aws"]);
+        told.then_some(())
+            .ok_or_else(|| format!("{:#}", config["status"]))
+    })
+    .await;
+    stop.send(true).unwrap();
+    let reads = reader.await.unwrap();
+    assert!(reads > 10, "{reads} reads");
+
+    // AWS is gone; the key comes from OCI alone.
+    clouds.kms.always("Decrypt", Act::error(400, "NotFoundException"));
+    stage.plane.delete("Secret", &stage.namespace, "bao").await;
+    stage
+        .delivered(
+            "bao",
+            &[("current.key", &made["current.key"]), ("id", &made["id"])],
+        )
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_only_seal_that_opens_a_key_cannot_be_taken_out() {
+    let clouds = Clouds::new("last-seal").await;
+    let stage = &clouds.oci.stage;
+    let _operator = clouds.operator().start();
+    let mut spec = clouds.spec("bao");
+    spec["seals"] = json!([clouds.aws_seal()]);
+    stage.apply("bao", &spec).await;
+    stage.ready("bao").await;
+    let (made, store) = (
+        stage.whole_secret("bao").await,
+        stage.whole_secret("bao.sealconfig.wrapped").await,
+    );
+    spec["seals"] = json!([clouds.oci_seal()]);
+    stage.apply("bao", &spec).await;
+    let message = stage.not_ready("bao", "LastSealRemoved").await;
+    assert!(message.contains("aws"), "{message}");
+    assert_eq!(stage.whole_secret("bao").await, made);
+    assert_eq!(stage.whole_secret("bao.sealconfig.wrapped").await, store);
+    spec["seals"] = json!([clouds.oci_seal(), clouds.aws_seal()]);
+    stage.apply("bao", &spec).await;
+    clouds.at_version("bao", 1).await;
+    assert_eq!(stage.whole_secret("bao").await, made);
 }

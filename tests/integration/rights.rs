@@ -11,7 +11,7 @@ use crate::{
     pods::{a_second_later, replica_set, restarting, rewrapped, workload},
     support::{
         helm::Release,
-        operator::Operator,
+        operator::{Operator, Running},
         plane::{Plane, eventually},
         scene::Scene,
         stage::{random, simple},
@@ -30,9 +30,11 @@ enum Shows {
     Restart(&'static str, &'static str),
     /// In the operator's log, once the SealConfig `web` is Ready for a second time.
     SecondEvent(&'static str),
+    /// In the operator's log, once a SealConfig whose wrapped store should go with it is deleted.
+    Deletion(&'static str),
 }
 
-use Shows::{Log, Restart, SecondEvent, Status};
+use Shows::{Deletion, Log, Restart, SecondEvent, Status};
 
 const EVENT: &str = "an event was not taken by the apiserver";
 const WRITE: &str = "a missing right (create and patch secrets)";
@@ -57,6 +59,13 @@ const RIGHTS: &[(&str, &str, &str, Shows)] = &[
         "patch",
         Log("the status was not written"),
     ),
+    (
+        "autounseal.dev",
+        "sealconfigs",
+        "patch",
+        Deletion("may not patch sealconfigs"),
+    ),
+    ("", "secrets", "delete", Deletion("may not delete secrets")),
     ("", "secrets", "list", Log("\"kind\":\"secrets\"")),
     ("", "secrets", "watch", Log("\"kind\":\"secrets\"")),
     ("", "secrets", "get", Status("web", "may not get secrets")),
@@ -249,6 +258,23 @@ impl Trial {
         stage.ready("web").await;
     }
 
+    /// Its wrapped store should go with it.
+    async fn doomed(&self, running: &Running) {
+        let stage = &self.scene.stage;
+        let mut spec = self.scene.spec("doomed", &random(32));
+        spec["keys"] = json!([{"name": "root", "generate": {}}]);
+        spec["wrappedDeletionPolicy"] = json!("Delete");
+        stage.apply("doomed", &spec).await;
+        eventually("the store, or no right to the finalizer", async || {
+            let store = stage.secret("doomed.sealconfig.wrapped").await;
+            let said = running.output();
+            let told = store.is_some() || said.contains("may not patch sealconfigs");
+            told.then_some(()).ok_or(said)
+        })
+        .await;
+        stage.plane.delete("SealConfig", &stage.namespace, "doomed").await;
+    }
+
     async fn status(&self, name: &str) -> String {
         self.scene.stage.config(name).await["status"].to_string()
     }
@@ -263,10 +289,11 @@ impl Trial {
             }
             Restart(kind, _) => self.rotate(kind).await,
             SecondEvent(_) => self.there_and_back().await,
+            Deletion(_) => self.doomed(&running).await,
         }
         eventually(what, async || {
             let (text, expected) = match shows {
-                Log(expected) | SecondEvent(expected) => (running.output(), expected),
+                Log(expected) | SecondEvent(expected) | Deletion(expected) => (running.output(), expected),
                 Status(name, expected) => (self.status(name).await, expected),
                 Restart(_, expected) => (self.status("web").await, expected),
             };
@@ -295,7 +322,8 @@ async fn each_right_of_the_role_is_missed_when_it_is_taken_away_and_none_is_miss
         .iter()
         .map(|trial| trial.scene.stage.namespace.clone())
         .collect();
-    let values = json!({"tenantNamespaces": namespaces, "log": {"level": "debug"}});
+    let values =
+        json!({"tenantNamespaces": namespaces, "log": {"level": "debug"}, "rights": {"storeDeletion": true}});
     let release = Release::install(&plane, values).await;
     // Each operator looks after one of the namespaces.
     let of_release = release
@@ -356,7 +384,9 @@ async fn each_right_of_the_role_is_missed_when_it_is_taken_away_and_none_is_miss
         let said = running.output();
         for (_, _, _, shows) in RIGHTS {
             match shows {
-                Log(fragment) | SecondEvent(fragment) => assert!(!said.contains(fragment), "{said}"),
+                Log(fragment) | SecondEvent(fragment) | Deletion(fragment) => {
+                    assert!(!said.contains(fragment), "{said}")
+                }
                 Status(name, fragment) => assert!(!trial.status(name).await.contains(fragment)),
                 Restart(_, fragment) => assert!(!trial.status("web").await.contains(fragment)),
             }
@@ -365,5 +395,17 @@ async fn each_right_of_the_role_is_missed_when_it_is_taken_away_and_none_is_miss
     let trial = &whole[0];
     let running = trial.operator(of_release).start();
     trial.there_and_back().await;
+    trial.doomed(&running).await;
+    let stage = &trial.scene.stage;
+    eventually("the store goes with its SealConfig", async || {
+        let (store, config) = (
+            stage.secret("doomed.sealconfig.wrapped").await,
+            stage.plane.get("SealConfig", &stage.namespace, "doomed").await,
+        );
+        (store.is_none() && config.is_none())
+            .then_some(())
+            .ok_or_else(|| running.output())
+    })
+    .await;
     assert!(!running.output().contains(EVENT));
 }

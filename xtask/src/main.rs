@@ -52,7 +52,7 @@ cargo xtask COMMAND
   demo [--cloud aws|oci]
         The product's main job, step by step, on a throwaway control plane. The KMS is moto's (aws, the default)
         or the OCI test server's.
-  bench reconcile|oci|imds [ARGS...]
+  bench reconcile|oci|store|imds [ARGS...]
         Measures the release build on a throwaway control plane. ARGS go to the measuring program.
         imds lays networks of its own, and so needs root and iproute2.
   gen   Writes crds/ anew from the code, and in the chart its copy and the table of values.

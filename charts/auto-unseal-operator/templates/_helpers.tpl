@@ -89,6 +89,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
+{{- if .Values.rights.storeDeletion }}
+- apiGroups: [autounseal.dev]
+  resources: [sealconfigs]
+  verbs: [patch]
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [delete]
+{{- end }}
 {{- if .Values.rights.serviceAccountTokens }}
 - apiGroups: [""]
   resources: [serviceaccounts/token]

@@ -166,11 +166,11 @@ pub fn standing(model: &Model, key: &Key, observed: &Observed) -> Standing {
                 _ => Standing::Barred(corrupt(model, "its header cannot be read")),
             };
         }
-        // What was written a moment ago may stand or not: nothing follows from that.
+        // Nothing is concluded from what nobody has looked at.
         StoreFacts::NotLooked => {
             return Standing::Barred(Fault::transient(
                 Reason::Pending,
-                "the wrapped store is read again before anything is decided",
+                "the wrapped store is read again",
             ));
         }
         StoreFacts::Absent => None,
@@ -207,6 +207,9 @@ pub fn standing(model: &Model, key: &Key, observed: &Observed) -> Standing {
     let accept = behind && model.accept_store == Some(store.header.counter);
     if behind && !accept {
         return Standing::Barred(rolled_back(model, store, seen));
+    }
+    if contradicted(key, section, observed) {
+        return Standing::Barred(forged(model));
     }
     if let Some(fault) = unopenable(model, key, store, section) {
         return Standing::Barred(fault);
@@ -340,6 +343,24 @@ fn may_open(seal: &Seal, copy: &CopyRecord) -> bool {
             Cloud::Aws(_) => true,
             Cloud::Oci(oci) => copy.key_id == oci.key.as_str(),
         }
+}
+
+/// Whether a delivered Secret knows a version by another check value: then somebody made a store of his own around
+/// another key, which authenticates itself.
+fn contradicted(key: &Key, section: &Section, observed: &Observed) -> bool {
+    let marks = observed
+        .relics
+        .values()
+        .filter_map(|facts| facts.delivered.marks.get(&key.name));
+    let told = marks.flat_map(|mark| {
+        let previous = mark.previous.as_ref().map(|(version, mark)| (*version, mark));
+        [Some((mark.version, &mark.mark)), previous].into_iter().flatten()
+    });
+    told.filter(|(_, mark)| Mark::is_check_value(mark))
+        .any(|(version, mark)| {
+            let record = section.versions.get(&version);
+            record.is_some_and(|record| record.check_value.as_ref() != Some(mark))
+        })
 }
 
 /// Whether taking seals out of the spec left a version that nothing opens any more. Damaged copies open nothing.

@@ -9,7 +9,7 @@ use std::{
 
 use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
-    rand,
+    digest, rand,
 };
 use data_encoding::{BASE64, HEXLOWER};
 use serde_json::{Value, json};
@@ -74,7 +74,8 @@ pub struct Key {
 
 struct KeyState {
     key: Key,
-    material: [u8; 32],
+    /// Newest last: what an older one has encrypted opens still.
+    materials: Vec<[u8; 32]>,
     state: &'static str,
     /// A key type that takes any context for the right one.
     ignores_context: bool,
@@ -159,7 +160,7 @@ impl Kms {
         rand::fill(&mut material).unwrap();
         self.state().keys.push(KeyState {
             key: key.clone(),
-            material,
+            materials: vec![material],
             state: "Enabled",
             ignores_context: false,
         });
@@ -171,7 +172,16 @@ impl Kms {
         self.state().aliases.insert(alias.to_owned(), key.arn.clone());
     }
 
-    /// `Enabled`, `Disabled`, `PendingDeletion`, `PendingImport`, `Unavailable`, or `Gone`.
+    /// Gives a key new material, as a rotation does.
+    pub fn rotate(&self, key: &Key) {
+        let mut material = [0; 32];
+        rand::fill(&mut material).unwrap();
+        if let Some(found) = self.state().keys.iter_mut().find(|k| k.key == *key) {
+            found.materials.push(material);
+        }
+    }
+
+    /// `Enabled`, `Disabled`, `PendingDeletion`, `PendingImport`, `Unavailable`, `Gone`, or `Silent`: no answer for it ever.
     pub fn set_state(&self, key: &Key, to: &'static str) {
         if let Some(found) = self.state().keys.iter_mut().find(|k| k.key == *key) {
             found.state = to;
@@ -234,7 +244,7 @@ fn seal(key: &KeyState, plaintext: &[u8], context: &Context) -> Vec<u8> {
     let mut nonce = [0; NONCE_LEN];
     rand::fill(&mut nonce).unwrap();
     let mut sealed = plaintext.to_vec();
-    cipher(key)
+    cipher(key.materials.last().unwrap())
         .seal_in_place_append_tag(
             Nonce::assume_unique_for_key(nonce),
             Aad::from(canonical(key, context)),
@@ -249,19 +259,21 @@ fn seal(key: &KeyState, plaintext: &[u8], context: &Context) -> Vec<u8> {
 
 fn open(key: &KeyState, blob: &[u8], context: &Context) -> Option<Vec<u8>> {
     let nonce: [u8; NONCE_LEN] = blob.get(16..16 + NONCE_LEN)?.try_into().ok()?;
-    let mut sealed = blob[16 + NONCE_LEN..].to_vec();
-    let plaintext = cipher(key)
-        .open_in_place(
-            Nonce::assume_unique_for_key(nonce),
-            Aad::from(canonical(key, context)),
-            &mut sealed,
-        )
-        .ok()?;
-    Some(plaintext.to_vec())
+    key.materials.iter().find_map(|material| {
+        let mut sealed = blob[16 + NONCE_LEN..].to_vec();
+        let plaintext = cipher(material)
+            .open_in_place(
+                Nonce::assume_unique_for_key(nonce),
+                Aad::from(canonical(key, context)),
+                &mut sealed,
+            )
+            .ok()?;
+        Some(plaintext.to_vec())
+    })
 }
 
-fn cipher(key: &KeyState) -> LessSafeKey {
-    LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key.material).unwrap())
+fn cipher(material: &[u8; 32]) -> LessSafeKey {
+    LessSafeKey::new(UnboundKey::new(&AES_256_GCM, material).unwrap())
 }
 
 fn id_bytes(key: &Key) -> Vec<u8> {
@@ -334,13 +346,13 @@ fn answer(state: &Mutex<State>, request: &Request) -> Reply {
         return error(400, "MissingAuthenticationTokenException");
     };
     let text = |name: &str| body.get(name).and_then(Value::as_str).map(str::to_owned);
-    let ciphertext = text("CiphertextBlob")
+    let blob = text("CiphertextBlob")
         .and_then(|blob| BASE64.decode(blob.as_bytes()).ok())
         .unwrap_or_default();
     state.calls.push(Call {
         operation: operation.clone(),
         key_id: text("KeyId"),
-        ciphertext,
+        ciphertext: blob.clone(),
         access_key_id,
         region: region.clone(),
         session_token: request.header("x-amz-security-token").map(str::to_owned),
@@ -351,6 +363,17 @@ fn answer(state: &Mutex<State>, request: &Request) -> Reply {
         .get_mut(operation.as_str())
         .and_then(VecDeque::pop_front)
         .or_else(|| state.standing.get(operation.as_str()).cloned());
+    let silent = |key: &&KeyState| {
+        let id = id_bytes(&key.key);
+        let named = text("KeyId").is_some_and(|name| {
+            let arn = state.aliases.get(&name).cloned().unwrap_or(name);
+            arn == key.key.arn || arn == key.key.id
+        });
+        key.state == "Silent" && (named || body.get("CiphertextBlob").is_some() && blob.starts_with(&id))
+    };
+    if state.keys.iter().any(|key| silent(&key)) {
+        return Reply::Hang;
+    }
     let right = match operation.as_str() {
         "DescribeKey" => describe(&state, &body, &region),
         "Encrypt" => encrypt(&state, &body, &region),
@@ -460,7 +483,12 @@ fn describe(state: &State, body: &Value, region: &str) -> Outcome {
         "Enabled": key.state == "Enabled", "KeyState": key.state, "KeyUsage": "ENCRYPT_DECRYPT",
         "KeySpec": "SYMMETRIC_DEFAULT", "KeyManager": "CUSTOMER", "Origin": "AWS_KMS", "MultiRegion": false,
         "EncryptionAlgorithms": ["SYMMETRIC_DEFAULT"], "Description": "",
+        "CurrentKeyMaterialId": material_id(key),
     }}))
+}
+
+fn material_id(key: &KeyState) -> String {
+    HEXLOWER.encode(digest::digest(&digest::SHA256, key.materials.last().unwrap()).as_ref())
 }
 
 fn context_of(body: &Value) -> Context {
