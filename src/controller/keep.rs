@@ -1,7 +1,10 @@
 //! Looks after stored keys: makes, copies, rotates and rebuilds them. What is made here is written to the wrapped store
 //! and read back before anybody uses it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, PoisonError},
+};
 
 use data_encoding::{BASE64, BASE64URL_NOPAD, HEXLOWER};
 use futures::future::join_all;
@@ -86,7 +89,20 @@ pub async fn tend(
     });
     let drafted = join_all(drafting).await;
     let mut drafts = Vec::new();
-    for (key, drafted) in drafted {
+    for (key, (drafted, asked)) in drafted {
+        for (seal, answer) in asked {
+            let id = (key.name.clone(), seal);
+            match answer {
+                Ok(()) => {
+                    observed.memory.copies.remove(&id);
+                }
+                Err(fault) => {
+                    let inputs = findings.copy_inputs.get(&id).cloned().unwrap_or_default();
+                    let (now, jitter) = (observed.now, observed.jitter);
+                    fail(&mut observed.memory.copies, id, &inputs, &fault, now, jitter);
+                }
+            }
+        }
         match drafted {
             Ok(draft) => {
                 for (seal, fault) in &draft.faults {
@@ -186,7 +202,7 @@ async fn draft<'a>(
     key: &'a Key,
     work: &Work,
     brought: Option<&KeyBytes>,
-) -> Result<Draft<'a>, Fault> {
+) -> (Result<Draft<'a>, Fault>, Asked) {
     let store = match &observed.store {
         StoreFacts::Found(store) => Some(store),
         _ => None,
@@ -197,13 +213,19 @@ async fn draft<'a>(
         observed,
         store,
         key,
+        asked: Mutex::default(),
     };
-    match work {
+    let drafted = match work {
         Work::Make(seals) => hand.make(seals, brought).await,
         Work::Rebuild(from, seals) => hand.rebuild(from, seals).await,
         Work::Mend(due) => hand.mend(due, brought).await,
-    }
+    };
+    let asked = hand.asked.into_inner().unwrap_or_else(PoisonError::into_inner);
+    (drafted, asked)
 }
+
+/// Seals that were asked to open a copy, and what came of it.
+type Asked = Vec<(String, Result<(), Fault>)>;
 
 /// What the work on one key needs.
 struct Hand<'w, 'a> {
@@ -212,6 +234,7 @@ struct Hand<'w, 'a> {
     observed: &'w Observed,
     store: Option<&'w Store>,
     key: &'a Key,
+    asked: Mutex<Asked>,
 }
 
 impl<'a> Hand<'_, 'a> {
@@ -615,14 +638,10 @@ impl<'a> Hand<'_, 'a> {
                 continue;
             };
             // Bytes that are not what was recorded must not be wrapped anew.
-            if fits(
-                self.model,
-                self.key,
-                draft.edit.section.versions.get(&version),
-                bytes,
-            )
-            .is_err()
-            {
+            let record = draft.edit.section.versions.get(&version);
+            if let Err(fault) = fits(self.model, self.key, record, bytes) {
+                let failed = seals.into_iter().map(|seal| (seal, fault.clone()));
+                draft.faults.extend(failed);
                 continue;
             }
             let wrapped = self.wrap_all(version, bytes, &seals).await;
@@ -648,13 +667,23 @@ impl<'a> Hand<'_, 'a> {
         let (_, _, opened) =
             open_candidate(self.context, self.model, self.key, store, version, successor).await;
         match opened.and_then(|bytes| fits(self.model, self.key, record, &bytes)) {
-            Ok(()) => draft.edit.drop_former(version, former),
+            Ok(()) => {
+                draft.edit.drop_former(version, former);
+                draft.wrapped.push(under);
+            }
             Err(fault) => draft.faults.push((under, fault)),
         }
     }
 
     async fn open(&self, store: &Store, version: u32) -> Result<KeyBytes, Fault> {
         let (attempts, bytes) = open_version(self.context, self.model, self.key, store, version, None).await;
+        let answers = attempts
+            .iter()
+            .map(|(seal, _, result)| (seal.clone(), result.as_ref().map(drop).map_err(Clone::clone)));
+        self.asked
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(answers);
         bytes.ok_or_else(|| first_fault(attempts))
     }
 }

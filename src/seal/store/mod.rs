@@ -141,3 +141,6 @@ fn is_sound(section: &Section) -> bool {
 pub fn item_digest(bytes: &Ciphertext) -> String {
     HEXLOWER.encode(&bytes.digest())
 }
+
+#[cfg(test)]
+mod tests;

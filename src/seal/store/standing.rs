@@ -243,7 +243,7 @@ pub fn standing(model: &Model, key: &Key, observed: &Observed) -> Standing {
             verify: status.and_then(|status| status.store_digest.as_ref()) != Some(&digest),
             copies: copies(model, key, store, section, observed),
             retire: retire(model, section),
-            drop: drops(section, observed),
+            drop: drops(model, key, store, section, observed),
             trigger,
             rotate,
             renew: false,
@@ -286,7 +286,7 @@ fn brought(model: &Model, key: &Key, observed: &Observed) -> Standing {
         due: Due {
             copies: copies(model, key, store, section, observed),
             retire: retire(model, section),
-            drop: drops(section, observed),
+            drop: drops(model, key, store, section, observed),
             renew,
             ..Due::default()
         },
@@ -478,24 +478,30 @@ fn retire(model: &Model, section: &Section) -> Vec<(u32, String)> {
         .collect()
 }
 
-/// When a former copy may go.
-fn drop_at(former: &super::Former, observed: &Observed) -> jiff::Timestamp {
-    let wait = observed.old_copy_retention.max(READS_APART);
-    former
-        .replaced
-        .saturating_add(wait)
-        .unwrap_or(jiff::Timestamp::MAX)
+/// When a former copy may go: after its retention, and a day after its successor was made and read for the first time.
+fn drop_at(former: &super::Former, successor: Option<&CopyRecord>, observed: &Observed) -> jiff::Timestamp {
+    let after = |at: jiff::Timestamp, wait| at.saturating_add(wait).unwrap_or(jiff::Timestamp::MAX);
+    let retained = after(former.replaced, observed.old_copy_retention.max(READS_APART));
+    successor.map_or(retained, |copy| retained.max(after(copy.made, READS_APART)))
 }
 
-fn drops(section: &Section, observed: &Observed) -> Vec<(u32, String)> {
+/// Those whose time has come and that have a successor to read.
+fn drops(
+    model: &Model,
+    key: &Key,
+    store: &Store,
+    section: &Section,
+    observed: &Observed,
+) -> Vec<(u32, String)> {
     section
         .versions
         .iter()
         .flat_map(|(version, record)| {
-            let due = record
-                .former
-                .iter()
-                .filter(|(_, former)| drop_at(former, observed) <= observed.now);
+            let due = record.former.iter().filter(|(item, former)| {
+                let by = successor(model, key, store, *version, item);
+                let by = by.and_then(|by| record.copies.get(&by.seal));
+                by.is_some() && drop_at(former, by, observed) <= observed.now
+            });
             due.map(|(item, _)| (*version, item.clone()))
         })
         .collect()
@@ -526,12 +532,13 @@ pub fn next_rotation(key: &Key, section: &Section) -> Option<jiff::Timestamp> {
 
 /// When something about a stored key becomes due by the clock alone.
 pub fn next_due(key: &Key, section: &Section, observed: &Observed) -> Option<jiff::Timestamp> {
-    let former = section
-        .versions
-        .values()
-        .flat_map(|version| version.former.values())
-        .map(|former| drop_at(former, observed));
-    former.chain(next_rotation(key, section)).min()
+    let former = section.versions.values().flat_map(|version| {
+        let of = |former: &super::Former| drop_at(former, version.copies.get(&former.seal), observed);
+        version.former.values().map(of)
+    });
+    let due = former.chain(next_rotation(key, section));
+    // What is late already waits for something else than time, and must not hide what comes next.
+    due.filter(|at| *at > observed.now).min()
 }
 
 /// The copy that must open once more before a former one goes: that of its own seal, or of any other where that seal is
