@@ -21,6 +21,7 @@ mod drift;
 mod endpoints;
 mod generated;
 mod imds;
+mod imported;
 mod main_job;
 mod moto_auth;
 mod oci_cli;
