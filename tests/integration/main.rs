@@ -43,6 +43,7 @@ mod schema;
 mod scripted_servers;
 mod secrecy;
 mod store_binding;
+mod store_cli;
 mod store_crash;
 mod store_faults;
 mod store_loss;

@@ -247,6 +247,7 @@ impl<'a> ControlPlane<'a> {
             .env("AUTOUNSEAL_PYTHON", self.tools.moto.python())
             .env("AUTOUNSEAL_OCI_PYTHON", self.tools.oci.python())
             .env("AUTOUNSEAL_OCIKMS", &self.tools.ocikms)
+            .env("AUTOUNSEAL_WRAPPEDSTORE", &self.tools.wrappedstore)
             .env("AUTOUNSEAL_CLUSTER_LOGS", &self.logs)
     }
 

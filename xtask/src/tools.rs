@@ -73,6 +73,14 @@ const OCIKMS: Pinned = Pinned {
     sources: &["main.go"],
     variable: "TEST_ASSET_OCIKMS",
 };
+/// Ours, around the clouds' own SDKs: opens what the product stores.
+const WRAPPEDSTORE: Pinned = Pinned {
+    name: "wrappedstore",
+    module: "wrappedstore",
+    package: ".",
+    sources: &["main.go"],
+    variable: "TEST_ASSET_WRAPPEDSTORE",
+};
 
 /// What a control plane is started from, and what tests beside it run.
 pub struct Tools {
@@ -92,6 +100,8 @@ pub struct Tools {
     pub oci: Environment,
     /// Wraps and unwraps with the Go library.
     pub ocikms: PathBuf,
+    /// Opens a copy of the wrapped store.
+    pub wrappedstore: PathBuf,
 }
 
 impl Tools {
@@ -118,6 +128,7 @@ impl Tools {
             moto,
             oci,
             ocikms: workshop.provide(&OCIKMS)?,
+            wrappedstore: workshop.provide(&WRAPPEDSTORE)?,
         })
     }
 }
@@ -302,6 +313,7 @@ pub fn run(session: &Session, arguments: &[String]) -> Outcome<i32> {
         &moto,
         &oci,
         &tools.ocikms,
+        &tools.wrappedstore,
         &deny,
     ];
     for path in programs.into_iter().chain(&tools.controller_manager) {
