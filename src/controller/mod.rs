@@ -185,7 +185,7 @@ async fn run_scope(
     let too_early = async {
         stop.await;
         if begun.load(Ordering::Relaxed) {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     };
     select(std::pin::pin!(controller), std::pin::pin!(too_early)).await;

@@ -138,9 +138,9 @@ async fn a_copy_that_was_edited_or_deleted_is_made_anew_from_the_other_seals() {
     // Each opens by itself.
     for seal in ["aws", "oci"] {
         if seal == "aws" {
-            aws_down(&clouds)
+            aws_down(&clouds);
         } else {
-            oci_down(&clouds)
+            oci_down(&clouds);
         }
         drill
             .stage
@@ -158,6 +158,9 @@ async fn a_copy_that_was_edited_or_deleted_is_made_anew_from_the_other_seals() {
     }
 }
 
+/// What is edited in a section, and how.
+type Edit = (&'static str, fn(&mut Value));
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_header_that_was_edited_is_told_and_not_obeyed() {
     let clouds = Clouds::new("header-edited").await;
@@ -167,15 +170,15 @@ async fn a_header_that_was_edited_is_told_and_not_obeyed() {
     let store = drill.store().await;
     let (plane, namespace) = (&drill.stage.plane, &drill.stage.namespace);
     // Each edit of one part; the last is seen by a new operator.
-    let edits: [(&str, fn(&mut Value)); 8] = [
+    let edits: [Edit; 8] = [
         ("current", |section| section["current"] = json!(1)),
         ("trigger", |section| section["trigger"] = json!("q1")),
         ("next", |section| section["next"] = json!(9)),
         ("exposed", |section| {
-            section["versions"]["2"]["exposed"] = json!(["x"])
+            section["versions"]["2"]["exposed"] = json!(["x"]);
         }),
         ("created", |section| {
-            section["versions"]["2"]["created"] = json!("2020-01-01T00:00:00Z")
+            section["versions"]["2"]["created"] = json!("2020-01-01T00:00:00Z");
         }),
         ("counter", |section| section["counter"] = json!(99)),
         ("versions", |section| {

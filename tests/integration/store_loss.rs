@@ -378,7 +378,7 @@ async fn a_store_is_rebuilt_from_all_secrets_that_hold_a_version_and_from_nothin
         let header = drill.header().await;
         let held = header["keys"]["static"]["section"]["versions"]
             .as_object()
-            .map(|v| v.len());
+            .map(serde_json::Map::len);
         (held == Some(2))
             .then_some(())
             .ok_or_else(|| format!("{header:#}"))

@@ -75,6 +75,10 @@ pub struct Kept {
 
 /// What is to be done about a stored key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a thing to do, and any of them may be due"
+)]
 pub struct Due {
     /// A human accepted an older store: it is written anew, above what was seen.
     pub accept: bool,

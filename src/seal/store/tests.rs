@@ -469,7 +469,7 @@ impl World {
                             return true;
                         }
                     }
-                    self.tell(&observed, &mut outcomes);
+                    Self::tell(&observed, &mut outcomes);
                 }
             }
             for seal in failed {
@@ -501,7 +501,7 @@ impl World {
         again
     }
 
-    fn tell(&self, observed: &Observed, outcomes: &mut Outcomes) {
+    fn tell(observed: &Observed, outcomes: &mut Outcomes) {
         let StoreFacts::Found(store) = &observed.store else {
             return;
         };
@@ -565,7 +565,7 @@ impl World {
             content_changed: self.now,
             deliveries: 1,
         };
-        self.tell(observed, outcomes);
+        Self::tell(observed, outcomes);
         outcomes.targets.insert("t".into(), done);
         observed.secrets.insert("app".into(), facts.clone());
         observed.relics.insert("app".into(), facts.clone());
