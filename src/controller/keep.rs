@@ -146,9 +146,7 @@ pub async fn tend(
             continue;
         }
         observed.memory.stored.remove(&draft.key.name);
-        if !draft.key.is_brought() {
-            tell(outcomes, observed, &draft);
-        }
+        tell(outcomes, observed, &draft);
         for (version, bytes) in draft.bytes {
             held.insert((draft.key.name.clone(), version), bytes);
         }
@@ -173,12 +171,21 @@ fn failed(model: &Model, observed: &mut Observed, findings: &Findings, key: &Key
 }
 
 fn tell(outcomes: &mut Outcomes, observed: &Observed, draft: &Draft<'_>) {
-    let (StoreFacts::Found(store), Some(bytes)) =
-        (&observed.store, draft.bytes.get(&draft.edit.section.current))
-    else {
+    let StoreFacts::Found(store) = &observed.store else {
         return;
     };
     let Some(sealed) = store.header.keys.get(&draft.key.name) else {
+        return;
+    };
+    let state = StoredState {
+        counter: sealed.section.counter,
+        digest: sealed.section.digest(sealed.mac.as_deref()),
+    };
+    if draft.key.is_brought() {
+        outcomes.keys.entry(draft.key.name.clone()).or_default().stored = Some(state);
+        return;
+    }
+    let Some(bytes) = draft.bytes.get(&draft.edit.section.current) else {
         return;
     };
     outcomes.keys.insert(
@@ -186,10 +193,7 @@ fn tell(outcomes: &mut Outcomes, observed: &Observed, draft: &Draft<'_>) {
         KeyOutcome {
             opened_by: draft.wrapped.first().cloned(),
             consumer_key_id: Some(consumer_key_id(draft.key, draft.edit.section.current, bytes)),
-            stored: Some(StoredState {
-                counter: sealed.section.counter,
-                digest: sealed.section.digest(sealed.mac.as_deref()),
-            }),
+            stored: Some(state),
             ..KeyOutcome::default()
         },
     );

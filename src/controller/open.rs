@@ -542,7 +542,7 @@ async fn every_one_in_time(
     let mut done: Vec<Attempt> = Vec::new();
     let mut until: Option<Instant> = None;
     while !running.is_empty() {
-        let deadline = until.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+        let deadline = until.unwrap_or_else(|| Instant::now() + Duration::from_hours(1));
         tokio::select! {
             Some(attempt) = running.next() => {
                 if attempt.2.is_ok() {

@@ -482,6 +482,14 @@ fn key_status(
             .clone()
             .or_else(|| previous.as_ref()?.opened_by.clone()),
         inputs_digest: inputs,
+        store_counter: match &outcome.stored {
+            Some(stored) => stored.counter,
+            None => previous.as_ref().map_or(0, |status| status.store_counter),
+        },
+        store_digest: match &outcome.stored {
+            Some(stored) => Some(stored.digest.clone()),
+            None => previous.as_ref().and_then(|status| status.store_digest.clone()),
+        },
         ..KeyStatus::default()
     }
 }
@@ -684,10 +692,14 @@ fn key_fault(
     if open {
         return copy_faults.into_iter().find(lies_in_copies);
     }
+    // A store that was tampered with says more than a KMS that is away.
+    let tampered = copy_faults
+        .iter()
+        .position(|fault| fault.reason.is_of_the_store());
     Some(
         copy_faults
             .into_iter()
-            .next()
+            .nth(tampered.unwrap_or_default())
             .unwrap_or_else(|| Fault::transient(Reason::Pending, "it has not been opened yet").of(part)),
     )
 }

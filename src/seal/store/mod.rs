@@ -1,6 +1,6 @@
 //! The wrapped store: operator-made copies of keys, in one Secret beside the SealConfig (`docs/store.md`).
 //!
-//! [`place`] is what binds a copy, [`header`] what the store says, [`standing`] what follows from it, and [`edit`] how it
+//! [`place`] is what binds a copy, [`header`] what the store says, [`mod@standing`] what follows from it, and [`edit`] how it
 //! is changed. All pure.
 
 use std::collections::{BTreeMap, BTreeSet};

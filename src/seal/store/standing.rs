@@ -75,10 +75,7 @@ pub struct Kept {
 
 /// What is to be done about a stored key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a thing to do, and any of them may be due"
-)]
+#[expect(clippy::struct_excessive_bools, reason = "a list of independent things to do")]
 pub struct Due {
     /// A human accepted an older store: it is written anew, above what was seen.
     pub accept: bool,
@@ -284,6 +281,8 @@ fn brought(model: &Model, key: &Key, observed: &Observed) -> Standing {
         ));
     }
     let renew = section.inputs.as_ref() != Some(&brought_inputs(key, observed));
+    let status = observed.status.keys.iter().find(|status| status.name == key.name);
+    let digest = section.digest(sealed.mac.as_deref());
     Standing::Kept(Kept {
         current: section.current,
         previous: None,
@@ -291,6 +290,7 @@ fn brought(model: &Model, key: &Key, observed: &Observed) -> Standing {
             copies: copies(model, key, store, section, observed),
             retire: retire(model, section),
             drop: drops(model, key, store, section, observed),
+            verify: status.and_then(|status| status.store_digest.as_ref()) != Some(&digest),
             renew,
             ..Due::default()
         },
