@@ -104,7 +104,7 @@ pub struct KmsStanza {
 pub struct AeadStanza {
     /// Names of `spec.keys`. Default: every key with one of Boundary's purposes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 32), inner(length(min = 1, max = 63)), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 63)), extend("x-kubernetes-list-type" = "set"))]
     pub keys: Vec<String>,
 }
 

@@ -14,10 +14,12 @@ use crate::{
     },
 };
 
+pub mod hcl;
+
 mod boundary;
 mod boundary_aead;
 mod env;
-mod hcl;
+
 mod openbao;
 mod openbao_static;
 mod vault;

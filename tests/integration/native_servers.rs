@@ -1,0 +1,196 @@
+//! Vault and OpenBao start from what the operator delivers, and unseal themselves by the KMS.
+
+use std::collections::BTreeMap;
+
+use autounseal::{
+    api::SealConfig,
+    delivery::{content::DeliveredKey, render},
+    seal::{KeyBytes, model::parse},
+};
+use serde_json::{Value, json};
+
+use crate::support::{
+    moto::Moto,
+    oci_caller::{Caller, profile},
+    oci_scene::{LABEL, OciScene, by_secret},
+    plane::eventually,
+    server::{Disk, Product},
+    stage::{Stage, unique},
+};
+
+/// The entries of a delivered Secret, once it is there.
+async fn secret(stage: &Stage, name: &str) -> BTreeMap<String, Vec<u8>> {
+    eventually(&format!("Secret {name}"), async || {
+        stage.secret(name).await.ok_or_else(|| "not there".to_owned())
+    })
+    .await
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// `envFrom`.
+fn env_from(secret: &BTreeMap<String, Vec<u8>>) -> Vec<(&str, &str)> {
+    secret
+        .iter()
+        .map(|(name, value)| (name.as_str(), text(value)))
+        .collect()
+}
+
+/// Starts a server afresh and makes sure that this seal unsealed it. No share was ever handed in, and its storage belongs to
+/// one type of seal.
+fn starts_unsealed(disk: &Disk, files: &[&str], variables: &[(&str, &str)], seal: &str) {
+    let mut server = disk.start(files, variables);
+    let status = server.unsealed();
+    assert_eq!(status["recovery_seal"], true, "{status}");
+    // This Vault names the type of the recovery key here.
+    if disk.product == Product::OpenBao {
+        assert_eq!(status["type"], seal, "{status}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_unseal_by_aws_kms_from_the_stanza_and_from_the_environment_alone() {
+    let stage = Stage::new("native-aws").await;
+    let moto = Moto::of_cluster("us-east-1");
+    let alias = format!("alias/native-{}", unique());
+    moto.alias(&alias, &moto.key().await).await;
+    let endpoint = std::env::var("AWS_ENDPOINT_URL_KMS").unwrap();
+    let seals = json!({"seals": ["primary"], "includeCredentials": true});
+    let target = |name: &str, mut secret: Value| {
+        secret["name"] = json!(name);
+        json!({"name": name, "secret": secret})
+    };
+    let spec = json!({
+        "seals": [{"name": "primary", "use": ["Native"], "awskms": {
+            "kmsKeyID": alias, "region": "us-east-1", "endpoint": endpoint, "credentials": {"secretRef": {"name": "aws"}}}}],
+        "targets": [
+            target("files", json!({"data": [
+                {"name": "vault.hcl", "stanza": {"vault": seals}}, {"name": "openbao.hcl", "stanza": {"openbao": seals}}]})),
+            target("vault", json!({"env": {"vault": seals}})),
+            target("openbao", json!({"env": {"openbao": seals}})),
+        ],
+    });
+    let _operator = stage.operator().start();
+    stage.apply("native", &spec).await;
+    let files = secret(&stage, "files").await;
+    for product in [Product::Vault, Product::OpenBao] {
+        let disk = Disk::new(product);
+        let file = format!("{}.hcl", product.word());
+        disk.mounted(&[(&file, &files[&file])]);
+        disk.start(&[&file], &[]).initialize();
+        starts_unsealed(&disk, &[&file], &[], "awskms");
+        let variables = secret(&stage, product.word()).await;
+        starts_unsealed(&disk, &[], &env_from(&variables), "awskms");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_unseal_by_oci_kms_from_the_stanza_and_from_the_environment() {
+    let scene = OciScene::set_up(
+        "native-oci",
+        &crate::support::oci::Options::default(),
+        |_| json!({"labels": {LABEL: "allowed"}}),
+    )
+    .await;
+    let stage = &scene.stage;
+    let spec = |credentials: Value, secret: Value| {
+        let mut spec = scene.spec_as(&credentials, &json!({}), "x");
+        spec.as_object_mut().unwrap().remove("keys");
+        spec["seals"][0]["use"] = json!(["Native"]);
+        spec["targets"] = json!([{"name": "x", "secret": secret}]);
+        spec
+    };
+    let _operator = scene.start();
+    let stanza = |product: &str| json!({"name": product, "stanza": {product: {"seals": ["oci"]}}});
+    let by_key = json!({"name": "files", "data": [stanza("vault"), stanza("openbao")]});
+    stage.apply("by-key", &spec(by_secret("oci"), by_key)).await;
+    let by_principal = json!({"name": "env", "env": {"vault": {"seals": ["oci"]}}});
+    stage
+        .apply("by-principal", &spec(Value::Null, by_principal))
+        .await;
+    let files = secret(stage, "files").await;
+    let variables = secret(stage, "env").await;
+
+    // The SDK's own file, which a pod would mount: `~` is the home folder of the user database, so it is named.
+    let caller = Caller::new();
+    let pem = caller.file("key.pem", &scene.user.pem);
+    let config = caller.file("config", profile("DEFAULT", &scene.user, &pem));
+    let identity = ("OCI_CONFIG_FILE", config.as_str());
+    for product in [Product::Vault, Product::OpenBao] {
+        let disk = Disk::new(product);
+        // No test server can listen where the SDKs look for an instance principal, which is all that variables can ask for.
+        // So the last start takes the identity from a file, and all that variables do tell from them.
+        let api_key = b"seal \"ocikms\" {\n  auth_type_api_key = \"true\"\n}\n";
+        disk.mounted(&[("seal.hcl", &files[product.word()]), ("api-key.hcl", api_key)]);
+        disk.start(&["seal.hcl"], &[identity]).initialize();
+        starts_unsealed(&disk, &["seal.hcl"], &[identity], "ocikms");
+        let mut all = env_from(&variables);
+        all.push(identity);
+        starts_unsealed(&disk, &["api-key.hcl"], &all, "ocikms");
+    }
+}
+
+/// What a generated key's Secret would hold.
+fn static_seal(
+    mount: &str,
+    current: (&KeyBytes, &str),
+    previous: Option<(&KeyBytes, &str)>,
+) -> Vec<(String, Vec<u8>)> {
+    let config: SealConfig = serde_json::from_value(json!({
+        "apiVersion": "autounseal.dev/v1alpha1", "kind": "SealConfig",
+        "metadata": {"name": "x", "namespace": "x", "uid": "x"},
+        "spec": {
+            "seals": [{"name": "aws", "awskms": {"kmsKeyID": "alias/x"}}],
+            "keys": [{"name": "static", "purpose": "static", "generate": {}}],
+            "targets": [{"name": "x", "secret": {"name": "x", "data": [
+                {"name": "seal.hcl", "stanza": {"openbaoStatic": {"key": "static", "mountPath": mount}}}]}}],
+        },
+    }))
+    .unwrap();
+    let model = parse(&config).unwrap();
+    let key = DeliveredKey {
+        current: current.0,
+        consumer_key_id: current.1.to_owned(),
+        previous: previous.map(|(bytes, id)| (bytes, id.to_owned())),
+    };
+    let content = render(
+        &model.targets[0].entries,
+        &BTreeMap::from([("static".to_owned(), key)]),
+        &BTreeMap::new(),
+    );
+    content
+        .unwrap()
+        .iter()
+        .map(|(name, bytes)| (name.to_owned(), bytes.to_vec()))
+        .collect()
+}
+
+#[test]
+fn openbao_unseals_by_its_static_key_and_follows_its_rotation() {
+    let disk = Disk::new(Product::OpenBao);
+    let mount = disk.mount().display().to_string();
+    let start = |files: &[(String, Vec<u8>)]| {
+        let files: Vec<_> = files
+            .iter()
+            .map(|(name, bytes)| (name.as_str(), bytes.as_slice()))
+            .collect();
+        disk.mounted(&files);
+        disk.start(&["seal.hcl"], &[])
+    };
+    // White space at either end, and no text: bytes that a careless reader would change.
+    let key = |first: u8, last: u8| {
+        let mut bytes = vec![0xfe; 32];
+        (bytes[0], bytes[31]) = (first, last);
+        KeyBytes::new(bytes)
+    };
+    let (first, second, third) = (key(b'\n', b' '), key(b' ', 0), key(b'\t', b'\n'));
+    start(&static_seal(&mount, (&first, "static-1"), None)).initialize();
+    let rotated = static_seal(&mount, (&second, "static-2"), Some((&first, "static-1")));
+    start(&rotated).unsealed();
+    // What the first key wrapped was wrapped anew, so the next rotation can do without it.
+    let rotated = static_seal(&mount, (&third, "static-3"), Some((&second, "static-2")));
+    assert_eq!(start(&rotated).unsealed()["type"], "static");
+    start(&static_seal(&mount, (&third, "static-3"), None)).unsealed();
+}
