@@ -149,7 +149,11 @@ async fn written_credentials(
         name: &model.id.name,
     };
     let mut credentials = BTreeMap::new();
-    for seal in target.credentials().into_iter().filter_map(|name| model.seal(name)) {
+    for seal in target
+        .credentials()
+        .into_iter()
+        .filter_map(|name| model.seal(name))
+    {
         let read = context.clouds.static_credentials(seal, tenant).await;
         let read = read.map_err(|fault| fault.of(format_args!("seal {:?}", seal.name)))?;
         credentials.insert(seal.name.clone(), read);

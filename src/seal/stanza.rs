@@ -222,9 +222,8 @@ pub fn entries(name: &str, spec: &StanzaSpec, seals: &[Seal], keys: &[Key]) -> R
 /// `InvalidSpec`, with the fix.
 pub fn variables(spec: &EnvSpec, seals: &[Seal]) -> Result<Vec<Entry>, Fault> {
     // Both servers read the same names.
-    let spec = match (&spec.vault, &spec.openbao) {
-        (Some(spec), None) | (None, Some(spec)) => spec,
-        _ => return Err(invalid("env takes exactly one of vault, openbao")),
+    let ((Some(spec), None) | (None, Some(spec))) = (&spec.vault, &spec.openbao) else {
+        return Err(invalid("env takes exactly one of vault, openbao"));
     };
     let [seal] = &server(spec, seals)?[..] else {
         return Err(invalid(

@@ -35,7 +35,7 @@ fn delivered(model: &Model, previous: bool) -> Result<BTreeMap<String, String>, 
         let delivered = DeliveredKey {
             current: &now,
             consumer_key_id: if previous { format!("{id}-2") } else { id.clone() },
-            previous: (previous && key.keeps_previous()).then(|| (&before, id)),
+            previous: (previous && key.keeps_previous()).then_some((&before, id)),
         };
         (key.name.clone(), delivered)
     });

@@ -15,7 +15,7 @@ use crate::support::{
     oci_scene::{LABEL, OciScene, by_secret},
     plane::eventually,
     server::{Disk, Product},
-    stage::{Stage, unique},
+    stage::{Stage, repository, unique},
 };
 
 /// The entries of a delivered Secret, once it is there.
@@ -193,4 +193,47 @@ fn openbao_unseals_by_its_static_key_and_follows_its_rotation() {
     let rotated = static_seal(&mount, (&third, "static-3"), Some((&second, "static-2")));
     assert_eq!(start(&rotated).unsealed()["type"], "static");
     start(&static_seal(&mount, (&third, "static-3"), None)).unsealed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn openbao_starts_from_the_key_that_the_operator_makes_and_survives_its_rotation() {
+    let stage = Stage::new("static-example").await;
+    let _operator = stage.operator().start();
+    let disk = Disk::new(Product::OpenBao);
+    let text = std::fs::read_to_string(repository("examples/04-openbao-static-two-clouds.yaml")).unwrap();
+    let mut config: Value = serde_yaml::from_str(&text).unwrap();
+    config["metadata"]["namespace"] = json!(stage.namespace);
+    // The example's KMS keys are nobody's, and its mount is a pod's.
+    let key = Moto::of_cluster("us-east-1").key().await;
+    config["spec"]["seals"] = json!([{"name": "aws", "awskms": {
+        "kmsKeyID": key, "region": "us-east-1", "credentials": {"secretRef": {"name": "aws"}}}}]);
+    let stanza = &mut config["spec"]["targets"][0]["secret"]["data"][0]["stanza"]["openbaoStatic"];
+    stanza["mountPath"] = json!(disk.mount().display().to_string());
+    config["spec"]["keys"][0]["generate"]["rotation"]["trigger"] = json!("first");
+    stage.plane.apply(&config).await;
+    let start = |secret: &BTreeMap<String, Vec<u8>>| {
+        let files: Vec<_> = secret
+            .iter()
+            .map(|(name, bytes)| (name.as_str(), bytes.as_slice()))
+            .collect();
+        disk.mounted(&files);
+        disk.start(&["seal.hcl"], &[])
+    };
+    let first = secret(&stage, "openbao-seal").await;
+    assert_eq!(first.keys().collect::<Vec<_>>(), ["current.key", "seal.hcl"]);
+    start(&first).initialize();
+    stage.ready("openbao").await;
+
+    config["spec"]["keys"][0]["generate"]["rotation"]["trigger"] = json!("second");
+    stage.plane.apply(&config).await;
+    let second = eventually("the key before", async || {
+        let now = secret(&stage, "openbao-seal").await;
+        now.contains_key("previous.key")
+            .then_some(now)
+            .ok_or_else(|| "only one".to_owned())
+    })
+    .await;
+    assert_eq!(second["previous.key"], first["current.key"]);
+    assert_ne!(second["current.key"], first["current.key"]);
+    start(&second).unsealed();
 }

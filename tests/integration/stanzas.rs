@@ -359,3 +359,33 @@ async fn the_examples_with_native_seals_are_delivered() {
     assert_eq!(vault.keys().collect::<Vec<_>>(), variables);
     assert_eq!(vault["VAULT_AWSKMS_SEAL_KEY_ID"], b"alias/vault-seal");
 }
+
+/// A seal that moto serves, for examples whose own name KMS keys that nobody has.
+async fn moto_seal() -> Value {
+    json!({"name": "aws", "awskms": {"kmsKeyID": Moto::of_cluster("us-east-1").key().await, "region": "us-east-1",
+        "credentials": {"secretRef": {"name": "aws"}}}})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn boundary_gets_the_generated_keys_of_the_example_each_process_its_own() {
+    let stage = Stage::new("aead-example").await;
+    let _operator = stage.operator().start();
+    let mut boundary = example(&stage, "02-boundary-aws.yaml");
+    boundary["spec"]["seals"] = json!([moto_seal().await]);
+    stage.plane.apply(&boundary).await;
+    let file = async |secret: &str| {
+        let entries = eventually(secret, async || {
+            stage.secret(secret).await.ok_or_else(|| "not there".to_owned())
+        });
+        Scratch::new(&entries.await["kms.hcl"])
+    };
+    let controller = file("boundary-controller-kms").await;
+    let worker = file("boundary-worker-kms").await;
+    let path = |file: &Scratch| file.path().display().to_string();
+    for purpose in ["root", "worker-auth", "recovery", "config"] {
+        let blob = go(&["wrap", &path(&controller), purpose], b"data", &[]).unwrap();
+        let opened = go(&["unwrap", &path(&worker), purpose], &blob, &[]);
+        // A worker shares its authentication with the controller, and has nothing else.
+        assert_eq!(opened.is_ok(), purpose == "worker-auth", "{purpose}: {opened:?}");
+    }
+}
