@@ -48,12 +48,12 @@ use super::{AwsKms, EnvSpec, OciKms, StanzaSpec, status::SealConfigStatus};
         "message": "every data entry must name one of spec.keys",
     },
     {
-        "rule": "!has(self.targets) || self.targets.all(t, !has(t.secret.data) || t.secret.data.all(d, !has(d.stanza) || ((!has(d.stanza.vault) || d.stanza.vault.seals.all(n, self.seals.exists(s, s.name == n))) && (!has(d.stanza.openbao) || d.stanza.openbao.seals.all(n, self.seals.exists(s, s.name == n))) && (!has(d.stanza.boundary) || self.seals.exists(s, s.name == d.stanza.boundary.seal)))))",
-        "message": "every stanza must name seals of spec.seals",
+        "rule": "!has(self.targets) || self.targets.all(t, !has(t.secret.data) || t.secret.data.all(d, !has(d.stanza) || ((!has(d.stanza.vault) || d.stanza.vault.seals.all(n, self.seals.exists(s, s.name == n && (!d.stanza.vault.includeCredentials || (has(s.awskms) && has(s.awskms.credentials) && has(s.awskms.credentials.secretRef)))))) && (!has(d.stanza.openbao) || d.stanza.openbao.seals.all(n, self.seals.exists(s, s.name == n && (!d.stanza.openbao.includeCredentials || (has(s.awskms) && has(s.awskms.credentials) && has(s.awskms.credentials.secretRef)))))) && (!has(d.stanza.boundary) || self.seals.exists(s, s.name == d.stanza.boundary.seal && (!d.stanza.boundary.includeCredentials || (has(s.awskms) && has(s.awskms.credentials) && has(s.awskms.credentials.secretRef))))))))",
+        "message": "every stanza must name seals of spec.seals; with includeCredentials those that have static credentials in a Secret (awskms.credentials.secretRef)",
     },
     {
-        "rule": "!has(self.targets) || self.targets.all(t, !has(t.secret.env) || ((!has(t.secret.env.vault) || t.secret.env.vault.seals.all(n, self.seals.exists(s, s.name == n))) && (!has(t.secret.env.openbao) || t.secret.env.openbao.seals.all(n, self.seals.exists(s, s.name == n)))))",
-        "message": "env must name a seal of spec.seals",
+        "rule": "!has(self.targets) || self.targets.all(t, !has(t.secret.env) || ((!has(t.secret.env.vault) || t.secret.env.vault.seals.all(n, self.seals.exists(s, s.name == n && (!t.secret.env.vault.includeCredentials || (has(s.awskms) && has(s.awskms.credentials) && has(s.awskms.credentials.secretRef)))))) && (!has(t.secret.env.openbao) || t.secret.env.openbao.seals.all(n, self.seals.exists(s, s.name == n && (!t.secret.env.openbao.includeCredentials || (has(s.awskms) && has(s.awskms.credentials) && has(s.awskms.credentials.secretRef))))))))",
+        "message": "env must name a seal of spec.seals; with includeCredentials one that has static credentials in a Secret (awskms.credentials.secretRef)",
     },
     {
         "rule": "!has(self.targets) || self.targets.all(t, !has(t.secret.data) || t.secret.data.all(d, !has(d.stanza) || ((!has(d.stanza.openbaoStatic) || (has(self.keys) && self.keys.exists(k, k.name == d.stanza.openbaoStatic.key && (!has(k.generate) || k.generate.bytes == 32)))) && (!has(d.stanza.boundaryAEAD) || !has(d.stanza.boundaryAEAD.keys) || d.stanza.boundaryAEAD.keys.all(n, has(self.keys) && self.keys.exists(k, k.name == n && !(k.purpose in ['static', 'other']) && (!has(k.generate) || k.generate.bytes == 32)))))))",

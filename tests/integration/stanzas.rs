@@ -389,3 +389,164 @@ async fn boundary_gets_the_generated_keys_of_the_example_each_process_its_own() 
         assert_eq!(opened.is_ok(), purpose == "worker-auth", "{purpose}: {opened:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_consumer_could_start_with_is_refused_by_the_apiserver() {
+    let stage = Stage::bare("bad-stanzas", &json!({})).await;
+    let config = |secret: &Value| {
+        let mut secret = secret.clone();
+        secret["name"] = json!("x");
+        let key = |name: &str, purpose: &str, bytes: u8| json!({"name": name, "purpose": purpose, "generate": {"bytes": bytes}});
+        stage.seal_config("x", &json!({
+            "controllerClass": "none",
+            "seals": [
+                {"name": "aws", "awskms": {"kmsKeyID": "alias/x", "region": "us-east-1", "credentials": {"secretRef": {"name": "aws"}}}},
+                {"name": "irsa", "awskms": {"kmsKeyID": "alias/x", "credentials": {"serviceAccountRef": {"name": "x"}}}},
+            ],
+            "keys": [key("root", "root", 32), key("short", "root", 16), key("app", "other", 32)],
+            "targets": [{"name": "x", "secret": secret}],
+        }))
+    };
+    let stanza = |stanza: Value| json!({"data": [{"name": "x", "stanza": stanza}]});
+    let files = |key: &str, mount: &str, current: &str| {
+        stanza(json!({"openbaoStatic": {"key": key, "mountPath": mount, "currentFile": current}}))
+    };
+    let native = |purposes: Value| stanza(json!({"boundary": {"seal": "aws", "purposes": purposes}}));
+    for good in [
+        stanza(json!({"vault": {"seals": ["aws", "irsa"]}})),
+        stanza(json!({"vault": {"seals": ["aws"], "includeCredentials": true}})),
+        stanza(json!({"boundaryAEAD": {"keys": ["root"]}})),
+        files("root", "/a", "current.key"),
+        native(json!(["root", "bsr"])),
+        json!({"env": {"openbao": {"seals": ["irsa"]}}}),
+    ] {
+        stage.plane.create(&config(&good)).await;
+        stage.plane.delete("SealConfig", &stage.namespace, "x").await;
+    }
+    let refused = [
+        (stanza(json!({})), "exactly one of vault"),
+        (
+            stanza(json!({"vault": {"seals": ["aws"]}, "openbao": {"seals": ["aws"]}})),
+            "exactly one of vault",
+        ),
+        (
+            stanza(json!({"vault": {"seals": ["none"]}})),
+            "must name seals of spec.seals",
+        ),
+        (
+            stanza(json!({"vault": {"seals": ["aws", "aws"]}})),
+            "Duplicate value",
+        ),
+        (stanza(json!({"vault": {"seals": []}})), "at least 1 item"),
+        (
+            stanza(json!({"openbao": {"seals": ["irsa"], "includeCredentials": true}})),
+            "static credentials in a Secret",
+        ),
+        (
+            stanza(json!({"boundary": {"seal": "none", "purposes": ["root"]}})),
+            "must name seals of spec.seals",
+        ),
+        (
+            stanza(json!({"boundary": {"seal": "irsa", "purposes": ["root"], "includeCredentials": true}})),
+            "static credentials in a Secret",
+        ),
+        (native(json!([])), "at least 1 item"),
+        (native(json!(["static"])), "purposes are Boundary's"),
+        (native(json!(["unseal-share"])), "Unsupported value"),
+        (native(json!(["root", "root"])), "Duplicate value"),
+        (
+            native(json!(["root", "previous-root"])),
+            "root and previous-root at once",
+        ),
+        (
+            stanza(json!({"boundaryAEAD": {"keys": ["none"]}})),
+            "take keys of spec.keys of 32 bytes",
+        ),
+        (
+            stanza(json!({"boundaryAEAD": {"keys": ["short"]}})),
+            "take keys of spec.keys of 32 bytes",
+        ),
+        (
+            stanza(json!({"boundaryAEAD": {"keys": ["app"]}})),
+            "take keys of spec.keys of 32 bytes",
+        ),
+        (
+            files("short", "/a", "current.key"),
+            "take keys of spec.keys of 32 bytes",
+        ),
+        (files("root", "relative", "current.key"), "mountPath"),
+        (files("root", "/a%zz", "current.key"), "mountPath"),
+        (files("root", "/a", "previous.key"), "two files"),
+        (json!({"env": {}}), "exactly one of vault, openbao"),
+        (
+            json!({"env": {"vault": {"seals": ["aws", "irsa"]}}}),
+            "one seal only",
+        ),
+        (
+            json!({"env": {"vault": {"seals": ["none"]}}}),
+            "must name a seal of spec.seals",
+        ),
+        (
+            json!({"env": {"vault": {"seals": ["irsa"], "includeCredentials": true}}}),
+            "static credentials in a Secret",
+        ),
+        (
+            json!({"data": [{"name": "x", "template": "x", "stanza": {"boundaryAEAD": {}}}]}),
+            "exactly one of key, stanza, template",
+        ),
+    ];
+    for (secret, words) in refused {
+        let refusal = stage
+            .plane
+            .try_create(&config(&secret))
+            .await
+            .expect_err(&secret.to_string());
+        assert!(refusal.message.contains(words), "{secret}: {}", refusal.message);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_follow_their_secret_and_temporary_ones_are_not_written() {
+    let stage = Stage::new("stanza-credentials").await;
+    let _operator = stage.operator().start();
+    let mut seal = moto_seal().await;
+    seal["use"] = json!(["Native"]);
+    let spec = json!({"seals": [seal], "targets": [{"name": "x", "secret": {
+        "name": "x", "env": {"vault": {"seals": ["aws"], "includeCredentials": true}}}}]});
+    stage.apply("x", &spec).await;
+    let holds = async |id: &str| {
+        eventually(&format!("access key {id}"), async || {
+            let found = stage
+                .secret("x")
+                .await
+                .and_then(|mut data| data.remove("AWS_ACCESS_KEY_ID"));
+            let shown = found
+                .as_deref()
+                .map(String::from_utf8_lossy)
+                .unwrap_or_default()
+                .into_owned();
+            (shown == id).then_some(()).ok_or(shown)
+        })
+        .await;
+    };
+    holds("AKIAINTEGRATIONTEST0").await;
+    stage
+        .credentials("aws", "AKIAINTEGRATIONTEST1", "integration-secret")
+        .await;
+    holds("AKIAINTEGRATIONTEST1").await;
+    let before = stage.whole_secret("x").await;
+    let temporary: [(&str, &[u8]); 3] = [
+        ("access_key", b"ASIAINTEGRATIONTEST2"),
+        ("secret_key", b"integration-secret"),
+        ("session_token", b"token"),
+    ];
+    stage.secret_of("aws", &temporary).await;
+    let message = stage.not_ready("x", "InvalidSpec").await;
+    assert!(message.contains("temporary"), "{message}");
+    // The last good Secret stays as it is.
+    let after = stage.whole_secret("x").await;
+    assert_eq!(
+        before["metadata"]["resourceVersion"],
+        after["metadata"]["resourceVersion"]
+    );
+}
