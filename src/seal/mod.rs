@@ -14,6 +14,7 @@ pub mod entry;
 pub mod fault;
 pub mod key_bytes;
 pub mod model;
+pub mod native;
 pub mod observed;
 pub mod oci;
 pub mod outcome;

@@ -331,6 +331,8 @@ pub struct Target {
     pub delete_with_owner: bool,
     /// Entries, never empty when there are keys.
     pub entries: Vec<Entry>,
+    /// Names of the seals that its pods are told to use themselves.
+    pub native: BTreeSet<String>,
     /// Roll the owners when keys change.
     pub restart: bool,
 }
@@ -424,6 +426,12 @@ impl Model {
     /// The seal of that name; parse has made sure that copies name one.
     pub fn seal(&self, name: &str) -> Option<&Seal> {
         self.seals.iter().find(|seal| seal.name == name)
+    }
+
+    /// Whether pods are told to use the seal themselves.
+    pub fn is_native(&self, seal: &Seal) -> bool {
+        let told = |target: &Target| target.native.contains(&seal.name);
+        seal.native || self.targets.iter().any(told)
     }
 
     /// Every entry of another object that holds a copy.
@@ -804,9 +812,22 @@ fn parse_target(spec: &api::Target, seals: &[Seal], keys: &[Key]) -> Result<Targ
         annotations,
         adopt: secret.adopt,
         delete_with_owner: secret.deletion_policy == DeletionPolicy::Delete,
+        native: told_seals(secret),
         entries,
         restart,
     })
+}
+
+/// The seals that stanzas and variables name.
+fn told_seals(secret: &api::TargetSecret) -> BTreeSet<String> {
+    let stanzas = secret.data.iter().filter_map(|entry| entry.stanza.as_ref());
+    let servers = stanzas
+        .clone()
+        .flat_map(|stanza| [&stanza.vault, &stanza.openbao])
+        .chain(secret.env.iter().flat_map(|env| [&env.vault, &env.openbao]));
+    let named = servers.flatten().flat_map(|spec| spec.seals.iter());
+    let boundary = stanzas.filter_map(|stanza| stanza.boundary.as_ref());
+    named.chain(boundary.map(|spec| &spec.seal)).cloned().collect()
 }
 
 fn parse_selector(selector: &LabelSelector) -> Result<Selector, Fault> {

@@ -152,6 +152,8 @@ pub struct PodFacts {
     pub ready: bool,
     /// The counter of deliveries that its template carried: it was made after that delivery.
     pub delivered: Option<u64>,
+    /// It uses the network of its node.
+    pub host_network: bool,
     /// Secrets that its spec uses.
     pub uses: Vec<SecretUse>,
 }

@@ -38,6 +38,7 @@ mod operator_identity;
 mod own_identity;
 mod ownership;
 mod pods;
+mod preflight;
 mod rights;
 mod schema;
 mod scripted_servers;
