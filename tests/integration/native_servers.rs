@@ -237,3 +237,66 @@ async fn openbao_starts_from_the_key_that_the_operator_makes_and_survives_its_ro
     assert_ne!(second["current.key"], first["current.key"]);
     start(&second).unsealed();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disabled_seal_is_the_way_to_another_one() {
+    let stage = Stage::new("migration").await;
+    let _operator = stage.operator().start();
+    let key = Moto::of_cluster("us-east-1").key().await;
+    let endpoint = std::env::var("AWS_ENDPOINT_URL_KMS").unwrap();
+    let seal = |name: &str, native: bool, disabled: bool| {
+        json!({"name": name, "use": [if native { "Native" } else { "Wrap" }], "disabled": disabled, "awskms": {
+            "kmsKeyID": key, "region": "us-east-1", "endpoint": endpoint, "credentials": {"secretRef": {"name": "aws"}}}})
+    };
+    for (product, to_static) in [(Product::Vault, false), (Product::OpenBao, true)] {
+        let word = product.word();
+        let disk = Disk::new(product);
+        let mount = disk.mount().display().to_string();
+        let native =
+            json!({"name": "seal.hcl", "stanza": {word: {"seals": ["primary"], "includeCredentials": true}}});
+        let new =
+            json!({"name": "static.hcl", "stanza": {"openbaoStatic": {"key": "static", "mountPath": mount}}});
+        let spec = |disabled: bool, data: Value| {
+            json!({
+                "seals": [seal("primary", true, disabled), seal("wraps", false, false)],
+                "keys": [{"name": "static", "purpose": "static", "generate": {}}],
+                "targets": [{"name": "server", "secret": {"name": word, "data": data}}],
+            })
+        };
+        let delivered = async |spec: &Value, has: &str| {
+            stage.apply(word, spec).await;
+            let files = eventually(&format!("{has} in {word}"), async || {
+                let files = secret(&stage, word).await;
+                let whole: Vec<u8> = files.values().flatten().copied().collect();
+                String::from_utf8_lossy(&whole)
+                    .contains(has)
+                    .then_some(files)
+                    .ok_or_else(|| "not yet".to_owned())
+            })
+            .await;
+            let files: Vec<_> = files
+                .iter()
+                .map(|(name, bytes)| (name.as_str(), bytes.as_slice()))
+                .collect();
+            disk.mounted(&files);
+        };
+        delivered(&spec(false, json!([native])), "awskms").await;
+        let share = disk.start(&["seal.hcl"], &[]).initialize();
+        if to_static {
+            delivered(&spec(true, json!([native, new])), "disabled").await;
+            let status = disk.start(&["seal.hcl", "static.hcl"], &[]).migrate(&share);
+            assert_eq!(status["type"], "static", "{status}");
+            starts_unsealed(&disk, &["static.hcl"], &[], "static");
+        } else {
+            delivered(&spec(true, json!([native])), "disabled").await;
+            let status = disk.start(&["seal.hcl"], &[]).migrate(&share);
+            assert_eq!(status["recovery_seal"], false, "{status}");
+            let status = disk.start(&[], &[]).unseal(&share);
+            assert_eq!(
+                (&status["type"], &status["sealed"]),
+                (&json!("shamir"), &json!(false)),
+                "{status}"
+            );
+        }
+    }
+}

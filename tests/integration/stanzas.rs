@@ -125,7 +125,7 @@ fn written(
     seals: &Value,
     keys: &Value,
     stanza: &Value,
-    handed: BTreeMap<String, DeliveredKey<'_>>,
+    handed: &BTreeMap<String, DeliveredKey<'_>>,
 ) -> Vec<u8> {
     let config: SealConfig = serde_json::from_value(json!({
         "apiVersion": "autounseal.dev/v1alpha1", "kind": "SealConfig",
@@ -135,7 +135,7 @@ fn written(
     }))
     .unwrap();
     let model = parse(&config).unwrap();
-    let content = render(&model.targets[0].entries, &handed, &BTreeMap::new()).unwrap();
+    let content = render(&model.targets[0].entries, handed, &BTreeMap::new()).unwrap();
     content.get("x").unwrap().to_vec()
 }
 
@@ -155,7 +155,7 @@ fn both_ways(seal: &Value, caller: &Caller, variables: &[(&str, &str)]) {
         .partition(|purpose| *purpose != "previous-root");
     for purposes in [first, second] {
         let stanza = json!({"boundary": {"seal": name, "purposes": purposes}});
-        let file = Scratch::new(written(&json!([seal]), &json!([]), &stanza, BTreeMap::new()));
+        let file = Scratch::new(written(&json!([seal]), &json!([]), &stanza, &BTreeMap::new()));
         let path = file.path().display().to_string();
         let plaintext = random(32);
         let mut theirs = Vec::new();
@@ -276,7 +276,7 @@ fn aead_blocks_make_the_wrappers_that_boundary_makes_and_a_rotated_root_opens_wh
             &seals,
             &json!(keys),
             &json!({"boundaryAEAD": {}}),
-            handed.collect(),
+            &handed.collect(),
         ))
     };
     let (before, after) = (at(0), at(1));

@@ -118,13 +118,30 @@ impl Drop for Disk {
 }
 
 impl Server {
-    /// Initialises it as a server that unseals itself.
-    pub fn initialize(&mut self) {
+    /// Initialises it as a server that unseals itself; its recovery key.
+    pub fn initialize(&mut self) -> String {
         self.status(|status| status["initialized"] == false);
         let keys = json!({"recovery_shares": 1, "recovery_threshold": 1});
         let answer = self.ask("PUT", "/v1/sys/init", &keys.to_string());
         assert!(answer["root_token"].is_string(), "{answer}: {}", self.log());
         self.unsealed();
+        answer["recovery_keys_base64"][0].as_str().unwrap().to_owned()
+    }
+
+    /// Migrates it to the seal that its configuration leads to, by the one key of the old seal.
+    pub fn migrate(&mut self, key: &str) -> Value {
+        self.status(|status| status["migration"] == true);
+        let given = json!({"key": key, "migrate": true});
+        let answer = self.ask("PUT", "/v1/sys/unseal", &given.to_string());
+        assert_eq!(answer["sealed"], false, "{answer}: {}", self.log());
+        // The server that is active does it, a moment later.
+        self.status(|status| status["sealed"] == false && status["migration"] == false)
+    }
+
+    /// Unseals a server of one share.
+    pub fn unseal(&mut self, share: &str) -> Value {
+        self.status(|status| status["initialized"] == true);
+        self.ask("PUT", "/v1/sys/unseal", &json!({"key": share}).to_string())
     }
 
     /// Waits until it is unsealed; what its status says then.
