@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     moto::Moto,
+    netns::Instance,
     oci_caller::{Caller, profile},
     oci_scene::{LABEL, OciScene, by_secret},
     plane::eventually,
@@ -87,7 +88,7 @@ async fn servers_unseal_by_aws_kms_from_the_stanza_and_from_the_environment_alon
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn servers_unseal_by_oci_kms_from_the_stanza_and_from_the_environment() {
+async fn servers_unseal_by_oci_kms_from_the_stanza_and_from_the_environment_alone() {
     let scene = OciScene::set_up(
         "native-oci",
         &crate::support::oci::Options::default(),
@@ -118,17 +119,27 @@ async fn servers_unseal_by_oci_kms_from_the_stanza_and_from_the_environment() {
     let pem = caller.file("key.pem", &scene.user.pem);
     let config = caller.file("config", profile("DEFAULT", &scene.user, &pem));
     let identity = ("OCI_CONFIG_FILE", config.as_str());
+    let port = |service: &str| -> u16 {
+        let url = scene.oci.url(service);
+        let authority = url.trim_start_matches("http://").split('/').next().unwrap();
+        authority.rsplit(':').next().unwrap().parse().unwrap()
+    };
+    let federation = scene.oci.url("federation");
+    let instance = Instance::new(
+        port("metadata"),
+        &["crypto", "management", "federation"].map(port),
+    );
     for product in [Product::Vault, Product::OpenBao] {
         let disk = Disk::new(product);
-        // No test server can listen where the SDKs look for an instance principal, which is all that variables can ask for.
-        // So the last start takes the identity from a file, and all that variables do tell from them.
-        let api_key = b"seal \"ocikms\" {\n  auth_type_api_key = \"true\"\n}\n";
-        disk.mounted(&[("seal.hcl", &files[product.word()]), ("api-key.hcl", api_key)]);
+        disk.mounted(&[("seal.hcl", &files[product.word()])]);
         disk.start(&["seal.hcl"], &[identity]).initialize();
         starts_unsealed(&disk, &["seal.hcl"], &[identity], "ocikms");
-        let mut all = env_from(&variables);
-        all.push(identity);
-        starts_unsealed(&disk, &["api-key.hcl"], &all, "ocikms");
+        // Variables alone mean an instance principal, which the SDKs get at a fixed address.
+        let mut alone = env_from(&variables);
+        alone.push(("OCI_SDK_AUTH_CLIENT_REGION_URL", &federation));
+        let mut server = disk.start_by(&instance.launcher(), &[], &alone);
+        let status = server.unsealed();
+        assert_eq!(status["recovery_seal"], true, "{status}");
     }
 }
 
