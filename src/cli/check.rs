@@ -261,11 +261,11 @@ fn plan_text(model: &Model) -> String {
                     key,
                     ..
                 } => {
-                    let kept = model.keys.iter().any(|of| of.name == *key && of.keeps_previous());
-                    let when = if kept {
-                        "left out until there is one"
-                    } else {
-                        "there will be none, left out"
+                    let of = model.keys.iter().find(|of| of.name == *key);
+                    let when = match of {
+                        Some(of) if of.keeps_previous() => "left out until there is one",
+                        Some(of) if !of.is_brought() => "none is kept, left out",
+                        _ => "a brought key has none, left out",
                     };
                     format!("previous version of key {key}: {when}")
                 }
@@ -472,6 +472,34 @@ billing/billing (seal.yaml): well
 
 ";
         assert_eq!(text, want);
+    }
+
+    #[test]
+    fn the_plan_tells_what_configuration_is_written() {
+        let mut value = good();
+        value["keys"][0] = json!({"name": "static", "purpose": "static", "generate": {}});
+        value["targets"][0]["secret"] = json!({
+            "name": "x",
+            "data": [
+                {"name": "vault.hcl", "stanza": {"vault": {"seals": ["aws"]}}},
+                {"name": "kms.hcl", "stanza": {"boundary": {"seal": "aws", "purposes": ["root", "bsr"]}}},
+                {"name": "seal.hcl", "stanza": {"openbaoStatic": {"key": "static", "mountPath": "/seal"}}},
+            ],
+            "env": {"openbao": {"seals": ["aws"]}},
+        });
+        let object = object(&value);
+        let checked = check(&object);
+        let text = as_text(&[(object, checked)]);
+        for line in [
+            "    vault.hcl: Vault's seal blocks for seals aws\n",
+            "    kms.hcl: Boundary's kms blocks for seal aws, purposes root, bsr\n",
+            "    seal.hcl: OpenBao's static seal with key static\n",
+            "    current.key: key static, raw bytes\n",
+            "    previous.key: previous version of key static: left out until there is one\n",
+            "    VAULT_SEAL_TYPE: environment variable, awskms\n",
+        ] {
+            assert!(text.contains(line), "{line}{text}");
+        }
     }
 
     #[test]
