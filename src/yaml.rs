@@ -5,6 +5,7 @@
 //! yield more than the text could hold.
 
 mod scan;
+mod splice;
 
 use std::{cell::Cell, fmt};
 
@@ -13,6 +14,8 @@ use serde::{
     de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::{Map, Number, Value};
+
+pub use splice::{Step, replace};
 
 /// Bytes that a file may have.
 pub const MAX_FILE: usize = 1024 * 1024;
@@ -36,6 +39,11 @@ pub enum YamlError {
     /// No YAML, or no YAML that could be a manifest.
     #[error("not a readable manifest: {0}")]
     Syntax(String),
+    /// A value cannot be replaced without touching the rest.
+    #[error(
+        "the place of the value is not found for sure; write mappings as `name: value`, or paste the value in by hand"
+    )]
+    NoPlace,
 }
 
 /// The documents of a file, YAML or JSON; empty ones are left out.

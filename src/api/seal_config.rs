@@ -434,7 +434,7 @@ pub struct TargetSecret {
     /// Whether the Secret goes with the SealConfig.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
-    /// The entries. Default: one for each key, named after it, raw bytes.
+    /// The entries. Default, where there is no `env`: one for each key, named after it, raw bytes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub data: Vec<DataEntry>,

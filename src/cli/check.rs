@@ -9,15 +9,20 @@ use super::{
     manifest::{self, API_VERSION, KIND, Object},
     output,
     schema::{self, Problem},
+    sending,
 };
 use crate::{
-    api::{self, Encoding, KeyVersion, SealConfig, SecretType, WrappedFormat},
+    api::{self, Encoding, KeyVersion, SealConfig, SecretType},
     seal::{
         aws::{AwsSeal, Credentials},
         entry::EntryContent,
-        model::{self, Cloud, Model, Source, Target},
+        model::{self, Cloud, Key, Model, Origin, Source, Target},
         oci::{self, OciSeal},
         stanza::{Stanza, Variable},
+        store::{
+            Provenance, secret_name,
+            standing::{needs_store, wrapping},
+        },
     },
 };
 
@@ -212,10 +217,15 @@ fn plan_text(model: &Model) -> String {
             Cloud::Oci(oci) => ("OCI", oci_way(oci)),
         };
         lines.push(format!(
-            "seal {} (priority {}): {cloud} KMS {}, {way}{}",
+            "seal {} (priority {}): {cloud} KMS {}, {way}{}{}",
             seal.name,
             seal.priority,
             seal.cloud.configured_key(),
+            match (seal.wraps, seal.disabled) {
+                (true, false) => "",
+                (true, true) => ", disabled: opens, wraps nothing new",
+                (false, _) => ", neither wraps nor opens keys",
+            },
             if seal.cloud.is_operators() {
                 ", which a cluster admin must allow here"
             } else {
@@ -223,25 +233,7 @@ fn plan_text(model: &Model) -> String {
             }
         ));
     }
-    for key in &model.keys {
-        let copies: Vec<_> = key
-            .copies
-            .iter()
-            .map(|copy| {
-                let source = match &copy.source {
-                    Source::Inline(_) => "inline".to_owned(),
-                    Source::Entry(entry) => format!("{entry}, entry {}", entry.key),
-                };
-                format!("{} ({}, {source})", copy.seal, format_word(copy.format))
-            })
-            .collect();
-        let open = if copies.len() == 1 {
-            "opened by seal"
-        } else {
-            "every copy opened and compared: seals"
-        };
-        lines.push(format!("key {}: {open} {}", key.name, copies.join(", ")));
-    }
+    lines.extend(model.keys.iter().map(|key| key_text(model, key)));
     for target in &model.targets {
         lines.push(format!(
             "target {}: Secret {} ({}){}",
@@ -259,16 +251,8 @@ fn plan_text(model: &Model) -> String {
                 EntryContent::Key {
                     version: KeyVersion::Previous,
                     key,
-                    ..
-                } => {
-                    let of = model.keys.iter().find(|of| of.name == *key);
-                    let when = match of {
-                        Some(of) if of.keeps_previous() => "left out until there is one",
-                        Some(of) if !of.is_brought() => "none is kept, left out",
-                        _ => "a brought key has none, left out",
-                    };
-                    format!("previous version of key {key}: {when}")
-                }
+                    encoding,
+                } => previous_text(model, key, *encoding),
                 EntryContent::Key { key, encoding, .. } => {
                     format!("key {key}, {}", encoding_word(*encoding))
                 }
@@ -316,6 +300,66 @@ fn stanza_words(stanza: &Stanza) -> String {
             join(purposes.iter().map(|purpose| purpose.as_str()).collect())
         ),
         Stanza::BoundaryAead(_) => format!("Boundary's kms blocks with keys {}", keys()),
+    }
+}
+
+/// Where a key comes from, what opens it, and where the operator's copies of it go.
+fn key_text(model: &Model, key: &Key) -> String {
+    let store = secret_name(&model.id.name);
+    let under: Vec<_> = wrapping(model, key).map(|seal| seal.name.as_str()).collect();
+    let kept = match under.as_slice() {
+        [] => "under no seal, for none of them wraps: it cannot be made".to_owned(),
+        [one] => format!("under seal {one}, into Secret {store}"),
+        several => format!("under seals {}, into Secret {store}", several.join(", ")),
+    };
+    let said = match &key.origin {
+        Origin::Brought => {
+            let copies: Vec<_> = key
+                .copies
+                .iter()
+                .map(|copy| {
+                    let source = match &copy.source {
+                        Source::Inline(_) => "inline".to_owned(),
+                        Source::Entry(entry) => format!("{entry}, entry {}", entry.key),
+                    };
+                    format!("{} ({}, {source})", copy.seal, sending::word(copy.format))
+                })
+                .collect();
+            let open = if copies.len() == 1 {
+                "opened by seal"
+            } else {
+                "every copy opened and compared: seals"
+            };
+            let more = if under.is_empty() {
+                String::new()
+            } else {
+                format!("; wrapped {kept}, too")
+            };
+            format!("{open} {}{more}", copies.join(", "))
+        }
+        Origin::Generated { bytes, after, .. } => {
+            let after = after.map_or_else(String::new, |after| format!(", a new version every {after:#}"));
+            format!("{bytes} bytes made by the operator and wrapped {kept}{after}")
+        }
+        Origin::Imported { secret, entry } => {
+            format!("taken from Secret {secret}, entry {entry}, and wrapped {kept}")
+        }
+    };
+    format!("key {}: {said}", key.name)
+}
+
+fn previous_text(model: &Model, key: &str, encoding: Encoding) -> String {
+    let kept = model
+        .keys
+        .iter()
+        .any(|found| found.name == key && found.keeps_previous());
+    if kept {
+        format!(
+            "previous version of key {key}, {}, once there is one",
+            encoding_word(encoding)
+        )
+    } else {
+        format!("previous version of key {key}: none is kept, left out")
     }
 }
 
@@ -380,6 +424,8 @@ fn plan_json(model: &Model) -> Value {
                 "region": region,
                 "credentialSource": seal.cloud.credential_source(),
                 "operatorIdentity": seal.cloud.is_operators(),
+                "wraps": seal.wraps && !seal.disabled,
+                "opens": seal.wraps,
             })
         })
         .collect();
@@ -387,8 +433,19 @@ fn plan_json(model: &Model) -> Value {
         .keys
         .iter()
         .map(|key| {
-            let seals: Vec<_> = key.copies.iter().map(|copy| &copy.seal).collect();
-            json!({"name": key.name, "openedBy": seals})
+            let opened: Vec<_> = key.copies.iter().map(|copy| &copy.seal).collect();
+            let under: Vec<_> = wrapping(model, key).map(|seal| &seal.name).collect();
+            json!({
+                "name": key.name,
+                "source": match key.origin {
+                    Origin::Brought => Provenance::Brought,
+                    Origin::Generated { .. } => Provenance::Generated,
+                    Origin::Imported { .. } => Provenance::Imported,
+                }.field(),
+                // By what the user brings, and by what the operator makes of it.
+                "openedBy": opened,
+                "wrappedUnder": under,
+            })
         })
         .collect();
     let targets: Vec<_> = model
@@ -405,14 +462,8 @@ fn plan_json(model: &Model) -> Value {
             })
         })
         .collect();
-    json!({"suspend": model.suspend, "seals": seals, "keys": keys, "targets": targets})
-}
-
-fn format_word(format: WrappedFormat) -> &'static str {
-    match format {
-        WrappedFormat::BlobInfo => "blobinfo",
-        WrappedFormat::Kms => "kms",
-    }
+    let store = needs_store(model).then(|| secret_name(&model.id.name));
+    json!({"suspend": model.suspend, "store": store, "seals": seals, "keys": keys, "targets": targets})
 }
 
 fn encoding_word(encoding: Encoding) -> &'static str {
@@ -425,8 +476,12 @@ fn encoding_word(encoding: Encoding) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    pub(in crate::cli) fn model(spec: &Value) -> Model {
+        check(&object(spec)).unwrap()
+    }
 
     fn object(spec: &Value) -> Object {
         Object {
@@ -466,7 +521,7 @@ billing/billing (seal.yaml): well
   key master: opened by seal aws (kms, inline)
   target app: Secret billing-key (Opaque)
     master.key: key master, raw bytes
-    old.key: previous version of key master: a brought key has none, left out
+    old.key: previous version of key master: none is kept, left out
     app.toml: template with key master
     pods app=billing: rolled when a key changes, if their workload allows it
 
@@ -495,7 +550,7 @@ billing/billing (seal.yaml): well
             "    kms.hcl: Boundary's kms blocks for seal aws, purposes root, bsr\n",
             "    seal.hcl: OpenBao's static seal with key static\n",
             "    current.key: key static, raw bytes\n",
-            "    previous.key: previous version of key static: left out until there is one\n",
+            "    previous.key: previous version of key static, raw bytes, once there is one\n",
             "    VAULT_SEAL_TYPE: environment variable, awskms\n",
         ] {
             assert!(text.contains(line), "{line}{text}");
@@ -510,8 +565,74 @@ billing/billing (seal.yaml): well
         assert_eq!(report["ok"], true);
         assert_eq!(
             report["objects"][0]["plan"]["keys"],
-            json!([{"name": "master", "openedBy": ["aws"]}])
+            json!([{"name": "master", "source": "wrapped", "openedBy": ["aws"], "wrappedUnder": []}])
         );
+        assert_eq!(report["objects"][0]["plan"]["store"], Value::Null);
+    }
+
+    fn stored() -> Value {
+        json!({
+            "seals": [
+                {"name": "a", "awskms": {"kmsKeyID": "alias/a", "region": "eu-west-1", "credentials": {"secretRef": {"name": "s"}}}},
+                {"name": "b", "priority": 60, "awskms": {
+                    "kmsKeyID": "alias/b", "region": "us-east-1", "credentials": {"secretRef": {"name": "s"}},
+                }},
+                {"name": "c", "priority": 70, "disabled": true, "awskms": {
+                    "kmsKeyID": "alias/c", "region": "us-east-1", "credentials": {"secretRef": {"name": "s"}},
+                }},
+            ],
+            "keys": [
+                {"name": "made", "generate": {"rotation": {"after": "2160h"}}},
+                {"name": "taken", "import": {"secretKeyRef": {"name": "plain", "key": "root"}}},
+                {"name": "brought", "wrapped": [{"seal": "c", "inline": "eA=="}]},
+            ],
+            "targets": [{"name": "app", "secret": {"name": "k", "data": [
+                {"name": "old", "key": {"name": "made", "version": "previous", "encoding": "hex"}},
+            ]}}],
+        })
+    }
+
+    #[test]
+    fn the_plan_tells_what_is_made_and_where_it_is_kept() {
+        let object = object(&stored());
+        let checked = check(&object);
+        let text = as_text(&[(object, checked)]);
+        let want = "\
+billing/billing (seal.yaml): well
+  seal a (priority 50): AWS KMS alias/a, region eu-west-1, credentials in Secret s
+  seal b (priority 60): AWS KMS alias/b, region us-east-1, credentials in Secret s
+  seal c (priority 70): AWS KMS alias/c, region us-east-1, credentials in Secret s, disabled: opens, wraps nothing new
+  key made: 32 bytes made by the operator and wrapped under seals a, b, into Secret billing.sealconfig.wrapped, a new version every 2160h
+  key taken: taken from Secret plain, entry root, and wrapped under seals a, b, into Secret billing.sealconfig.wrapped
+  key brought: opened by seal c (blobinfo, inline); wrapped under seals a, b, into Secret billing.sealconfig.wrapped, too
+  target app: Secret k (Opaque)
+    old: previous version of key made, hex, once there is one
+
+";
+        assert_eq!(text, want);
+    }
+
+    #[test]
+    fn the_json_plan_tells_the_same() {
+        let object = object(&stored());
+        let checked = check(&object);
+        let plan = as_json(&[(object, checked)])["objects"][0]["plan"].clone();
+        assert_eq!(plan["store"], "billing.sealconfig.wrapped");
+        assert_eq!(
+            plan["keys"],
+            json!([
+                {"name": "made", "source": "generate", "openedBy": [], "wrappedUnder": ["a", "b"]},
+                {"name": "taken", "source": "import", "openedBy": [], "wrappedUnder": ["a", "b"]},
+                {"name": "brought", "source": "wrapped", "openedBy": ["c"], "wrappedUnder": ["a", "b"]},
+            ])
+        );
+        let wraps: Vec<_> = plan["seals"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|seal| &seal["wraps"])
+            .collect();
+        assert_eq!(wraps, [true, true, false]);
     }
 
     #[test]

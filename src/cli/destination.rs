@@ -1,4 +1,4 @@
-//! Where `wrap` may send a key: only to KMS keys that the caller named (security rule S14). Pure.
+//! Where `wrap` and `rewrap` may send a key: only to KMS keys that the caller named (security rule S14). Pure.
 
 use std::fmt;
 
@@ -37,7 +37,7 @@ pub(super) fn destinations(
         .collect();
     if chosen.is_empty() {
         return Err(Failure::Misuse(format!(
-            "the file has no seal {:?}; it has {}",
+            "the file has no seal {:?} that wraps; it has {}",
             only.unwrap_or_default(),
             listed(&seals.iter().collect::<Vec<_>>())
         )));
@@ -115,7 +115,7 @@ fn only_match<'s>(chosen: &[&'s Seal], key: &Destination) -> Result<&'s Seal, Fa
     match candidates.as_slice() {
         [one] => Ok(one),
         [] => Err(Failure::Misuse(format!(
-            "no seal of the file is {key}; the file has {}",
+            "no seal of the file that wraps is {key}; the file has {}",
             listed(chosen)
         ))),
         several => Err(Failure::Misuse(format!(

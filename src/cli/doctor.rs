@@ -150,15 +150,7 @@ async fn of_cluster(args: &DoctorArgs) -> Result<Report, Failure> {
     let cluster = cluster::connect(&args.cluster).await?;
     let namespace = args.namespace.clone().unwrap_or(cluster.namespace);
     let name = args.name.clone().unwrap_or_default();
-    let api: Api<SealConfig> = Api::namespaced(cluster.client.clone(), &namespace);
-    let found = bounded(api.get_opt(&name)).await.map_err(|error| {
-        Failure::No(read_fault(&error, "get sealconfigs", &namespace, Reason::SourceMissing).message)
-    })?;
-    let Some(config) = found else {
-        return Err(Failure::Misuse(format!(
-            "there is no SealConfig {name} in namespace {namespace}; see: kubectl get sealconfigs -A"
-        )));
-    };
+    let config = cluster::seal_config(&cluster.client, &namespace, &name).await?;
     let mut report = Report {
         of: format!("{namespace}/{name}"),
         fault: None,
@@ -345,7 +337,7 @@ impl Guide<'_> {
         let namespace = &self.model.id.namespace;
         match (&copy.source, &self.bytes) {
             (Source::Inline(bytes), _) => Ok(bytes.clone()),
-            (Source::Entry(_), Bytes::File(others)) => unwrap::wrapped(copy, others, namespace)
+            (Source::Entry(_), Bytes::File(others)) => unwrap::source::wrapped(copy, others, namespace)
                 .map_err(|why| Fault::invalid(Reason::SourceMissing, why)),
             (Source::Entry(entry), Bytes::Cluster(client)) => {
                 let (_, found) = source_facts(client, namespace, entry).await?;

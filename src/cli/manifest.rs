@@ -62,54 +62,74 @@ impl Object {
     }
 }
 
+/// Where an object stands in its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Position {
+    /// The document, as [`yaml::documents`] counts.
+    pub(super) document: usize,
+    /// The item, when the document is a `List`.
+    pub(super) item: Option<usize>,
+}
+
 /// The objects of a file, `-` = standard input. A `List` counts as its items.
 pub(super) fn read(path: &Path) -> Result<Vec<Object>, Failure> {
-    let text = read_text(path)?;
-    let name = path.display().to_string();
-    let documents = yaml::documents(&text).map_err(|error| Failure::No(format!("{name}: {error}")))?;
+    let objects = objects(&path.display().to_string(), &read_text(path)?)?;
+    Ok(objects.into_iter().map(|(_, object)| object).collect())
+}
+
+/// The objects of a text that lies in a file of that name.
+pub(super) fn objects(name: &str, text: &str) -> Result<Vec<(Position, Object)>, Failure> {
+    let documents = yaml::documents(text).map_err(|error| Failure::No(format!("{name}: {error}")))?;
     let mut values = Vec::new();
-    for document in documents {
-        match document {
+    for (document, value) in documents.into_iter().enumerate() {
+        let at = |item| Position { document, item };
+        match value {
             Value::Object(mut list)
                 if list.get("kind").and_then(Value::as_str) == Some("List")
                     && list.get("items").is_some_and(Value::is_array) =>
             {
                 if let Some(Value::Array(items)) = list.remove("items") {
-                    values.extend(items);
+                    let items = items.into_iter().enumerate();
+                    values.extend(items.map(|(item, value)| (at(Some(item)), value)));
                 }
             }
-            other => values.push(other),
+            other => values.push((at(None), other)),
         }
     }
     let several = values.len() > 1;
     Ok(values
         .into_iter()
         .enumerate()
-        .map(|(i, value)| Object {
-            place: if several {
+        .map(|(i, (position, value))| {
+            let place = if several {
                 format!("{name}, object {}", i + 1)
             } else {
-                name.clone()
-            },
-            value,
+                name.to_owned()
+            };
+            (position, Object { place, value })
         })
         .collect())
 }
 
-fn read_text(path: &Path) -> Result<String, Failure> {
-    let shown = path.display();
-    let read = |reader: &mut dyn Read| -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        // One byte more than allowed tells a file that is too long from one that just fits.
-        reader.take(yaml::MAX_FILE as u64 + 1).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    let bytes = if path == Path::new("-") {
-        read(&mut io::stdin())
+pub(super) fn read_text(path: &Path) -> Result<String, Failure> {
+    if path == Path::new("-") {
+        text_of(io::stdin(), path)
     } else {
-        File::open(path).and_then(|mut file| read(&mut file))
+        let file = File::open(path)
+            .map_err(|error| Failure::Misuse(format!("cannot read {}: {error}", path.display())))?;
+        text_of(file, path)
     }
-    .map_err(|error| Failure::Misuse(format!("cannot read {shown}: {error}")))?;
+}
+
+/// The text of a reader, within bounds. `path`: its name, for messages.
+pub(super) fn text_of(reader: impl Read, path: &Path) -> Result<String, Failure> {
+    let shown = path.display();
+    let mut bytes = Vec::new();
+    // One byte more than allowed tells a file that is too long from one that just fits.
+    reader
+        .take(yaml::MAX_FILE as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| Failure::Misuse(format!("cannot read {shown}: {error}")))?;
     String::from_utf8(bytes).map_err(|_| Failure::No(format!("{shown}: the file is not UTF-8 text")))
 }
 
@@ -119,22 +139,33 @@ pub(super) fn one_seal_config(
     name: Option<&str>,
     namespace: Option<&str>,
 ) -> Result<(Object, Vec<Object>), Failure> {
+    let shown = path.display().to_string();
+    let ((_, config), others) = one_of(objects(&shown, &read_text(path)?)?, &shown, name, namespace)?;
+    Ok((config, others))
+}
+
+/// The same of objects that were read from the file `shown`, with the place of the SealConfig in it.
+pub(super) fn one_of(
+    objects: Vec<(Position, Object)>,
+    shown: &str,
+    name: Option<&str>,
+    namespace: Option<&str>,
+) -> Result<((Position, Object), Vec<Object>), Failure> {
     let (mut configs, others): (Vec<_>, Vec<_>) =
-        read(path)?.into_iter().partition(|object| object.kind() == KIND);
+        objects.into_iter().partition(|(_, object)| object.kind() == KIND);
     if let Some(name) = name {
-        configs.retain(|object| object.name() == Some(name));
+        configs.retain(|(_, object)| object.name() == Some(name));
     }
-    let shown = path.display();
     let asked = name.map_or_else(String::new, |name| format!(" named {name:?}"));
     if configs.len() > 1 {
-        let names: Vec<_> = configs.iter().filter_map(Object::name).collect();
+        let names: Vec<_> = configs.iter().filter_map(|(_, object)| object.name()).collect();
         return Err(Failure::Misuse(format!(
             "{shown} holds {} SealConfigs{asked} ({}); choose one with --name, or give it a file of its own",
             configs.len(),
             names.join(", ")
         )));
     }
-    let Some(mut config) = configs.pop() else {
+    let Some((position, mut config)) = configs.pop() else {
         return Err(Failure::No(format!("{shown} holds no SealConfig{asked}")));
     };
     if config.value["apiVersion"] != API_VERSION {
@@ -144,7 +175,8 @@ pub(super) fn one_seal_config(
         )));
     }
     config.put_in(namespace)?;
-    Ok((config, others))
+    let others = others.into_iter().map(|(_, object)| object).collect();
+    Ok(((position, config), others))
 }
 
 #[cfg(test)]

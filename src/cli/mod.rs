@@ -9,7 +9,11 @@ mod doctor;
 mod manifest;
 mod offline;
 mod output;
+mod rewrap;
 mod schema;
+mod sending;
+mod status;
+mod stored;
 mod unwrap;
 mod version;
 mod wrap;
@@ -38,6 +42,8 @@ Examples:
   autounseal check -f seal.yaml
   head -c 32 /dev/urandom | autounseal wrap -f seal.yaml --key master --to arn:aws:kms:eu-west-1:123456789012:key/…
   autounseal unwrap -f seal.yaml --key master --out-file master.key
+  autounseal rewrap -f seal.yaml --in-place --to arn:aws:kms:eu-west-1:123456789012:key/…
+  autounseal status -A
   autounseal doctor -n billing app
 
 Exit codes: 0 well, 1 the answer is no (a manifest is wrong, a key cannot be opened), 2 misuse (the command itself
@@ -58,7 +64,9 @@ pub enum Command {
     Crd(crd::CrdArgs),
     Check(check::CheckArgs),
     Wrap(wrap::WrapArgs),
-    Unwrap(unwrap::UnwrapArgs),
+    Unwrap(Box<unwrap::UnwrapArgs>),
+    Rewrap(rewrap::RewrapArgs),
+    Status(status::StatusArgs),
     Doctor(doctor::DoctorArgs),
     Version(version::VersionArgs),
 }
@@ -71,6 +79,8 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Wrap(args) => wrap::run(&args).await,
         Command::Unwrap(args) => unwrap::run(&args).await,
+        Command::Rewrap(args) => rewrap::run(&args).await,
+        Command::Status(args) => status::run(&args).await,
         Command::Doctor(args) => doctor::run(&args).await,
         Command::Version(args) => {
             version::run(&args);

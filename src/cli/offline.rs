@@ -1,4 +1,4 @@
-//! What `wrap` and `unwrap` share: the seals of a file, reached with the caller's own identity (security rule S14).
+//! What `wrap`, `unwrap` and `rewrap` share: the seals of a file, reached with the caller's own identity (security rule S14).
 //!
 //! A file may come from anybody. What it says about *where* and *as whom* (endpoint, role, credentials) is left aside
 //! unless the caller trusts the file; what remains of a seal is a KMS key, in a region or in a vault of its own cloud.
@@ -9,14 +9,14 @@ use std::{
     sync::Arc,
 };
 
-use super::{Failure, manifest::Object, output};
+use super::{Failure, output};
 use crate::{
     api::WrappedFormat,
-    provider::{self, Clouds, Kms, Observer, Opened, Tenant},
+    provider::{self, Bound, Clouds, Kms, Observer, Opened, Tenant},
     seal::{
         Ciphertext, Fault, KeyBytes,
         aws::{self, AwsSeal},
-        model::{Cloud, Seal},
+        model::{Cloud, Model, Seal},
         oci::{self, OciSeal},
     },
 };
@@ -144,7 +144,12 @@ pub(super) struct Caller {
 
 impl Caller {
     /// For the seals of one manifest, whose endpoints count as allowed if the caller trusts the file.
-    pub(super) fn new<'s>(object: &Object, seals: impl Iterator<Item = &'s Seal>, trust_file: bool) -> Self {
+    pub(super) fn new<'s>(
+        namespace: Option<&str>,
+        name: Option<&str>,
+        seals: impl Iterator<Item = &'s Seal>,
+        trust_file: bool,
+    ) -> Self {
         let trusted = seals
             .filter(|_| trust_file)
             .flat_map(|seal| seal.cloud.endpoints())
@@ -154,9 +159,14 @@ impl Caller {
         let settings = provider::Settings::new("autounseal".to_owned(), endpoints, environment);
         Self {
             clouds: Clouds::new(settings, None, Arc::new(Nobody)),
-            namespace: object.namespace().unwrap_or("default").to_owned(),
-            name: object.name().unwrap_or("autounseal").to_owned(),
+            namespace: namespace.unwrap_or("default").to_owned(),
+            name: name.unwrap_or("autounseal").to_owned(),
         }
+    }
+
+    /// The same for a SealConfig that was read as a whole.
+    pub(super) fn of<'s>(model: &Model, seals: impl Iterator<Item = &'s Seal>, trust_file: bool) -> Self {
+        Self::new(Some(&model.id.namespace), Some(&model.id.name), seals, trust_file)
     }
 
     async fn connect(&self, seal: &Seal) -> Result<Kms, Fault> {
@@ -187,6 +197,20 @@ impl Caller {
         context: &BTreeMap<String, String>,
     ) -> Result<Opened, Fault> {
         self.connect(seal).await?.unwrap(format, wrapped, context).await
+    }
+
+    /// Opens a copy of the operator's; the provider checks which key opened it.
+    pub(super) async fn unwrap_bound(
+        &self,
+        seal: &Seal,
+        wrapped: &Ciphertext,
+        bound: &Bound<'_>,
+        recorded: &str,
+    ) -> Result<Opened, Fault> {
+        self.connect(seal)
+            .await?
+            .unwrap_bound(wrapped, bound, recorded)
+            .await
     }
 }
 

@@ -1,56 +1,90 @@
-//! `autounseal unwrap`: the break-glass way, from a manifest and the caller's own cloud identity to the key.
+//! `autounseal unwrap`: from a SealConfig and the caller's own cloud identity to the key; the break-glass way of a file.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{self, IsTerminal, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
+    io::{self, IsTerminal},
+    path::PathBuf,
 };
 
-use serde_json::Value;
+use jiff::{SignedDuration, Timestamp};
+use kube::Client;
 
 use super::{
     Done, Failure, check,
+    cluster::{self, ClusterArgs},
     manifest::{self, KIND, Object},
     offline::{self, Caller},
     output,
     schema::Problem,
+    stored::{self, Request},
 };
 use crate::{
-    api::Reason,
+    api::{Reason, SealConfigStatus},
+    kube_ext::{self, cluster::source_facts},
     seal::{
         Ciphertext, Fault, KeyBytes,
         check_value::{Binding, check_value},
-        model::{Copy, Key, Model, Source, SourceKind, SourceRef, unarmor},
+        checks::source_found,
+        digest::brought_inputs,
+        endpoint::EndpointPolicy,
+        model::{Copy, Key, Model, Source},
+        observed::{Memory, NamespaceFacts, Observed, SourceFacts},
+        store::{Provenance, Store, StoreFacts, secret_name},
     },
 };
 
-/// Open a key of a manifest, with your own cloud identity: the way when the cluster is gone
+mod out_file;
+pub(super) mod source;
+
+use out_file::OutFile;
+
+/// Open a key of a SealConfig with your own cloud identity, from the cluster or from a file when the cluster is gone
 ///
 /// Tries the copies of the key in the order of their seals' priority and writes the bytes of the first that opens to
-/// standard output, exactly as they are. A copy in a Secret or ConfigMap is found when that object is in the same
-/// file. What opened the copy is checked as the operator would: the KMS key must be the seal's, and the key must fit
-/// checkValue where there is one.
+/// standard output, exactly as they are. What opened a copy is checked as the operator would: the KMS key must be the
+/// seal's, and the key must fit checkValue where there is one.
 ///
-/// What the file says about endpoints, roles and credentials is not used unless you pass --trust-file; your own identity
-/// is. It needs kms:Decrypt on an AWS key, `use keys` on an OCI key. The endpoints of an OCI vault are used, but without
-/// --trust-file only those of Oracle itself, in the realm and region of the key.
+/// From the cluster (NAME, or with -n its namespace) copies are read with your own rights in it: the Secrets and ConfigMaps
+/// that a brought key names, and the wrapped store NAME.sealconfig.wrapped, in which generated and imported keys lie and
+/// the operator's own copies of brought ones. With -f a file is read instead. A copy in a Secret or ConfigMap is found when
+/// that object is in the same file; the wrapped store when it is, too, or with --store.
+///
+/// A stored copy opens only with the binding that the operator made it with; where the operator runs with another
+/// --binding-domain than the default, say it here too. It must be the version that was recorded, and the record must be
+/// authenticated by the version in use.
+///
+/// What the SealConfig says about endpoints, roles and credentials is not used unless you pass --trust-file; your own
+/// identity is. It needs kms:Decrypt on an AWS key, `use keys` on an OCI key. The endpoints of an OCI vault are used, but
+/// without --trust-file only those of Oracle itself, in the realm and region of the key.
 ///
 /// Examples:
 ///
+///   autounseal unwrap -n openbao openbao --key static --out-file static.key
+///   autounseal unwrap -n openbao openbao --key static --key-version 1 | sha256sum
 ///   autounseal unwrap -f seal.yaml --key master --out-file master.key
-///   autounseal unwrap -f seal.yaml --key master | sha256sum
+///   autounseal unwrap -f seal.yaml --store store.yaml --key static --key-version 3 --out-file static.key
 ///
 /// Exit codes: 0 opened, 1 no copy could be opened or the manifest is wrong, 2 misuse.
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct UnwrapArgs {
-    /// The file with the SealConfig, YAML or JSON, at most 1 MiB; - reads standard input
+    /// The SealConfig in the cluster
+    #[arg(value_name = "NAME", required_unless_present = "file", conflicts_with_all = ["file", "store", "name"])]
+    seal_config: Option<String>,
+    /// A file with the SealConfig, YAML or JSON, at most 1 MiB; - reads standard input
     #[arg(short, long, value_name = "FILE")]
-    file: PathBuf,
+    file: Option<PathBuf>,
     /// Name of the key
     #[arg(long, value_name = "NAME")]
     key: String,
+    /// Which version of a generated key. Default: the one in use
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    key_version: Option<u32>,
+    /// A file with the wrapped store, as `kubectl get secret NAME.sealconfig.wrapped -o yaml` prints it, at most 1 MiB
+    #[arg(long, value_name = "FILE", requires = "file")]
+    store: Option<PathBuf>,
+    /// What the operator binds stored copies to (its flag of the same name)
+    #[arg(long, value_name = "TEXT", default_value = "autounseal")]
+    binding_domain: String,
     /// Only the copy of this seal
     #[arg(long, value_name = "NAME")]
     seal: Option<String>,
@@ -60,15 +94,17 @@ pub struct UnwrapArgs {
     /// Which SealConfig, when the file holds several
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// The namespace, when the manifest names none
+    /// Its namespace. Default: that of the context, or of the manifest
     #[arg(short, long, value_name = "NAMESPACE")]
     namespace: Option<String>,
-    /// Use the endpoints and roles that the file names
+    /// Use the endpoints and roles that the SealConfig names
     #[arg(long)]
     trust_file: bool,
     /// Write the key even to a terminal
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    cluster: ClusterArgs,
 }
 
 pub(super) async fn run(args: &UnwrapArgs) -> Done {
@@ -78,21 +114,28 @@ pub(super) async fn run(args: &UnwrapArgs) -> Done {
                 .to_owned(),
         ));
     }
-    let (object, others) =
-        manifest::one_seal_config(&args.file, args.name.as_deref(), args.namespace.as_deref())?;
-    let model = check::check(&object).map_err(|problems| wrong(&object, &problems))?;
-    let key = model.keys.iter().find(|key| key.name == args.key);
+    let case = match &args.file {
+        Some(file) => Case::of_file(args, file)?,
+        None => Case::of_cluster(args).await?,
+    };
+    let key = case.model.keys.iter().find(|key| key.name == args.key);
     let key = key.ok_or_else(|| {
-        let names: Vec<_> = model.keys.iter().map(|key| key.name.as_str()).collect();
+        let names: Vec<_> = case.model.keys.iter().map(|key| key.name.as_str()).collect();
         Failure::Misuse(format!(
             "the SealConfig has no key {:?}; it has {}",
             args.key,
             names.join(", ")
         ))
     })?;
+    if key.is_brought() && args.key_version.is_some_and(|version| version != 1) {
+        return Err(Failure::Misuse(format!(
+            "key {:?} is brought and has one version; leave --key-version out",
+            key.name
+        )));
+    }
     // Before anything is opened: a file that is in the way is better told now.
     let mut file = args.out_file.as_deref().map(OutFile::create).transpose()?;
-    let bytes = open(args, &model, key, &others, &object).await?;
+    let bytes = case.open(key).await?;
     match (&mut file, &args.out_file) {
         (Some(file), Some(path)) => {
             file.keep(bytes.expose())
@@ -110,64 +153,244 @@ pub(super) fn wrong(object: &Object, problems: &[Problem]) -> Failure {
     Failure::No(format!("{}: {}", object.place, list.join("; ")))
 }
 
-/// The first copy that opens and fits.
-async fn open(
-    args: &UnwrapArgs,
-    model: &Model,
-    key: &Key,
-    others: &[Object],
-    object: &Object,
-) -> Result<KeyBytes, Failure> {
-    let mut tried = false;
-    for copy in &key.copies {
-        if args.seal.as_ref().is_some_and(|only| *only != copy.seal) {
-            continue;
+/// A SealConfig, and where its copies lie.
+struct Case<'a> {
+    args: &'a UnwrapArgs,
+    model: Model,
+    holder: Holder,
+    status: SealConfigStatus,
+}
+
+enum Holder {
+    /// The other objects of the file.
+    File(Vec<Object>),
+    Cluster(Client),
+}
+
+impl<'a> Case<'a> {
+    fn of_file(args: &'a UnwrapArgs, file: &std::path::Path) -> Result<Self, Failure> {
+        let (object, others) =
+            manifest::one_seal_config(file, args.name.as_deref(), args.namespace.as_deref())?;
+        let model = check::check(&object).map_err(|problems| wrong(&object, &problems))?;
+        Ok(Self {
+            args,
+            model,
+            holder: Holder::File(others),
+            status: SealConfigStatus::default(),
+        })
+    }
+
+    async fn of_cluster(args: &'a UnwrapArgs) -> Result<Self, Failure> {
+        let cluster = cluster::connect(&args.cluster).await?;
+        let namespace = args.namespace.clone().unwrap_or(cluster.namespace);
+        let name = args.seal_config.as_deref().unwrap_or_default();
+        let config = cluster::seal_config(&cluster.client, &namespace, name).await?;
+        let model = crate::seal::model::parse(&config)?;
+        Ok(Self {
+            args,
+            model,
+            holder: Holder::Cluster(cluster.client),
+            status: config.status.unwrap_or_default(),
+        })
+    }
+
+    async fn open(&self, key: &Key) -> Result<KeyBytes, Failure> {
+        if key.is_brought() {
+            return self.open_brought(key).await;
         }
-        let Some(seal) = model.seal(&copy.seal) else {
-            continue;
+        let Some(store) = self.store().await? else {
+            let name = secret_name(&self.model.id.name);
+            return Err(Failure::No(match &self.holder {
+                Holder::File(_) => format!(
+                    "key {:?} is not in the file: its copies lie in Secret {name}; name a file that holds it with --store \
+                     (kubectl -n {} get secret {name} -o yaml)",
+                    key.name, self.model.id.namespace
+                ),
+                Holder::Cluster(_) => format!(
+                    "there is no Secret {name} in namespace {}, in which the copies of key {:?} would lie; restore it from a \
+                     backup",
+                    self.model.id.namespace, key.name
+                ),
+            }));
         };
-        let part = format!("seal {:?}", seal.name);
-        let wrapped = match wrapped(copy, others, &model.id.namespace) {
-            Ok(wrapped) => wrapped,
-            Err(why) => {
-                output::note(&format!("{part}: {why}"));
-                continue;
-            }
-        };
-        tried = true;
-        let way = offline::with_own_identity(seal, args.trust_file);
-        for note in &way.notes {
-            output::note(note);
+        self.request(key, &store).open().await
+    }
+
+    fn request<'s>(&'s self, key: &'s Key, store: &'s Store) -> Request<'s> {
+        if let (Some(sealed), Some(status)) = (
+            store.header.keys.get(&key.name),
+            self.status.keys.iter().find(|status| status.name == key.name),
+        ) && (sealed.section.counter < status.store_counter || sealed.section.current < status.version)
+            && !key.is_brought()
+        {
+            output::note(&format!(
+                "the store is older than what the operator has seen: it holds version {} of key {:?}, and status speaks of \
+                 version {}",
+                sealed.section.current, key.name, status.version
+            ));
         }
-        let caller = Caller::new(object, std::iter::once(&way.seal), args.trust_file);
-        let opened = caller
-            .unwrap(&way.seal, &wrapped, copy.format, &copy.context)
-            .await
-            .and_then(|opened| {
-                fits(model, key, &opened.key)?;
-                Ok(opened)
-            });
-        match opened {
-            Ok(opened) => {
-                output::note(&format!("{part}: opened by {}", opened.key_id));
-                return Ok(opened.key);
-            }
-            Err(fault) => output::note(&fault.of(&part).to_string()),
+        Request {
+            model: &self.model,
+            key,
+            store,
+            version: if key.is_brought() {
+                None
+            } else {
+                self.args.key_version
+            },
+            seal: self.args.seal.as_deref(),
+            domain: &self.args.binding_domain,
+            trust_file: self.args.trust_file,
         }
     }
-    Err(Failure::No(if tried {
-        format!("no copy of key {:?} could be opened", key.name)
-    } else {
-        format!(
-            "there was no copy of key {:?} to try; put the objects that hold the copies into the file, or name another \
-             --seal",
-            key.name
-        )
-    }))
+
+    async fn store(&self) -> Result<Option<Store>, Failure> {
+        let name = secret_name(&self.model.id.name);
+        match (&self.args.store, &self.holder) {
+            (Some(path), _) => stored::of_file(path, &self.model).map(Some),
+            (None, Holder::File(others)) => stored::of_objects(others, &self.model),
+            (None, Holder::Cluster(client)) => {
+                let found = kube_ext::store::find(client, &self.model.id.namespace, &name).await;
+                let (facts, _) = found.map_err(cluster::yours)?;
+                stored::of_facts(facts, &name)
+            }
+        }
+    }
+
+    /// The first brought copy that opens and fits; else the first of those that the operator made of them.
+    async fn open_brought(&self, key: &Key) -> Result<KeyBytes, Failure> {
+        let (model, only) = (&self.model, self.args.seal.as_ref());
+        let mut tried = false;
+        let mut sources = Vec::new();
+        for copy in &key.copies {
+            let bytes = self.bytes_of(copy).await;
+            if let (Source::Entry(entry), Ok(bytes)) = (&copy.source, &bytes) {
+                sources.push((entry.clone(), SourceFacts::Found(bytes.clone())));
+            }
+            let Some(seal) = model
+                .seal(&copy.seal)
+                .filter(|seal| only.is_none_or(|only| *only == seal.name))
+            else {
+                continue;
+            };
+            let part = format!("seal {:?}", seal.name);
+            let wrapped = match bytes {
+                Ok(wrapped) => wrapped,
+                Err(why) => {
+                    output::note(&format!("{part}: {why}"));
+                    continue;
+                }
+            };
+            tried = true;
+            let way = offline::with_own_identity(seal, self.args.trust_file);
+            for note in &way.notes {
+                output::note(note);
+            }
+            let caller = Caller::of(model, std::iter::once(&way.seal), self.args.trust_file);
+            let opened = caller
+                .unwrap(&way.seal, &wrapped, copy.format, &copy.context)
+                .await
+                .and_then(|opened| {
+                    pinned(model, key, &opened.key)?;
+                    Ok(opened)
+                });
+            match opened {
+                Ok(opened) => {
+                    output::note(&format!("{part}: opened by {}", opened.key_id));
+                    return Ok(opened.key);
+                }
+                Err(fault) => output::note(&fault.of(&part).to_string()),
+            }
+        }
+        if let Some(bytes) = self.open_operators_copy(key, sources).await? {
+            return Ok(bytes);
+        }
+        Err(Failure::No(if tried {
+            format!("no copy of key {:?} could be opened", key.name)
+        } else {
+            format!(
+                "there was no copy of key {:?} to try; put the objects that hold the copies into the file, or name another \
+                 --seal",
+                key.name
+            )
+        }))
+    }
+
+    /// What the operator made of a brought key opens under the seals for which the user brings nothing. It counts only while
+    /// it is of the copies that the SealConfig names, or of the key that checkValue pins.
+    async fn open_operators_copy(
+        &self,
+        key: &Key,
+        sources: Vec<(crate::seal::model::SourceRef, SourceFacts)>,
+    ) -> Result<Option<KeyBytes>, Failure> {
+        let Some(store) = self.store().await? else {
+            return Ok(None);
+        };
+        let request = self.request(key, &store);
+        let Some(sealed) = store
+            .header
+            .keys
+            .get(&key.name)
+            .filter(|sealed| sealed.section.source == Provenance::Brought)
+        else {
+            return Ok(None);
+        };
+        let inputs = brought_inputs(key, &seen(sources));
+        if sealed.section.inputs.as_ref() != Some(&inputs) && key.check_value.is_none() {
+            output::note(
+                "the operator's own copies were made from other copies than could be read here, so they are not tried",
+            );
+            return Ok(None);
+        }
+        let bytes = request.open().await?;
+        pinned(&self.model, key, &bytes)?;
+        Ok(Some(bytes))
+    }
+
+    async fn bytes_of(&self, copy: &Copy) -> Result<Ciphertext, String> {
+        let namespace = &self.model.id.namespace;
+        match (&copy.source, &self.holder) {
+            (Source::Inline(bytes), _) => Ok(bytes.clone()),
+            (Source::Entry(_), Holder::File(others)) => source::wrapped(copy, others, namespace),
+            (Source::Entry(entry), Holder::Cluster(client)) => {
+                let found = source_facts(client, namespace, entry)
+                    .await
+                    .map_err(|fault| cluster::yours(fault).message)?;
+                source_found(entry, Some(&found.1))
+                    .cloned()
+                    .map_err(|fault| fault.to_string())
+            }
+        }
+    }
+}
+
+/// The sources, in the form that their digest is made from.
+fn seen(sources: Vec<(crate::seal::model::SourceRef, SourceFacts)>) -> Observed {
+    Observed {
+        credentials: std::collections::BTreeMap::new(),
+        now: Timestamp::UNIX_EPOCH,
+        jitter: 0.0,
+        namespace: NamespaceFacts::default(),
+        endpoints: EndpointPolicy::default(),
+        sources: sources.into_iter().collect(),
+        secrets: std::collections::BTreeMap::new(),
+        relics: std::collections::BTreeMap::new(),
+        plain: std::collections::BTreeMap::new(),
+        store: StoreFacts::NotLooked,
+        old_copy_retention: SignedDuration::ZERO,
+        read_secrets: std::collections::BTreeSet::new(),
+        living: std::collections::BTreeSet::new(),
+        pods: Vec::new(),
+        status: SealConfigStatus::default(),
+        memory: Memory::default(),
+    }
 }
 
 /// What `checkValue` says of the key.
-fn fits(model: &Model, key: &Key, bytes: &KeyBytes) -> Result<(), Fault> {
+///
+/// # Errors
+/// `CheckValueDiffers`.
+pub(super) fn pinned(model: &Model, key: &Key, bytes: &KeyBytes) -> Result<(), Fault> {
     let Some(pinned) = &key.check_value else {
         return Ok(());
     };
@@ -184,197 +407,5 @@ fn fits(model: &Model, key: &Key, bytes: &KeyBytes) -> Result<(), Fault> {
             Reason::CheckValueDiffers,
             "the copy holds another key than checkValue pins; it is not written",
         ))
-    }
-}
-
-/// The bytes of a copy, from the manifest or from an object beside it.
-pub(super) fn wrapped(copy: &Copy, others: &[Object], namespace: &str) -> Result<Ciphertext, String> {
-    match &copy.source {
-        Source::Inline(wrapped) => Ok(wrapped.clone()),
-        Source::Entry(entry) => {
-            let holder = others.iter().find(|object| {
-                object.kind() == entry.kind.to_string()
-                    && object.name() == Some(entry.name.as_str())
-                    && object.namespace().is_none_or(|own| own == namespace)
-            });
-            let holder = holder.ok_or_else(|| {
-                format!("the copy lies in {entry}, which is not in the file; add that object to the file to try it")
-            })?;
-            entry_bytes(&holder.value, entry)
-                .ok_or_else(|| format!("{entry} has no readable entry {:?}", entry.key))
-        }
-    }
-}
-
-/// An entry as the apiserver would give it: `stringData` wins in a Secret, `binaryData` and `data` differ in a ConfigMap.
-fn entry_bytes(object: &Value, entry: &SourceRef) -> Option<Ciphertext> {
-    let text = |field: &str| object[field][&entry.key].as_str();
-    let bytes = match entry.kind {
-        SourceKind::Secret => match text("stringData") {
-            Some(plain) => plain.as_bytes().to_vec(),
-            None => base64(text("data")?)?,
-        },
-        SourceKind::ConfigMap => match text("data") {
-            Some(plain) => plain.as_bytes().to_vec(),
-            None => base64(text("binaryData")?)?,
-        },
-    };
-    unarmor(&bytes, entry.armor)
-}
-
-/// How manifests carry bytes. The apiserver reads it with line ends in it, too.
-fn base64(text: &str) -> Option<Vec<u8>> {
-    let packed: Vec<u8> = text.bytes().filter(|b| !b.is_ascii_whitespace()).collect();
-    data_encoding::BASE64.decode(&packed).ok()
-}
-
-/// A new file that only its owner may read, and that goes away again unless it is kept.
-#[derive(Debug)]
-struct OutFile<'p> {
-    path: &'p Path,
-    file: File,
-    kept: bool,
-}
-
-impl<'p> OutFile<'p> {
-    fn create(path: &'p Path) -> Result<Self, Failure> {
-        // O_CREAT with O_EXCL: an existing file is never written, and a symbolic link is never followed (POSIX open()).
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(|error| {
-                Failure::Misuse(match error.kind() {
-                    io::ErrorKind::AlreadyExists => format!(
-                        "{} exists and is not overwritten; name another file",
-                        path.display()
-                    ),
-                    _ => format!("cannot create {}: {error}", path.display()),
-                })
-            })?;
-        Ok(Self {
-            path,
-            file,
-            kept: false,
-        })
-    }
-
-    fn keep(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)?;
-        self.file.sync_all()?;
-        self.kept = true;
-        Ok(())
-    }
-}
-
-impl Drop for OutFile<'_> {
-    fn drop(&mut self) {
-        if !self.kept {
-            // An empty or half-written file would be taken for the key.
-            let _ = std::fs::remove_file(self.path);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use serde_json::json;
-
-    use super::*;
-    use crate::api::Armor;
-
-    fn scratch(name: &str) -> PathBuf {
-        let path = std::env::temp_dir().join(format!("autounseal-out-{}-{name}", std::process::id()));
-        let _ = std::fs::remove_file(&path);
-        path
-    }
-
-    #[test]
-    fn the_file_is_new_private_and_complete() {
-        let path = scratch("new");
-        OutFile::create(&path).unwrap().keep(b"key").unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), b"key");
-        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-        assert!(matches!(OutFile::create(&path), Err(Failure::Misuse(_))));
-        assert_eq!(std::fs::read(&path).unwrap(), b"key", "an existing file stays");
-        std::fs::remove_file(&path).unwrap();
-    }
-
-    #[test]
-    fn a_link_is_never_followed_and_a_failure_leaves_nothing() {
-        let (link, aim) = (scratch("link"), scratch("aim"));
-        std::os::unix::fs::symlink(&aim, &link).unwrap();
-        assert!(matches!(OutFile::create(&link), Err(Failure::Misuse(_))));
-        assert!(!aim.exists());
-        std::fs::remove_file(&link).unwrap();
-        drop(OutFile::create(&aim).unwrap());
-        assert!(!aim.exists());
-    }
-
-    fn entry(kind: SourceKind, armor: Armor) -> SourceRef {
-        SourceRef {
-            kind,
-            name: "s".into(),
-            key: "k".into(),
-            armor,
-        }
-    }
-
-    #[test]
-    fn a_copy_is_found_in_an_object_of_the_same_file() {
-        let copy = Copy {
-            seal: "aws".into(),
-            format: crate::api::WrappedFormat::Kms,
-            context: std::collections::BTreeMap::new(),
-            source: Source::Entry(entry(SourceKind::Secret, Armor::None)),
-        };
-        let beside = |namespace: &str| Object {
-            place: String::new(),
-            value: json!({"kind": "Secret", "metadata": {"name": "s", "namespace": namespace}, "data": {"k": "eA=="}}),
-        };
-        assert_eq!(
-            wrapped(&copy, &[beside("n")], "n"),
-            Ok(Ciphertext::new(b"x".to_vec()))
-        );
-        assert!(wrapped(&copy, &[beside("other")], "n").is_err());
-        assert!(wrapped(&copy, &[], "n").unwrap_err().contains("not in the file"));
-    }
-
-    #[test]
-    fn entries_read_as_the_apiserver_gives_them() {
-        let read = |object: &Value, kind, armor| {
-            entry_bytes(object, &entry(kind, armor)).map(|c| c.bytes().to_vec())
-        };
-        let secret = json!({"data": {"k": "ZUE9PQ=="}});
-        assert_eq!(read(&secret, SourceKind::Secret, Armor::None).unwrap(), b"eA==");
-        assert_eq!(read(&secret, SourceKind::Secret, Armor::Auto).unwrap(), b"x");
-        let map = json!({"data": {"k": "eA=\n="}});
-        assert_eq!(read(&map, SourceKind::ConfigMap, Armor::Base64).unwrap(), b"x");
-        assert_eq!(
-            read(&json!({"data": {"k": "?"}}), SourceKind::ConfigMap, Armor::Base64),
-            None
-        );
-        assert_eq!(
-            read(
-                &json!({"binaryData": {"k": "/w=="}}),
-                SourceKind::ConfigMap,
-                Armor::Auto
-            )
-            .unwrap(),
-            [0xff]
-        );
-        assert_eq!(
-            read(
-                &json!({"stringData": {"k": "?"}}),
-                SourceKind::Secret,
-                Armor::Auto
-            )
-            .unwrap(),
-            b"?"
-        );
     }
 }

@@ -8,16 +8,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use data_encoding::BASE64;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::{
     Done, Failure, Output,
-    destination::{Way, destinations},
+    destination::destinations,
     manifest::{self, API_VERSION, KIND, Object},
-    offline::{self, Caller},
-    output, schema,
+    offline::Caller,
+    output, schema, sending,
 };
 use crate::{
     api::{self, SealConfig, WrappedFormat},
@@ -25,7 +24,7 @@ use crate::{
         KeyBytes,
         check_value::{Binding, check_value},
         consumer_id::GUESSABLE_BELOW,
-        model::{self, BOUND_NAMESPACE, Cloud, Seal},
+        model::{self, BOUND_NAMESPACE, Seal},
     },
     yaml,
 };
@@ -111,13 +110,6 @@ impl PackedAs {
         }
     }
 
-    const fn word(self) -> &'static str {
-        match self {
-            PackedAs::Blobinfo => "blobinfo",
-            PackedAs::Kms => "kms",
-        }
-    }
-
     const fn most(self) -> usize {
         match self {
             PackedAs::Blobinfo => MAX_BLOB,
@@ -136,48 +128,31 @@ pub(super) async fn run(args: &WrapArgs) -> Done {
         ));
     }
     let (object, _) = manifest::one_seal_config(&args.file, args.name.as_deref(), args.namespace.as_deref())?;
-    let seals = seals_of(&object)?;
+    let mut seals = seals_of(&object)?;
+    // Nothing new goes under a disabled seal, unless that very one is asked for; a seal without use Wrap opens nothing.
+    seals.retain(|seal| seal.wraps && (!seal.disabled || args.seal.as_ref() == Some(&seal.name)));
     check_name(&args.key)?;
     let context = context(&args.context, args.format, object.namespace())?;
     let ways = destinations(&seals, args.seal.as_deref(), &args.to, args.trust_file)?;
-    for note in ways.iter().flat_map(|way| &way.notes) {
-        output::note(note);
-    }
-    if args.to.is_empty() {
-        offline::confirm(
-            &question(&args.key, &ways),
-            "no destination is named: pass --to with the ARN or OCID of the KMS key that the key may be sent to, or run this at \
-             a terminal and confirm",
-        )?;
-    }
+    sending::permitted(&format!("key {:?}", args.key), &ways, !args.to.is_empty())?;
     let key = read_key(args.input.as_deref(), args.format.most())?;
     if key.expose().last() == Some(&b'\n') {
         output::note(
             "the key ends with a line end, which is part of it now; if that is not meant, make it with printf or head -c",
         );
     }
-    let caller = Caller::new(&object, ways.iter().map(|way| &way.seal), args.trust_file);
+    let caller = Caller::new(
+        object.namespace(),
+        object.name(),
+        ways.iter().map(|way| &way.seal),
+        args.trust_file,
+    );
     let mut copies = Vec::new();
     for way in &ways {
         let part = format!("seal {:?}", way.seal.name);
-        let wrapped = caller
-            .wrap(&way.seal, &key, args.format.format(), &context)
-            .await
-            .map_err(|fault| fault.of(&part))?;
-        let read_back = caller
-            .unwrap(&way.seal, &wrapped, args.format.format(), &context)
-            .await
-            .map_err(|fault| fault.of(format_args!("{part}, reading back")))?;
-        if !read_back.key.same_as(&key) {
-            return Err(Failure::No(format!(
-                "{part}: the KMS gave other bytes back than it was given; nothing is printed"
-            )));
-        }
-        output::note(&format!(
-            "{part}: wrapped under {} and read back",
-            read_back.key_id
-        ));
-        copies.push(copy(&way.seal.name, args.format, &context, wrapped.bytes()));
+        let format = args.format.format();
+        let wrapped = sending::wrap(&caller, way, &part, &key, format, &context).await?;
+        copies.push(sending::entry(&way.seal.name, format, &context, &wrapped));
     }
     print(args, &object, &copies, pin(&key, &object, &args.key))
 }
@@ -207,14 +182,7 @@ fn seals_of(object: &Object) -> Result<Vec<Seal>, Failure> {
         "metadata": {"name": "x", "namespace": "x"}, "spec": {"seals": seals},
     }))
     .map_err(|error| Failure::No(format!("{}: {error}", object.place)))?;
-    let mut seals = model::parse(&alone)?.seals;
-    seals.retain(|seal| seal.wraps);
-    if seals.is_empty() {
-        return Err(Failure::No(
-            "no seal of the file has use: Wrap, so none of them wraps keys; add one that does".to_owned(),
-        ));
-    }
-    Ok(seals)
+    Ok(model::parse(&alone)?.seals)
 }
 
 /// The characters of `spec.keys[].name`.
@@ -262,37 +230,6 @@ fn context(pairs: &[String], format: PackedAs, namespace: Option<&str>) -> Resul
     Ok(context)
 }
 
-fn question(key: &str, ways: &[Way]) -> String {
-    let mut text = format!("The key {key:?} will be sent, with your own identity, to be wrapped under\n");
-    for way in ways {
-        let place = match &way.seal.cloud {
-            Cloud::Aws(aws) => {
-                let mut place = aws.region.as_ref().map_or_else(
-                    || "the region of your own AWS configuration".to_owned(),
-                    |region| format!("region {region}"),
-                );
-                // Writing to a String cannot fail.
-                if let Some(endpoint) = &aws.endpoint {
-                    let _ = write!(place, ", endpoint {endpoint}");
-                }
-                if let Some(role) = &aws.assume_role {
-                    let _ = write!(place, ", as role {}", role.role_arn);
-                }
-                place
-            }
-            Cloud::Oci(oci) => format!("endpoint {}", oci.crypto_endpoint),
-        };
-        let _ = writeln!(
-            text,
-            "  seal {:?}: {}, {place}",
-            way.seal.name,
-            way.seal.cloud.configured_key()
-        );
-    }
-    text.push_str("Go on? Type yes: ");
-    text
-}
-
 /// The key, from a file or standard input.
 fn read_key(input: Option<&Path>, most: usize) -> Result<KeyBytes, Failure> {
     if let Some(path) = input {
@@ -338,15 +275,6 @@ fn read_bytes(mut reader: impl Read, most: usize, what: &dyn Display) -> Result<
         )));
     }
     Ok(KeyBytes::new(buffer[..length].to_vec()))
-}
-
-/// One entry for `wrapped:`.
-fn copy(seal: &str, format: PackedAs, context: &Context, wrapped: &[u8]) -> Value {
-    let mut entry = json!({"seal": seal, "format": format.word(), "inline": BASE64.encode(wrapped)});
-    if !context.is_empty() {
-        entry["context"] = json!(context);
-    }
-    entry
 }
 
 /// The check value, or why there is none.
@@ -461,19 +389,6 @@ mod tests {
         assert!(pin(&key, &object(json!({})), "root").is_err());
         let short = KeyBytes::new(vec![7; 15]);
         assert!(pin(&short, &placed, "root").unwrap_err().contains("guessing"));
-    }
-
-    #[test]
-    fn entries_paste_into_a_manifest() {
-        let entry = copy(
-            "aws",
-            PackedAs::Kms,
-            &Context::from([("a".into(), "b".into())]),
-            b"x",
-        );
-        let read: api::WrappedCopy = serde_json::from_value(entry).unwrap();
-        assert_eq!(read.inline.as_deref(), Some("eA=="));
-        assert_eq!(read.format, WrappedFormat::Kms);
     }
 
     #[test]

@@ -14,7 +14,8 @@ use crate::{
     seal::{Fault, store::secret_name},
 };
 
-/// Brings the finalizer to what the policy says. An object that is being deleted loses its store, then the finalizer.
+/// Brings the finalizer to what the policy says. An object that is being deleted loses its store, if the policy is Delete
+/// to the last, then the finalizer.
 ///
 /// # Errors
 /// What kept the apiserver from it; it is tried again.
@@ -29,7 +30,7 @@ pub async fn finalize(context: &Context, config: &SealConfig) -> Result<(), Faul
     if wanted == has {
         return Ok(());
     }
-    if deleting {
+    if deleting && config.spec.wrapped_deletion_policy == DeletionPolicy::Delete {
         store::delete(&context.client, &namespace, &secret_name(&name)).await?;
     }
     let mut finalizers: Vec<&str> = config.finalizers().iter().map(String::as_str).collect();

@@ -317,7 +317,18 @@ async fn open_brought(
         let candidate = candidates(model, key, store, kept.current)
             .into_iter()
             .find(|candidate| candidate.seal == *seal)?;
-        Some(open_candidate(context, model, key, store, kept.current, candidate).boxed())
+        let sealed = store.header.keys.get(&key.name)?;
+        let opening = async move {
+            let (seal, identity, opened) =
+                open_candidate(context, model, key, store, kept.current, candidate).await;
+            // Nothing else says that this is the version which the brought copies hold.
+            let opened = opened.and_then(|bytes| {
+                authentic(model, key, &sealed.section, sealed.mac.as_deref(), &bytes)?;
+                Ok(bytes)
+            });
+            (seal, identity, opened)
+        };
+        Some(opening.boxed())
     });
     let attempts: Vec<_> = attempts.collect();
     if open.all {
@@ -531,7 +542,7 @@ async fn every_one_in_time(
     let mut done: Vec<Attempt> = Vec::new();
     let mut until: Option<Instant> = None;
     while !running.is_empty() {
-        let deadline = until.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+        let deadline = until.unwrap_or_else(|| Instant::now() + Duration::from_hours(1));
         tokio::select! {
             Some(attempt) = running.next() => {
                 if attempt.2.is_ok() {

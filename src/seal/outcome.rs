@@ -112,6 +112,7 @@ impl Reason {
         matches!(
             self,
             Reason::CiphertextInvalid
+                | Reason::StoreCorrupt
                 | Reason::ContextMismatch
                 | Reason::KeyNotAllowed
                 | Reason::SourceMissing

@@ -307,7 +307,7 @@ enum End {
 }
 
 /// `---` or `...` at the beginning of a line.
-fn document_mark(line: &[char]) -> bool {
+pub(super) fn document_mark(line: &[char]) -> bool {
     (line.starts_with(&['-', '-', '-']) || line.starts_with(&['.', '.', '.']))
         && line.get(3).is_none_or(|c| *c == ' ' || *c == '\t')
 }

@@ -258,6 +258,25 @@ fn without_a_named_destination_nothing_is_sent() {
 }
 
 #[test]
+fn nothing_new_goes_under_a_disabled_seal_unless_it_is_asked_for() {
+    let kms = Kms::start();
+    let folder = Folder::new();
+    let key = kms.key();
+    let seal = json!({
+        "apiVersion": "autounseal.dev/v1alpha1", "kind": "SealConfig", "metadata": {"name": "app", "namespace": "apps"},
+        "spec": {"seals": [{"name": "old", "disabled": true, "awskms": {"kmsKeyID": key.arn}}]},
+    });
+    let file = folder.file("disabled.yaml", seal.to_string());
+    let wrap = |more: &[&str]| {
+        let mut arguments = vec!["wrap", "-f", &file, "--key", "root", "--to", &key.arn];
+        arguments.extend(more);
+        run(&kms.url(), &arguments, &random(32)).code
+    };
+    assert_eq!((wrap(&[]), kms.calls().len()), (2, 0));
+    assert_eq!(wrap(&["--seal", "old"]), 0);
+}
+
+#[test]
 fn output_files_are_never_overwritten_or_followed() {
     let kms = Kms::start();
     let folder = Folder::new();
@@ -325,6 +344,8 @@ fn aliases_and_huge_files_are_refused() {
         "x".repeat(1 << 20)
     );
     let huge = folder.file("huge.yaml", huge);
+    let made = json!([{"name": "made", "generate": {}}]);
+    let good = folder.file("made.yaml", manifest(&json!({"kmsKeyID": "alias/a"}), &made));
     for file in [&bomb, &huge] {
         for arguments in [
             vec!["check", "-f", file],
@@ -338,6 +359,9 @@ fn aliases_and_huge_files_are_refused() {
                 "arn:aws:kms:us-east-1:123456789012:key/x",
             ],
             vec!["unwrap", "-f", file, "--key", "root"],
+            vec!["unwrap", "-f", &good, "--store", file, "--key", "made"],
+            vec!["rewrap", "-f", file],
+            vec!["rewrap", "-f", file, "--in-place"],
         ] {
             let done = run("http://127.0.0.1:9", &arguments, b"0123456789abcdef");
             assert!(
@@ -372,6 +396,7 @@ fn errors_of_a_hostile_kms_are_not_repeated() {
         vec![
             "wrap", "-f", &whole, "--key", "root", "--to", &key.arn, "--format", "kms",
         ],
+        vec!["rewrap", "-f", &whole, "--to", &key.arn],
     ] {
         let done = run(&kms.url(), &arguments, &secret);
         assert_eq!(done.code, 1, "{}", done.err);

@@ -385,7 +385,7 @@ async fn each_right_of_the_role_is_missed_when_it_is_taken_away_and_none_is_miss
         for (_, _, _, shows) in RIGHTS {
             match shows {
                 Log(fragment) | SecondEvent(fragment) | Deletion(fragment) => {
-                    assert!(!said.contains(fragment), "{said}")
+                    assert!(!said.contains(fragment), "{said}");
                 }
                 Status(name, fragment) => assert!(!trial.status(name).await.contains(fragment)),
                 Restart(_, fragment) => assert!(!trial.status("web").await.contains(fragment)),

@@ -250,6 +250,7 @@ impl<'a> ControlPlane<'a> {
             .env("AUTOUNSEAL_VAULT", &self.tools.vault)
             .env("AUTOUNSEAL_OPENBAO", &self.tools.openbao)
             .env("AUTOUNSEAL_STANZA", &self.tools.stanza)
+            .env("AUTOUNSEAL_WRAPPEDSTORE", &self.tools.wrappedstore)
             .env("AUTOUNSEAL_CLUSTER_LOGS", &self.logs)
     }
 

@@ -73,6 +73,14 @@ const OCIKMS: Pinned = Pinned {
     sources: &["main.go"],
     variable: "TEST_ASSET_OCIKMS",
 };
+/// Ours, around the clouds' own SDKs: opens what the product stores.
+const WRAPPEDSTORE: Pinned = Pinned {
+    name: "wrappedstore",
+    module: "wrappedstore",
+    package: ".",
+    sources: &["main.go"],
+    variable: "TEST_ASSET_WRAPPEDSTORE",
+};
 
 /// The consumer of seal stanzas and their environment variables, of the last free version that builds as a dependency.
 const VAULT: Pinned = Pinned {
@@ -124,6 +132,8 @@ pub struct Tools {
     pub openbao: PathBuf,
     /// Reads it with the Go libraries alone.
     pub stanza: PathBuf,
+    /// Opens a copy of the wrapped store.
+    pub wrappedstore: PathBuf,
 }
 
 impl Tools {
@@ -162,6 +172,7 @@ impl Tools {
             vault: workshop.provide(&VAULT)?,
             openbao,
             stanza: workshop.provide(&STANZA)?,
+            wrappedstore: workshop.provide(&WRAPPEDSTORE)?,
         })
     }
 }
@@ -349,6 +360,7 @@ pub fn run(session: &Session, arguments: &[String]) -> Outcome<i32> {
         &tools.vault,
         &tools.openbao,
         &tools.stanza,
+        &tools.wrappedstore,
         &deny,
     ];
     for path in programs.into_iter().chain(&tools.controller_manager) {

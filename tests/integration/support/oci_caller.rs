@@ -100,7 +100,15 @@ impl Caller {
         self.program(&program, &arguments, input)
     }
 
-    fn program(&self, program: &str, arguments: &[&str], input: &[u8]) -> Done {
+    /// Runs the Go program that opens an entry of a wrapped store, as this caller.
+    pub fn wrappedstore(&self, arguments: &[&str], input: &[u8]) -> Done {
+        let program = std::env::var("AUTOUNSEAL_WRAPPEDSTORE")
+            .expect("AUTOUNSEAL_WRAPPEDSTORE is set by cargo xtask cluster");
+        self.program(&program, arguments, input)
+    }
+
+    /// Runs any program, as this caller.
+    pub fn program(&self, program: &str, arguments: &[&str], input: &[u8]) -> Done {
         let mut child = Command::new(program)
             .args(arguments)
             .env_clear()
