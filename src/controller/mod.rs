@@ -12,6 +12,7 @@ pub mod index;
 pub mod keep;
 pub mod observe;
 pub mod open;
+pub mod preflight;
 pub mod reconcile;
 pub mod report;
 pub mod restart;

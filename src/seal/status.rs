@@ -10,6 +10,7 @@ use super::{
     checks::{Findings, check},
     digest::{seal_inputs, tend_inputs},
     model::{Key, Model, Seal, Target},
+    native,
     observed::{Delivered, Memory, Observed},
     outcome::{Described, Outcomes, TargetOutcome},
     plan::{Need, PROBE_INTERVAL, REPAIRS_A_MINUTE, delivered, need, plan, probe_due, rotation_waits},
@@ -287,6 +288,11 @@ fn second(at: Timestamp) -> Time {
 
 /// The unresolved fault of a seal: a closed gate, a call that failed, a key in a bad state.
 fn seal_fault(model: &Model, seal: &Seal, observed: &Observed, findings: &Findings) -> Option<Fault> {
+    let fault = own_fault(model, seal, observed, findings)?;
+    Some(native::for_pods(model, seal, fault, &observed.pods))
+}
+
+fn own_fault(model: &Model, seal: &Seal, observed: &Observed, findings: &Findings) -> Option<Fault> {
     if let Some(fault) = findings.seals.get(&seal.name) {
         return Some(fault.clone());
     }
@@ -369,6 +375,7 @@ fn seal_status(
             Some(fault.reason.to_string()),
             Some(fault.message),
         ),
+        None if asked && model.is_native(seal) => (SealHealth::Healthy, None, Some(native::proven(seal))),
         None if asked || opened => (SealHealth::Healthy, None, None),
         // A bad state of the key that DescribeKey told stays until DescribeKey tells otherwise.
         None if previous.state == SealHealth::Unhealthy

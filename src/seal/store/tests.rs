@@ -168,6 +168,7 @@ impl World {
             .map(|(facts, _)| ("app".to_owned(), facts.clone()))
             .collect();
         Observed {
+            credentials: BTreeMap::new(),
             now: self.now,
             jitter: 0.5,
             namespace: NamespaceFacts::default(),

@@ -17,6 +17,7 @@ pub mod oci_scene;
 pub mod operator;
 pub mod plane;
 pub mod scene;
+pub mod server;
 pub mod stage;
 pub mod sts;
 
