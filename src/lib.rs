@@ -7,6 +7,7 @@
 //!   to tell. Pure: no client, no cloud, no clock.
 //! - [`wrapped`]: the formats of wrapped keys.
 //! - [`provider`]: the clouds' KMSes, one folder a cloud.
+//! - [`stanza`]: configuration of Vault, OpenBao and Boundary as text. Pure.
 //! - [`delivery`]: what the target Secret holds.
 //! - [`controller`]: the only place that joins everything: observe → parse → check → plan → apply → status.
 //! - [`lease`]: which of several replicas acts.
@@ -25,6 +26,7 @@ pub mod lease;
 pub mod provider;
 pub mod seal;
 pub mod settings;
+pub mod stanza;
 pub mod telemetry;
 pub mod wrapped;
 pub mod yaml;

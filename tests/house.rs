@@ -13,7 +13,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("seal", &["api"]),
     ("wrapped", &["api", "seal"]),
     ("provider", &["api", "seal", "wrapped"]),
-    ("delivery", &["api", "seal"]),
+    ("stanza", &["api", "seal"]),
+    ("delivery", &["api", "seal", "stanza"]),
     // Facts for `seal::observed`, and the implementation of `provider::Cluster`.
     ("kube_ext", &["api", "seal", "provider"]),
     ("settings", &["seal", "yaml"]),
@@ -26,6 +27,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "api",
             "seal",
             "provider",
+            "stanza",
             "delivery",
             "kube_ext",
             "lease",
@@ -78,6 +80,18 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
         "delivery",
         &["aws_sdk", "aws_config", "kube::", "tokio::", "std::env"],
         "content is made from values",
+    ),
+    (
+        "stanza",
+        &[
+            "aws_sdk",
+            "aws_config",
+            "kube::",
+            "tokio::",
+            "std::env",
+            "std::fs",
+        ],
+        "text is made from values",
     ),
     (
         "controller",

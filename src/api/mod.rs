@@ -4,6 +4,7 @@ mod aws;
 mod oci;
 mod reason;
 mod seal_config;
+mod stanza;
 mod status;
 
 pub use aws::{AssumeRole, AwsCredentials, AwsKms, Empty, SecretCredentialsRef, ServiceAccountRef};
@@ -14,6 +15,7 @@ pub use seal_config::{
     KeyEntry, KeyVersion, PlainRef, Purpose, RootKey, Rotation, SealConfig, SealConfigSpec, SealSpec,
     SealUse, SecretType, Target, TargetSecret, WrappedCopy, WrappedFormat, crd,
 };
+pub use stanza::{AeadStanza, EnvSpec, KmsStanza, SealStanza, StanzaSpec, StaticStanza};
 pub use status::{
     KeyStatus, PodCounts, SealConfigStatus, SealHealth, SealStatus, Summary, TargetStatus, condition_types,
 };

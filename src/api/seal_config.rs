@@ -10,7 +10,7 @@ use kube::{CustomResource, CustomResourceExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{AwsKms, OciKms, status::SealConfigStatus};
+use super::{AwsKms, EnvSpec, OciKms, StanzaSpec, status::SealConfigStatus};
 
 /// Names seals (KMS keys) and the root keys wrapped under them, and says which Secrets receive the keys.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -46,6 +46,18 @@ use super::{AwsKms, OciKms, status::SealConfigStatus};
     {
         "rule": "!has(self.targets) || self.targets.all(t, !has(t.secret.data) || t.secret.data.all(d, !has(d.key) || (has(self.keys) && self.keys.exists(k, k.name == d.key.name))))",
         "message": "every data entry must name one of spec.keys",
+    },
+    {
+        "rule": "!has(self.targets) || self.targets.all(t, !has(t.secret.data) || t.secret.data.all(d, !has(d.stanza) || ((!has(d.stanza.vault) || d.stanza.vault.seals.all(n, self.seals.exists(s, s.name == n && (!d.stanza.vault.includeCredentials || (has(s.awskms) && has(s.awskms.credentials) && has(s.awskms.credentials.secretRef)))))) && (!has(d.stanza.openbao) || d.stanza.openbao.seals.all(n, self.seals.exists(s, s.name == n && (!d.stanza.openbao.includeCredentials || (has(s.awskms) && has(s.awskms.credentials) && has(s.awskms.credentials.secretRef)))))) && (!has(d.stanza.boundary) || self.seals.exists(s, s.name == d.stanza.boundary.seal && (!d.stanza.boundary.includeCredentials || (has(s.awskms) && has(s.awskms.credentials) && has(s.awskms.credentials.secretRef))))))))",
+        "message": "every stanza must name seals of spec.seals; with includeCredentials those that have static credentials in a Secret (awskms.credentials.secretRef)",
+    },
+    {
+        "rule": "!has(self.targets) || self.targets.all(t, !has(t.secret.env) || ((!has(t.secret.env.vault) || t.secret.env.vault.seals.all(n, self.seals.exists(s, s.name == n && (!t.secret.env.vault.includeCredentials || (has(s.awskms) && has(s.awskms.credentials) && has(s.awskms.credentials.secretRef)))))) && (!has(t.secret.env.openbao) || t.secret.env.openbao.seals.all(n, self.seals.exists(s, s.name == n && (!t.secret.env.openbao.includeCredentials || (has(s.awskms) && has(s.awskms.credentials) && has(s.awskms.credentials.secretRef))))))))",
+        "message": "env must name a seal of spec.seals; with includeCredentials one that has static credentials in a Secret (awskms.credentials.secretRef)",
+    },
+    {
+        "rule": "!has(self.targets) || self.targets.all(t, !has(t.secret.data) || t.secret.data.all(d, !has(d.stanza) || ((!has(d.stanza.openbaoStatic) || (has(self.keys) && self.keys.exists(k, k.name == d.stanza.openbaoStatic.key && (!has(k.generate) || k.generate.bytes == 32)))) && (!has(d.stanza.boundaryAEAD) || !has(d.stanza.boundaryAEAD.keys) || d.stanza.boundaryAEAD.keys.all(n, has(self.keys) && self.keys.exists(k, k.name == n && !(k.purpose in ['static', 'other']) && (!has(k.generate) || k.generate.bytes == 32)))))))",
+        "message": "openbaoStatic and boundaryAEAD take keys of spec.keys of 32 bytes, the latter with one of Boundary's purposes",
     },
     {
         "rule": "!has(self.targets) || self.targets.all(t, self.targets.exists_one(u, u.secret.name == t.secret.name))",
@@ -422,10 +434,13 @@ pub struct TargetSecret {
     /// Whether the Secret goes with the SealConfig.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
-    /// The entries. Default: one for each key, named after it, raw bytes.
+    /// The entries. Default, where there is no `env`: one for each key, named after it, raw bytes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub data: Vec<DataEntry>,
+    /// One entry for each environment variable that tells a server its seal, for `envFrom`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub env: Option<EnvSpec>,
 }
 
 /// Types of Secrets that the operator may write.
@@ -467,7 +482,7 @@ pub enum DeletionPolicy {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
-    {"rule": "[has(self.key), has(self.template)].filter(x, x).size() == 1", "message": "a data entry takes exactly one of key, template"},
+    {"rule": "[has(self.key), has(self.stanza), has(self.template)].filter(x, x).size() == 1", "message": "a data entry takes exactly one of key, stanza, template"},
 ]))]
 pub struct DataEntry {
     /// Name of the entry.
@@ -476,6 +491,9 @@ pub struct DataEntry {
     /// A key's bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<KeyEntry>,
+    /// A piece of a server's configuration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stanza: Option<StanzaSpec>,
     /// Text with placeholders `{{ keys["name"].base64 }}`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 65536))]

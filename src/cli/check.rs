@@ -18,6 +18,7 @@ use crate::{
         entry::EntryContent,
         model::{self, Cloud, Key, Model, Origin, Source, Target},
         oci::{self, OciSeal},
+        stanza::{Stanza, Variable},
         store::{
             Provenance, secret_name,
             standing::{needs_store, wrapping},
@@ -263,6 +264,11 @@ fn plan_text(model: &Model) -> String {
                         keys => format!("template with keys {}", keys.join(", ")),
                     }
                 }
+                EntryContent::Stanza(stanza) => stanza_words(stanza),
+                EntryContent::Variable(Variable::Text(text)) => format!("environment variable, {text}"),
+                EntryContent::Variable(
+                    Variable::AccessKeyId { seal } | Variable::SecretAccessKey { seal },
+                ) => format!("environment variable, from the credentials of seal {seal}"),
             };
             lines.push(format!("  {}: {content}", entry.name));
         }
@@ -278,6 +284,23 @@ fn plan_text(model: &Model) -> String {
         }
     }
     indented(lines.iter())
+}
+
+fn stanza_words(stanza: &Stanza) -> String {
+    let join = |words: Vec<&str>| words.join(", ");
+    let seals = || join(stanza.seals().map(|seal| seal.name.as_str()).collect());
+    let keys = || join(stanza.keys().into_iter().collect());
+    match stanza {
+        Stanza::Vault(_) => format!("Vault's seal blocks for seals {}", seals()),
+        Stanza::OpenBao(_) => format!("OpenBao's seal blocks for seals {}", seals()),
+        Stanza::OpenBaoStatic(_) => format!("OpenBao's static seal with key {}", keys()),
+        Stanza::Boundary { purposes, .. } => format!(
+            "Boundary's kms blocks for seal {}, purposes {}",
+            seals(),
+            join(purposes.iter().map(|purpose| purpose.as_str()).collect())
+        ),
+        Stanza::BoundaryAead(_) => format!("Boundary's kms blocks with keys {}", keys()),
+    }
 }
 
 /// Where a key comes from, what opens it, and where the operator's copies of it go.
@@ -504,6 +527,34 @@ billing/billing (seal.yaml): well
 
 ";
         assert_eq!(text, want);
+    }
+
+    #[test]
+    fn the_plan_tells_what_configuration_is_written() {
+        let mut value = good();
+        value["keys"][0] = json!({"name": "static", "purpose": "static", "generate": {}});
+        value["targets"][0]["secret"] = json!({
+            "name": "x",
+            "data": [
+                {"name": "vault.hcl", "stanza": {"vault": {"seals": ["aws"]}}},
+                {"name": "kms.hcl", "stanza": {"boundary": {"seal": "aws", "purposes": ["root", "bsr"]}}},
+                {"name": "seal.hcl", "stanza": {"openbaoStatic": {"key": "static", "mountPath": "/seal"}}},
+            ],
+            "env": {"openbao": {"seals": ["aws"]}},
+        });
+        let object = object(&value);
+        let checked = check(&object);
+        let text = as_text(&[(object, checked)]);
+        for line in [
+            "    vault.hcl: Vault's seal blocks for seals aws\n",
+            "    kms.hcl: Boundary's kms blocks for seal aws, purposes root, bsr\n",
+            "    seal.hcl: OpenBao's static seal with key static\n",
+            "    current.key: key static, raw bytes\n",
+            "    previous.key: previous version of key static, raw bytes, once there is one\n",
+            "    VAULT_SEAL_TYPE: environment variable, awskms\n",
+        ] {
+            assert!(text.contains(line), "{line}{text}");
+        }
     }
 
     #[test]

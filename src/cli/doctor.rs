@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     api::{Reason, SealConfig},
+    controller::preflight,
     kube_ext::{
         bounded,
         cluster::{ApiserverCluster, read_fault, source_facts},
@@ -34,7 +35,8 @@ use crate::{
 /// Walk every step to a SealConfig's keys, and say which one fails and why
 ///
 /// For each seal, in order: the endpoint, whether the namespace may use the identity, the credentials, signing in, the
-/// key's state, and opening each copy that names the seal (what opens is thrown away at once). The walk to a seal ends at
+/// key's state, for a seal that pods use themselves what a server does when it starts (a random value is encrypted and
+/// decrypted), and opening each copy that names the seal (what opens is thrown away at once). The walk to a seal ends at
 /// its first failure, with the finding, the evidence and the fix.
 ///
 /// A SealConfig in the cluster is walked with what it names: its Secrets and ServiceAccounts, read with your own rights in
@@ -276,6 +278,14 @@ impl Guide<'_> {
         })
         .await?;
         let key = take(steps, "key", async { described(&kms).await }).await?;
+        if self.model.is_native(seal) {
+            take(steps, "server", async {
+                preflight::look(&kms, self.model, seal, jiff::Timestamp::now()).await?;
+                let seen = "described the key, encrypted and decrypted a random value, as a server does when it starts";
+                Ok((Outcome::Well(seen.to_owned()), ()))
+            })
+            .await?;
+        }
         let key = key.or_else(|| seal.cloud.full_key());
         let copies: Vec<(&str, &Copy)> = self
             .model

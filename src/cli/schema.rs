@@ -386,9 +386,9 @@ mod tests {
                 "spec.keys[0].name: must have at most 63 characters",
             ),
             (
-                "/spec/targets/0/secret/data/0/stanza",
+                "/spec/targets/0/secret/data/0/stanzas",
                 json!({}),
-                "spec.targets[0].secret.data[0].stanza: no such field",
+                "spec.targets[0].secret.data[0].stanzas: no such field",
             ),
             (
                 "/spec/targets/0/podSelector/matchLabel",

@@ -66,7 +66,10 @@ pub(super) fn of_objects(objects: &[Object], model: &Model) -> Result<Option<Sto
         _ => None,
     };
     let Some(data) = data else {
-        return of_facts(StoreFacts::Corrupt(Revision::default()), &name);
+        return of_facts(
+            StoreFacts::Corrupt(Revision::default(), std::collections::BTreeSet::new()),
+            &name,
+        );
     };
     of_facts(store::read(Revision::default(), data), &name)
 }
@@ -82,7 +85,7 @@ pub(super) fn of_facts(facts: StoreFacts, name: &str) -> Result<Option<Store>, F
         StoreFacts::NotOwned => Err(Failure::No(format!(
             "Secret {name} is not of type {SECRET_TYPE}, so it is no wrapped store"
         ))),
-        StoreFacts::Corrupt(_) => Err(Failure::No(format!(
+        StoreFacts::Corrupt(..) => Err(Failure::No(format!(
             "the header of Secret {name} cannot be read; restore the Secret from a backup, or open an entry by hand as \
              docs/store.md says"
         ))),

@@ -367,6 +367,7 @@ impl<'a> Case<'a> {
 /// The sources, in the form that their digest is made from.
 fn seen(sources: Vec<(crate::seal::model::SourceRef, SourceFacts)>) -> Observed {
     Observed {
+        credentials: std::collections::BTreeMap::new(),
         now: Timestamp::UNIX_EPOCH,
         jitter: 0.0,
         namespace: NamespaceFacts::default(),

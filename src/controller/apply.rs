@@ -13,7 +13,7 @@ use super::{
     context::Context,
     deliver, keep,
     open::{HEDGE, Held, Ready, open_all},
-    restart,
+    preflight, restart,
 };
 use crate::{
     api::Reason,
@@ -40,12 +40,13 @@ pub async fn apply(
 ) -> Outcomes {
     let mut outcomes = Outcomes::default();
     let mut answers = Vec::new();
+    let now = observed.now;
     {
         let mut asking: FuturesUnordered<_> = model
             .seals
             .iter()
             .filter(|seal| plan.probes.contains(&seal.name))
-            .map(|seal| ask(context, model, seal))
+            .map(|seal| ask(context, model, seal, now))
             .collect();
         let asked = async {
             while let Some(answer) = asking.next().await {
@@ -221,11 +222,11 @@ struct Answer {
     described: Result<Description, Fault>,
 }
 
-async fn ask(context: &Context, model: &Model, seal: &Seal) -> Answer {
+async fn ask(context: &Context, model: &Model, seal: &Seal, now: jiff::Timestamp) -> Answer {
     let (identity, described) = match connect(context, model, seal).await {
         Ok(kms) => {
             // Who asks is known once it has credentials.
-            let described = kms.describe().await;
+            let described = preflight::look(&kms, model, seal, now).await;
             (kms.identity(), described)
         }
         Err(fault) => (None, Err(fault)),
@@ -252,7 +253,9 @@ fn probed(
             at: description.at,
             fault: description.fault,
         },
-        Err(fault) if fault.reason == Reason::AccessDenied => Described::NotPermitted { at: observed.now },
+        Err(fault) if fault.reason == Reason::AccessDenied && !model.is_native(seal) => {
+            Described::NotPermitted { at: observed.now }
+        }
         Err(fault) => Described::Failed(fault),
     };
     let described = match pinned(observed, seal, described) {

@@ -17,9 +17,9 @@ use crate::{
         facts, names,
         write::{self, WriteError, Written},
     },
-    provider::SecretEntries,
+    provider::{SecretEntries, Tenant},
     seal::{
-        Fault,
+        Fault, StaticCredentials,
         model::{Model, Target},
         observed::{Delivered, Mark, Observed, SecretFacts},
         outcome::TargetOutcome,
@@ -55,7 +55,9 @@ pub async fn deliver(
             (name.clone(), delivered)
         })
         .collect();
-    let content = render(&target.entries, &handed)?;
+    let credentials = written_credentials(context, model, target).await?;
+    let content = render(&target.entries, &handed, &credentials)?;
+    drop(credentials);
     let marks: BTreeMap<String, Mark> = delivery
         .keys
         .iter()
@@ -134,6 +136,29 @@ pub async fn deliver(
         content_changed: delivered.content_changed.unwrap_or(observed.now),
         deliveries: delivered.count,
     })
+}
+
+/// The static credentials that the target's entries hold.
+async fn written_credentials(
+    context: &Context,
+    model: &Model,
+    target: &Target,
+) -> Result<BTreeMap<String, StaticCredentials>, Fault> {
+    let tenant = Tenant {
+        namespace: &model.id.namespace,
+        name: &model.id.name,
+    };
+    let mut credentials = BTreeMap::new();
+    for seal in target
+        .credentials()
+        .into_iter()
+        .filter_map(|name| model.seal(name))
+    {
+        let read = context.clouds.static_credentials(seal, tenant).await;
+        let read = read.map_err(|fault| fault.of(format_args!("seal {:?}", seal.name)))?;
+        credentials.insert(seal.name.clone(), read);
+    }
+    Ok(credentials)
 }
 
 /// Whether the content differs from what the Secret holds. Only asked when inputs have changed: a repair puts

@@ -1,7 +1,10 @@
 //! Looks after stored keys: makes, copies, rotates and rebuilds them. What is made here is written to the wrapped store
 //! and read back before anybody uses it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, PoisonError},
+};
 
 use data_encoding::{BASE64, BASE64URL_NOPAD, HEXLOWER};
 use futures::future::join_all;
@@ -34,9 +37,11 @@ use crate::{
         outcome::{Described, KeyOutcome, Outcomes, StoredState},
         plan::{Tend, Work},
         store::{
-            CopyRecord, Former, HEADER, Header, MAX_BYTES, Provenance, Sealed, Section, Store, StoreFacts,
-            Version, header, item, item_digest, secret_name,
-            standing::{Delivered, Due, Rebuild, candidates, make_former, seen, wrapping},
+            CopyRecord, Edit, HEADER, MAX_BYTES, NewCopy, Provenance, Sealed, Section, Store, StoreFacts,
+            Version,
+            edit::next_header,
+            highest_version, item_digest, secret_name,
+            standing::{Delivered, Due, Rebuild, seen, successor, wrapping},
         },
     },
 };
@@ -44,13 +49,9 @@ use crate::{
 /// What becomes of one key's section.
 struct Draft<'a> {
     key: &'a Key,
-    section: Section,
-    put: BTreeMap<String, Ciphertext>,
-    remove: BTreeSet<String>,
+    edit: Edit,
     /// Versions that were opened or made.
     bytes: BTreeMap<u32, KeyBytes>,
-    /// Something is to be written.
-    changed: bool,
     /// Seals that did not do what was asked of them.
     faults: Vec<(String, Fault)>,
     /// Seals that did.
@@ -88,7 +89,20 @@ pub async fn tend(
     });
     let drafted = join_all(drafting).await;
     let mut drafts = Vec::new();
-    for (key, drafted) in drafted {
+    for (key, (drafted, asked)) in drafted {
+        for (seal, answer) in asked {
+            let id = (key.name.clone(), seal);
+            match answer {
+                Ok(()) => {
+                    observed.memory.copies.remove(&id);
+                }
+                Err(fault) => {
+                    let inputs = findings.copy_inputs.get(&id).cloned().unwrap_or_default();
+                    let (now, jitter) = (observed.now, observed.jitter);
+                    fail(&mut observed.memory.copies, id, &inputs, &fault, now, jitter);
+                }
+            }
+        }
         match drafted {
             Ok(draft) => {
                 for (seal, fault) in &draft.faults {
@@ -111,18 +125,24 @@ pub async fn tend(
             outcomes.seals.entry(seal.clone()).or_default().opened = true;
         }
     }
-    let changed = drafts.iter().any(|draft| draft.changed);
+    let changed = drafts.iter().any(|draft| draft.edit.changed);
     if changed && let Err(fault) = save(context, model, observed, &mut drafts, ready).await {
         // What was written may stand or not. The state before it is still good to deliver from, and a write over a state
         // that is no more is refused.
-        for draft in drafts.iter().filter(|draft| draft.changed) {
+        for draft in drafts.iter().filter(|draft| draft.edit.changed) {
             failed(model, observed, findings, draft.key, &fault);
         }
         return false;
     }
     for draft in drafts {
         // A key that could not be made has no version yet.
-        if !draft.section.versions.contains_key(&draft.section.current) || draft.section.counter == 0 {
+        if !draft
+            .edit
+            .section
+            .versions
+            .contains_key(&draft.edit.section.current)
+            || draft.edit.section.counter == 0
+        {
             continue;
         }
         observed.memory.stored.remove(&draft.key.name);
@@ -165,14 +185,14 @@ fn tell(outcomes: &mut Outcomes, observed: &Observed, draft: &Draft<'_>) {
         outcomes.keys.entry(draft.key.name.clone()).or_default().stored = Some(state);
         return;
     }
-    let Some(bytes) = draft.bytes.get(&draft.section.current) else {
+    let Some(bytes) = draft.bytes.get(&draft.edit.section.current) else {
         return;
     };
     outcomes.keys.insert(
         draft.key.name.clone(),
         KeyOutcome {
             opened_by: draft.wrapped.first().cloned(),
-            consumer_key_id: Some(consumer_key_id(draft.key, draft.section.current, bytes)),
+            consumer_key_id: Some(consumer_key_id(draft.key, draft.edit.section.current, bytes)),
             stored: Some(state),
             ..KeyOutcome::default()
         },
@@ -186,7 +206,7 @@ async fn draft<'a>(
     key: &'a Key,
     work: &Work,
     brought: Option<&KeyBytes>,
-) -> Result<Draft<'a>, Fault> {
+) -> (Result<Draft<'a>, Fault>, Asked) {
     let store = match &observed.store {
         StoreFacts::Found(store) => Some(store),
         _ => None,
@@ -197,13 +217,19 @@ async fn draft<'a>(
         observed,
         store,
         key,
+        asked: Mutex::default(),
     };
-    match work {
+    let drafted = match work {
         Work::Make(seals) => hand.make(seals, brought).await,
         Work::Rebuild(from, seals) => hand.rebuild(from, seals).await,
         Work::Mend(due) => hand.mend(due, brought).await,
-    }
+    };
+    let asked = hand.asked.into_inner().unwrap_or_else(PoisonError::into_inner);
+    (drafted, asked)
 }
+
+/// Seals that were asked to open a copy, and what came of it.
+type Asked = Vec<(String, Result<(), Fault>)>;
 
 /// What the work on one key needs.
 struct Hand<'w, 'a> {
@@ -212,20 +238,25 @@ struct Hand<'w, 'a> {
     observed: &'w Observed,
     store: Option<&'w Store>,
     key: &'a Key,
+    asked: Mutex<Asked>,
 }
 
 impl<'a> Hand<'_, 'a> {
     fn start(&self, section: Section) -> Draft<'a> {
         Draft {
             key: self.key,
-            section,
-            put: BTreeMap::new(),
-            remove: BTreeSet::new(),
+            edit: Edit::new(&self.key.name, section),
             bytes: BTreeMap::new(),
-            changed: false,
             faults: Vec::new(),
             wrapped: Vec::new(),
         }
+    }
+
+    /// The seals under which new copies are made.
+    fn wrapping(&self) -> Vec<String> {
+        wrapping(self.model, self.key)
+            .map(|seal| seal.name.clone())
+            .collect()
     }
 
     fn fresh(&self, version: u32) -> Section {
@@ -237,11 +268,17 @@ impl<'a> Hand<'_, 'a> {
                 (Provenance::Brought, None, Some(inputs))
             }
         };
+        // Copies that no header speaks of any more have used up their numbers all the same.
+        let used = match &self.observed.store {
+            StoreFacts::Found(store) => highest_version(&self.key.name, store.items.keys()),
+            StoreFacts::Corrupt(_, entries) => highest_version(&self.key.name, entries),
+            StoreFacts::NotLooked | StoreFacts::Absent | StoreFacts::NotOwned => 0,
+        };
         Section {
             source,
             counter: 0,
             current: version,
-            next: version.saturating_add(1),
+            next: version.max(used).saturating_add(1),
             trigger,
             inputs,
             versions: BTreeMap::new(),
@@ -279,7 +316,7 @@ impl<'a> Hand<'_, 'a> {
         let mut draft = self.start(self.fresh(1));
         self.add_version(&mut draft, 1, bytes, seals, !self.key.is_brought())
             .await;
-        if draft.changed && brought.is_none() {
+        if draft.edit.changed && brought.is_none() {
             draft.bytes.insert(1, KeyBytes::new(bytes.expose().to_vec()));
         }
         Ok(draft)
@@ -324,31 +361,21 @@ impl<'a> Hand<'_, 'a> {
         seals: &[String],
         every: bool,
     ) {
-        // Of a version that is rebuilt, all is kept but its copies.
-        let known = draft.section.versions.get(&version).cloned();
-        let mut record = known.unwrap_or_else(|| self.version(bytes));
-        record.copies.clear();
         let wrapped = self.wrap_all(version, bytes, seals).await;
         let failed = wrapped.iter().any(|(_, result)| result.is_err());
-        let mut put = BTreeMap::new();
+        let mut copies = Vec::new();
         for (seal, result) in wrapped {
             match result {
-                Ok((ciphertext, copy)) => {
-                    put.insert(item(&self.key.name, version, &seal), ciphertext);
-                    record.copies.insert(seal.clone(), copy);
+                Ok(copy) => {
+                    copies.push(copy);
                     draft.wrapped.push(seal);
                 }
                 Err(fault) => draft.faults.push((seal, fault)),
             }
         }
-        if record.copies.is_empty() || (every && failed) {
-            return;
+        if !(every && failed) {
+            draft.edit.add_version(version, self.version(bytes), copies);
         }
-        draft.put.append(&mut put);
-        draft.section.versions.insert(version, record);
-        draft.section.current = version;
-        draft.section.next = draft.section.next.max(version.saturating_add(1));
-        draft.changed = true;
     }
 
     async fn wrap_all(
@@ -356,19 +383,14 @@ impl<'a> Hand<'_, 'a> {
         version: u32,
         bytes: &KeyBytes,
         seals: &[String],
-    ) -> Vec<(String, Result<(Ciphertext, CopyRecord), Fault>)> {
+    ) -> Vec<(String, Result<NewCopy, Fault>)> {
         let seals = seals.iter().filter_map(|name| self.model.seal(name));
         join_all(seals.map(|seal| async move { (seal.name.clone(), self.wrap(seal, version, bytes).await) }))
             .await
     }
 
     /// Wraps a version under one seal, and opens the copy again before it counts as one.
-    async fn wrap(
-        &self,
-        seal: &Seal,
-        version: u32,
-        bytes: &KeyBytes,
-    ) -> Result<(Ciphertext, CopyRecord), Fault> {
+    async fn wrap(&self, seal: &Seal, version: u32, bytes: &KeyBytes) -> Result<NewCopy, Fault> {
         let kms = connect(self.context, self.model, seal).await?;
         admitted(self.model, self.observed, seal, &kms).await?;
         let place = place(self.context, self.model, self.key, version);
@@ -417,7 +439,7 @@ impl<'a> Hand<'_, 'a> {
                  endpoint",
             ));
         }
-        let copy = CopyRecord {
+        let record = CopyRecord {
             provider: seal.cloud.provider().to_owned(),
             key_id: wrapped.key_id,
             key_version: wrapped.key_version,
@@ -426,7 +448,11 @@ impl<'a> Hand<'_, 'a> {
             made: self.observed.now,
             digest: item_digest(&wrapped.ciphertext),
         };
-        Ok((wrapped.ciphertext, copy))
+        Ok(NewCopy {
+            seal: seal.name.clone(),
+            ciphertext: wrapped.ciphertext,
+            record,
+        })
     }
 
     /// Whether a copy under this KMS key was made before, and with it its heed of the context was proven.
@@ -443,55 +469,51 @@ impl<'a> Hand<'_, 'a> {
 
     /// The key as it was delivered.
     async fn rebuild(&self, from: &Rebuild, seals: &[String]) -> Result<Draft<'a>, Fault> {
-        let found = delivered(&self.context.client, &self.model.id.namespace, &from.secret).await?;
-        let take = |delivered: &Delivered| {
-            let bytes = found
-                .get(&delivered.entry)
-                .and_then(|bytes| decode(bytes, delivered.encoding));
-            bytes.filter(|bytes| value_of(self.model, self.key, bytes).as_ref() == Some(&delivered.mark))
-        };
-        let current = take(&from.current).ok_or_else(|| {
+        let current = self.take(&from.current).await?.ok_or_else(|| {
             Fault::denied(
                 Reason::StoreMissing,
                 format!(
                     "Secret {} does not hold it, and Secret {} holds other bytes than were delivered, so nothing was made from \
                      them; restore the store from a backup",
                     secret_name(&self.model.id.name),
-                    from.secret
+                    from.current.secret
                 ),
             )
         })?;
         let sealed = self.store.and_then(|store| store.header.keys.get(&self.key.name));
-        let section = match sealed {
-            Some(sealed)
-                if authentic(
-                    self.model,
-                    self.key,
-                    &sealed.section,
-                    sealed.mac.as_deref(),
-                    &current,
-                )
-                .is_ok() =>
-            {
-                sealed.section.clone()
-            }
-            _ => self.fresh(from.current.version),
-        };
-        let mut draft = self.start(section);
-        let previous = from.previous.as_ref().and_then(|previous| {
-            let bytes = take(previous)?;
-            (!draft.section.versions.contains_key(&previous.version)).then_some((previous.version, bytes))
+        let known = sealed.filter(|sealed| {
+            let mac = sealed.mac.as_deref();
+            authentic(self.model, self.key, &sealed.section, mac, &current).is_ok()
         });
-        if let Some((version, bytes)) = previous {
-            self.add_version(&mut draft, version, &bytes, seals, true).await;
-            draft.bytes.insert(version, bytes);
+        let section = known.map_or_else(|| self.fresh(from.current.version), |known| known.section.clone());
+        let mut draft = self.start(section);
+        if let Some(previous) = &from.previous
+            && !draft.edit.section.versions.contains_key(&previous.version)
+            && let Some(bytes) = self.take(previous).await?
+        {
+            self.add_version(&mut draft, previous.version, &bytes, seals, false)
+                .await;
+            // Without it the version in use would be delivered alone, and the last bytes of the one before would go.
+            if !draft.edit.changed {
+                return Ok(draft);
+            }
+            draft.bytes.insert(previous.version, bytes);
+            draft.edit.changed = false;
         }
         let version = from.current.version;
-        draft.changed = false;
         self.add_version(&mut draft, version, &current, seals, false)
             .await;
         draft.bytes.insert(version, current);
         Ok(draft)
+    }
+
+    /// A version from the Secret that it was delivered to, if its bytes are still those.
+    async fn take(&self, from: &Delivered) -> Result<Option<KeyBytes>, Fault> {
+        let found = delivered(&self.context.client, &self.model.id.namespace, &from.secret).await?;
+        let bytes = found
+            .get(&from.entry)
+            .and_then(|bytes| decode(bytes, from.encoding));
+        Ok(bytes.filter(|bytes| value_of(self.model, self.key, bytes).as_ref() == Some(&from.mark)))
     }
 
     /// What is due.
@@ -506,21 +528,30 @@ impl<'a> Hand<'_, 'a> {
             ));
         };
         let mut draft = self.start(sealed.section.clone());
+        let mac = sealed.mac.as_deref();
+        if !due.renew
+            && let Some(bytes) = brought
+            && authentic(self.model, self.key, &sealed.section, mac, bytes).is_err()
+        {
+            // The key itself lies elsewhere, so its copies are made anew, in place of what somebody else wrote.
+            draft.edit.section = self.fresh(1);
+            let (version, seals) = (draft.edit.section.next, self.wrapping());
+            self.add_version(&mut draft, version, bytes, &seals, false).await;
+            return Ok(draft);
+        }
         if brought.is_none() {
-            let bytes = self.open(store, draft.section.current).await?;
+            let bytes = self.open(store, draft.edit.section.current).await?;
             authentic(
                 self.model,
                 self.key,
-                &draft.section,
+                &draft.edit.section,
                 sealed.mac.as_deref(),
                 &bytes,
             )?;
-            draft.bytes.insert(draft.section.current, bytes);
+            draft.bytes.insert(draft.edit.section.current, bytes);
         }
         if due.accept {
-            let seen = seen(self.key, self.observed);
-            draft.section.next = draft.section.next.max(seen.version.saturating_add(1));
-            draft.changed = true;
+            draft.edit.accept(seen(self.key, self.observed));
         }
         if due.renew
             && let Some(bytes) = brought
@@ -530,7 +561,7 @@ impl<'a> Hand<'_, 'a> {
             self.copy(&mut draft, store, &due.copies, brought).await;
         }
         for (version, seal) in &due.retire {
-            self.retire(&mut draft, store, *version, seal);
+            draft.edit.retire(store, *version, seal, self.observed.now);
         }
         for (version, item) in &due.drop {
             self.drop_former(&mut draft, store, *version, item).await;
@@ -540,8 +571,7 @@ impl<'a> Hand<'_, 'a> {
             Origin::Imported { .. } | Origin::Brought => None,
         };
         if due.trigger {
-            draft.section.trigger.clone_from(&trigger);
-            draft.changed = true;
+            draft.edit.note_trigger(trigger.clone());
         }
         if due.rotate {
             self.rotate(&mut draft, trigger).await?;
@@ -553,13 +583,11 @@ impl<'a> Hand<'_, 'a> {
         let Origin::Generated { bytes, .. } = self.key.origin else {
             return Ok(());
         };
-        let seals: Vec<String> = wrapping(self.model, self.key)
-            .map(|seal| seal.name.clone())
-            .collect();
-        let (bytes, version) = (random(bytes)?, draft.section.next);
+        let seals = self.wrapping();
+        let (bytes, version) = (random(bytes)?, draft.edit.section.next);
         self.add_version(draft, version, &bytes, &seals, true).await;
-        if draft.section.current == version {
-            draft.section.trigger = trigger;
+        if draft.edit.section.current == version {
+            draft.edit.note_trigger(trigger);
             draft.bytes.insert(version, bytes);
         }
         Ok(())
@@ -568,20 +596,18 @@ impl<'a> Hand<'_, 'a> {
     /// The brought copies have changed: the same key in other copies, or another key.
     async fn renew(&self, draft: &mut Draft<'a>, bytes: &KeyBytes) {
         let value = value_of(self.model, self.key, bytes);
-        let recorded = draft.section.versions.get(&draft.section.current);
+        let recorded = draft.edit.section.versions.get(&draft.edit.section.current);
         let same = value.is_some() && recorded.is_some_and(|record| record.check_value == value);
         if same {
-            draft.section.inputs = Some(brought_inputs(self.key, self.observed));
-            draft.changed = true;
+            draft.edit.section.inputs = Some(brought_inputs(self.key, self.observed));
+            draft.edit.changed = true;
             return;
         }
-        let seals: Vec<String> = wrapping(self.model, self.key)
-            .map(|seal| seal.name.clone())
-            .collect();
-        let version = draft.section.next;
+        let seals = self.wrapping();
+        let version = draft.edit.section.next;
         self.add_version(draft, version, bytes, &seals, false).await;
-        if draft.section.current == version {
-            draft.section.inputs = Some(brought_inputs(self.key, self.observed));
+        if draft.edit.section.current == version {
+            draft.edit.section.inputs = Some(brought_inputs(self.key, self.observed));
         }
     }
 
@@ -617,20 +643,18 @@ impl<'a> Hand<'_, 'a> {
                 continue;
             };
             // Bytes that are not what was recorded must not be wrapped anew.
-            if fits(self.model, self.key, draft.section.versions.get(&version), bytes).is_err() {
+            let record = draft.edit.section.versions.get(&version);
+            if let Err(fault) = fits(self.model, self.key, record, bytes) {
+                let failed = seals.into_iter().map(|seal| (seal, fault.clone()));
+                draft.faults.extend(failed);
                 continue;
             }
             let wrapped = self.wrap_all(version, bytes, &seals).await;
             for (seal, result) in wrapped {
                 match result {
-                    Ok((ciphertext, copy)) => {
-                        self.supersede(draft, store, version, &seal);
-                        if let Some(record) = draft.section.versions.get_mut(&version) {
-                            record.copies.insert(seal.clone(), copy);
-                        }
-                        draft.put.insert(item(&self.key.name, version, &seal), ciphertext);
+                    Ok(copy) => {
+                        draft.edit.add_copy(store, version, copy, self.observed.now);
                         draft.wrapped.push(seal);
-                        draft.changed = true;
                     }
                     Err(fault) => draft.faults.push((seal, fault)),
                 }
@@ -638,74 +662,19 @@ impl<'a> Hand<'_, 'a> {
         }
     }
 
-    /// Moves an undamaged copy out of the way, to be kept for its retention.
-    fn supersede(&self, draft: &mut Draft<'a>, store: &Store, version: u32, seal: &str) {
-        let name = item(&self.key.name, version, seal);
-        let Some(record) = draft.section.versions.get_mut(&version) else {
-            return;
-        };
-        let Some(copy) = record.copies.remove(seal) else {
-            return;
-        };
-        let Some(bytes) = store.intact(&name, &copy) else {
-            return;
-        };
-        let former = make_former(&self.key.name, version, seal, &copy);
-        draft.put.insert(former.clone(), bytes.clone());
-        let former_copy = Former {
-            seal: seal.to_owned(),
-            copy,
-            replaced: self.observed.now,
-        };
-        record.former.insert(former, former_copy);
-    }
-
-    fn retire(&self, draft: &mut Draft<'a>, store: &Store, version: u32, seal: &str) {
-        self.supersede(draft, store, version, seal);
-        draft.remove.insert(item(&self.key.name, version, seal));
-        if let Some(record) = draft.section.versions.get_mut(&version) {
-            record.copies.remove(seal);
-            record.exposed.insert(seal.to_owned());
-        }
-        draft.changed = true;
-    }
-
     /// The second read of the successor, a day or more after the first: only then the former copy goes.
     async fn drop_former(&self, draft: &mut Draft<'a>, store: &Store, version: u32, former: &str) {
-        let Some(record) = draft.section.versions.get(&version) else {
-            return;
-        };
-        let Some(seal) = record.former.get(former).map(|former| former.seal.clone()) else {
-            return;
-        };
-        let all = candidates(self.model, self.key, store, version);
-        let in_force = all.iter().filter(|candidate| {
-            let copy = record.copies.get(&candidate.seal);
-            copy.is_some() && candidate.item == item(&self.key.name, version, &candidate.seal)
-        });
-        // Its own seal's, or any other's where that seal is gone.
-        let successor = in_force
-            .clone()
-            .find(|candidate| candidate.seal == seal)
-            .or_else(|| {
-                in_force
-                    .clone()
-                    .next()
-                    .filter(|_| self.model.seal(&seal).is_none())
-            });
-        let Some(successor) = successor.cloned() else {
+        let Some(successor) = successor(self.model, self.key, store, version, former) else {
             return;
         };
         let under = successor.seal.clone();
+        let record = draft.edit.section.versions.get(&version);
         let (_, _, opened) =
             open_candidate(self.context, self.model, self.key, store, version, successor).await;
-        match opened.and_then(|bytes| fits(self.model, self.key, Some(record), &bytes)) {
+        match opened.and_then(|bytes| fits(self.model, self.key, record, &bytes)) {
             Ok(()) => {
-                if let Some(record) = draft.section.versions.get_mut(&version) {
-                    record.former.remove(former);
-                }
-                draft.remove.insert(former.to_owned());
-                draft.changed = true;
+                draft.edit.drop_former(version, former);
+                draft.wrapped.push(under);
             }
             Err(fault) => draft.faults.push((under, fault)),
         }
@@ -713,6 +682,13 @@ impl<'a> Hand<'_, 'a> {
 
     async fn open(&self, store: &Store, version: u32) -> Result<KeyBytes, Fault> {
         let (attempts, bytes) = open_version(self.context, self.model, self.key, store, version, None).await;
+        let answers = attempts
+            .iter()
+            .map(|(seal, _, result)| (seal.clone(), result.as_ref().map(drop).map_err(Clone::clone)));
+        self.asked
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(answers);
         bytes.ok_or_else(|| first_fault(attempts))
     }
 }
@@ -732,14 +708,14 @@ async fn save(
     drafts: &mut [Draft<'_>],
     ready: &BTreeMap<String, Ready>,
 ) -> Result<(), Fault> {
-    let (base, mut header, size) = match &observed.store {
+    let (base, size) = match &observed.store {
         StoreFacts::Found(store) => {
             let items = store.items.iter();
             let size: usize = items.map(|(name, bytes)| name.len() + bytes.bytes().len()).sum();
-            (Some(store.revision.clone()), store.header.clone(), size)
+            (Some(store.revision.clone()), size)
         }
-        StoreFacts::Corrupt(revision) => (Some(revision.clone()), new_header(), 0),
-        StoreFacts::Absent => (None, new_header(), 0),
+        StoreFacts::Corrupt(revision, _) => (Some(revision.clone()), 0),
+        StoreFacts::Absent => (None, 0),
         StoreFacts::NotLooked | StoreFacts::NotOwned => {
             return Err(Fault::transient(
                 Reason::Pending,
@@ -748,26 +724,22 @@ async fn save(
         }
     };
     let counters = model.keys.iter().map(|key| seen(key, observed).counter);
-    header.counter = counters
-        .max()
-        .unwrap_or_default()
-        .max(header.counter)
-        .saturating_add(1);
+    let mut header = next_header(&observed.store, counters.max().unwrap_or_default());
     let (mut put, mut remove) = (BTreeMap::new(), BTreeSet::new());
-    for draft in drafts.iter_mut().filter(|draft| draft.changed) {
-        draft.section.counter = header.counter;
+    for draft in drafts.iter_mut().filter(|draft| draft.edit.changed) {
+        draft.edit.section.counter = header.counter;
         let current = draft
             .bytes
-            .get(&draft.section.current)
+            .get(&draft.edit.section.current)
             .or_else(|| ready.get(&draft.key.name).map(|ready| &ready.bytes));
-        let mac = current.and_then(|bytes| draft.section.mac(bytes, section_place(model, draft.key)));
+        let mac = current.and_then(|bytes| draft.edit.section.mac(bytes, section_place(model, draft.key)));
         let sealed = Sealed {
-            section: draft.section.clone(),
+            section: draft.edit.section.clone(),
             mac,
         };
         header.keys.insert(draft.key.name.clone(), sealed);
-        put.append(&mut draft.put);
-        remove.append(&mut draft.remove);
+        put.append(&mut draft.edit.put);
+        remove.append(&mut draft.edit.remove);
     }
     remove.retain(|item| !put.contains_key(item));
     let header = serde_json::to_vec(&header)
@@ -803,14 +775,6 @@ async fn save(
     );
     observed.store = facts;
     Ok(())
-}
-
-fn new_header() -> Header {
-    Header {
-        format: header::FORMAT,
-        counter: 0,
-        keys: BTreeMap::new(),
-    }
 }
 
 fn unfit(key_id: &str) -> Fault {

@@ -12,14 +12,26 @@ pub mod index;
 pub mod keep;
 pub mod observe;
 pub mod open;
+pub mod preflight;
 pub mod reconcile;
 pub mod report;
 pub mod restart;
 pub mod watch;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use futures::{StreamExt, TryStreamExt, channel::mpsc, future::join_all};
+use futures::{
+    FutureExt, StreamExt, TryStreamExt,
+    channel::mpsc,
+    future::{Either, join_all, select},
+};
 use kube::{
     ResourceExt,
     client::ClientBuilder,
@@ -216,14 +228,18 @@ async fn run_scope(
         watches.spawn(watch::namespaces(context.clone(), scope.clone(), pending.clone()));
     }
     let mut part = Some(health.part());
+    let stop = stop.shared();
     // A Secret that was not listed yet would look as if it did not exist: nothing is decided before that.
-    if receiver.wait_for(|left| *left == 0).await.is_err() {
+    let listed = std::pin::pin!(receiver.wait_for(|left| *left == 0));
+    if !matches!(select(listed, stop.clone()).await, Either::Left((Ok(_), _))) {
         return;
     }
 
     let (reader, writer) = reflector::store::<DeserializeGuard<SealConfig>>();
     let api = scope.api::<DeserializeGuard<SealConfig>>(context.client.clone());
     let known = context.clone();
+    let begun = Arc::new(AtomicBool::new(false));
+    let begins = begun.clone();
     let changed = predicates::generation
         .combine(predicates::annotations)
         .combine(predicates::labels);
@@ -232,10 +248,11 @@ async fn run_scope(
         .modify(|config| config.managed_fields_mut().clear())
         .inspect_ok(move |event| {
             remember(&known, event);
-            if matches!(event, Event::InitDone)
-                && let Some(part) = part.take()
-            {
-                part.ready();
+            if matches!(event, Event::InitDone) {
+                begins.store(true, Ordering::Relaxed);
+                if let Some(part) = part.take() {
+                    part.ready();
+                }
             }
         })
         .reflect(writer)
@@ -256,19 +273,26 @@ async fn run_scope(
             }
         }
     };
-    Controller::for_stream(configs, reader)
+    let controller = Controller::for_stream(configs, reader)
         .with_config(controller::Config::default().concurrency(context.settings.concurrency))
         .reconcile_on(watch::as_references(triggered))
         .reconcile_all_on(elected)
-        .graceful_shutdown_on(stop)
+        .graceful_shutdown_on(stop.clone())
         .run(as_leader, |_, never, _| match *never {}, context)
         .for_each(|result| {
             if let Err(controller::Error::QueueError(_)) = result {
                 tracing::warn!("the watch of sealconfigs failed and is started again; may the operator list and watch them?");
             }
             std::future::ready(())
-        })
-        .await;
+        });
+    // The controller ends when what it has begun is done, and waits for its first list forever if it is stopped before it.
+    let too_early = async {
+        stop.await;
+        if begun.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    };
+    select(std::pin::pin!(controller), std::pin::pin!(too_early)).await;
     drop(watches);
 }
 

@@ -15,7 +15,7 @@ use crate::{
     provider,
     seal::{
         Fault,
-        model::{Model, Origin, SourceKind, SourceRef},
+        model::{Model, Origin, SourceKind, SourceRef, Target},
         observed::{NamespaceFacts, Observed, SourceFacts},
         store::{StoreFacts, secret_name, standing::needs_store},
     },
@@ -112,6 +112,7 @@ pub async fn observe(
         plain: plain.collect(),
         store,
         old_copy_retention: context.settings.old_copy_retention,
+        credentials: written_credentials(context, model),
         read_secrets: index.read_secrets(namespace),
         living: index.living(namespace),
         pods,
@@ -119,6 +120,17 @@ pub async fn observe(
         memory: std::mem::take(&mut remembered.memory),
         sources,
     })
+}
+
+/// Which versions of their Secrets the credentials are that targets hold.
+fn written_credentials(context: &Context, model: &Model) -> BTreeMap<String, String> {
+    let seals = model.targets.iter().flat_map(Target::credentials);
+    let secrets = seals.filter_map(|seal| model.seal(seal)?.cloud.credentials_secret());
+    let version = |secret: &str| {
+        let facts = context.index.secret(&model.id.namespace, secret)?;
+        Some((secret.to_owned(), facts.resource_version))
+    };
+    secrets.filter_map(version).collect()
 }
 
 fn namespace_facts(context: &Context, namespace: &str) -> NamespaceFacts {

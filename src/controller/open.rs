@@ -318,16 +318,17 @@ async fn open_brought(
             .into_iter()
             .find(|candidate| candidate.seal == *seal)?;
         let sealed = store.header.keys.get(&key.name)?;
-        let attempt = async move {
+        let opening = async move {
             let (seal, identity, opened) =
                 open_candidate(context, model, key, store, kept.current, candidate).await;
-            let believed = opened.and_then(|bytes| {
+            // Nothing else says that this is the version which the brought copies hold.
+            let opened = opened.and_then(|bytes| {
                 authentic(model, key, &sealed.section, sealed.mac.as_deref(), &bytes)?;
                 Ok(bytes)
             });
-            (seal, identity, believed)
+            (seal, identity, opened)
         };
-        Some(attempt.boxed())
+        Some(opening.boxed())
     });
     let attempts: Vec<_> = attempts.collect();
     if open.all {

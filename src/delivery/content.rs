@@ -8,10 +8,11 @@ use zeroize::Zeroizing;
 use crate::{
     api::{Encoding, KeyVersion, Reason},
     seal::{
-        Fault, KeyBytes,
+        Fault, KeyBytes, StaticCredentials,
         entry::{Entry, EntryContent, invalid},
         template::KeyView,
     },
+    stanza,
 };
 
 /// Bytes that the data of a Secret may have in all; the apiserver refuses more.
@@ -68,12 +69,16 @@ impl fmt::Debug for Content {
 ///
 /// # Errors
 /// `TemplateInvalid` when a template cannot be rendered, `InvalidSpec` when a key is missing or the whole is too large.
-pub fn render(entries: &[Entry], keys: &BTreeMap<String, DeliveredKey<'_>>) -> Result<Content, Fault> {
+pub fn render(
+    entries: &[Entry],
+    keys: &BTreeMap<String, DeliveredKey<'_>>,
+    credentials: &BTreeMap<String, StaticCredentials>,
+) -> Result<Content, Fault> {
     let mut content = Content::default();
     let mut total = 0_usize;
     for entry in entries {
-        let Some(bytes) =
-            written(entry, keys).map_err(|fault| fault.of(format_args!("entry {:?}", entry.name)))?
+        let Some(bytes) = written(entry, keys, credentials)
+            .map_err(|fault| fault.of(format_args!("entry {:?}", entry.name)))?
         else {
             continue;
         };
@@ -92,7 +97,9 @@ pub fn render(entries: &[Entry], keys: &BTreeMap<String, DeliveredKey<'_>>) -> R
 fn written(
     entry: &Entry,
     keys: &BTreeMap<String, DeliveredKey<'_>>,
+    credentials: &BTreeMap<String, StaticCredentials>,
 ) -> Result<Option<Zeroizing<Vec<u8>>>, Fault> {
+    let of_seal = |seal: &str| credentials.get(seal);
     match &entry.content {
         EntryContent::Key {
             key,
@@ -121,24 +128,32 @@ fn written(
                 return Ok(None);
             }
             template
-                .render(|name, previous| {
-                    let delivered = keys.get(name)?;
-                    if previous {
-                        let (bytes, id) = delivered.previous.as_ref()?;
-                        return Some(KeyView {
-                            bytes: bytes.expose(),
-                            id,
-                        });
-                    }
-                    Some(KeyView {
-                        bytes: delivered.current.expose(),
-                        id: &delivered.consumer_key_id,
-                    })
-                })
+                .render(|name, previous| view(keys, name, previous))
                 .map(Some)
                 .map_err(|error| invalid(&error))
         }
+        EntryContent::Stanza(stanza) => {
+            let by_name = |name: &str, previous: bool| view(keys, name, previous);
+            stanza::write(stanza, &by_name, &of_seal).map(Some)
+        }
+        EntryContent::Variable(variable) => stanza::variable(variable, &of_seal).map(Some),
     }
+}
+
+/// A version of a key, if there is one.
+fn view<'k>(keys: &'k BTreeMap<String, DeliveredKey<'_>>, name: &str, previous: bool) -> Option<KeyView<'k>> {
+    let delivered = keys.get(name)?;
+    if previous {
+        let (bytes, id) = delivered.previous.as_ref()?;
+        return Some(KeyView {
+            bytes: bytes.expose(),
+            id,
+        });
+    }
+    Some(KeyView {
+        bytes: delivered.current.expose(),
+        id: &delivered.consumer_key_id,
+    })
 }
 
 /// Key bytes as text or as they are, never with a trailing newline: consumers read files whole.
@@ -185,7 +200,7 @@ pub(crate) mod tests {
 
     pub(crate) fn content(data: &serde_json::Value, bytes: &[u8]) -> Result<Content, Fault> {
         let data: Vec<DataEntry> = serde_json::from_value(data.clone()).unwrap();
-        let entries = entries(&data, &[generated_key()]).unwrap();
+        let entries = entries(&data, None, &[], &[generated_key()]).unwrap();
         let key = KeyBytes::new(bytes.to_vec());
         render(
             &entries,
@@ -197,6 +212,7 @@ pub(crate) mod tests {
                     previous: None,
                 },
             )]),
+            &BTreeMap::new(),
         )
     }
 

@@ -154,6 +154,10 @@ pub fn pod(pod: &Pod) -> PodFacts {
             .annotations
             .as_ref()
             .and_then(|annotations| annotations.get(names::DELIVERED)?.parse().ok()),
+        host_network: pod
+            .spec
+            .as_ref()
+            .is_some_and(|spec| spec.host_network == Some(true)),
         uses: pod.spec.as_ref().map(|spec| uses(spec, pod)).unwrap_or_default(),
     }
 }

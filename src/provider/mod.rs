@@ -11,9 +11,10 @@ use futures::{FutureExt, future::BoxFuture};
 use jiff::Timestamp;
 use zeroize::Zeroizing;
 
+use crate::api::Reason;
 pub use crate::api::WrappedFormat as Format;
 use crate::seal::{
-    Ciphertext, Fault, KeyBytes,
+    Ciphertext, Fault, KeyBytes, StaticCredentials,
     endpoint::EndpointPolicy,
     model::{Cloud, Seal},
 };
@@ -45,6 +46,24 @@ impl Clouds {
         Self {
             aws: aws::Aws::new(settings.aws, cluster.clone(), Arc::clone(&observer)),
             oci: oci::Oci::new(settings.oci, cluster, observer),
+        }
+    }
+
+    /// The static credentials in a seal's Secret, to be written into a server's configuration (security rule S9).
+    ///
+    /// # Errors
+    /// `InvalidSpec`: the seal has none, or they are temporary. What is wrong with the Secret.
+    pub async fn static_credentials(
+        &self,
+        seal: &Seal,
+        tenant: Tenant<'_>,
+    ) -> Result<StaticCredentials, Fault> {
+        match &seal.cloud {
+            Cloud::Aws(aws) => self.aws.static_credentials(aws, tenant).boxed().await,
+            Cloud::Oci(_) => Err(Fault::invalid(
+                Reason::InvalidSpec,
+                "ocikms takes no credentials in its configuration; take includeCredentials out",
+            )),
         }
     }
 

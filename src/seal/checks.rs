@@ -80,7 +80,7 @@ pub fn check(model: &Model, observed: &Observed) -> Findings {
         findings.standings.insert(key.name.clone(), standing);
     }
     for target in &model.targets {
-        let inputs = digest::target_inputs(model, target, &findings.key_inputs);
+        let inputs = digest::target_inputs(model, target, &findings.key_inputs, observed);
         findings.target_inputs.insert(target.name.clone(), inputs);
         if let Err(fault) = target_allowed(model, target, observed) {
             findings.targets.insert(target.name.clone(), fault);

@@ -182,7 +182,12 @@ pub fn key_inputs(model: &Model, key: &Key, observed: &Observed) -> String {
 }
 
 /// What a target is made from: its keys, its entries, its metadata.
-pub fn target_inputs(model: &Model, target: &Target, keys: &BTreeMap<String, String>) -> String {
+pub fn target_inputs(
+    model: &Model,
+    target: &Target,
+    keys: &BTreeMap<String, String>,
+    observed: &Observed,
+) -> String {
     let mut parts = Parts::new("target/v1");
     parts.text(&model.id.uid);
     parts.text(&target.secret);
@@ -204,7 +209,18 @@ pub fn target_inputs(model: &Model, target: &Target, keys: &BTreeMap<String, Str
                 parts.text(&what);
             }
             EntryContent::Template(template) => parts.text(template.source()),
+            // Debug of closed enums over text that the spec holds, no secret; and how it is written, so that another
+            // version of the operator writes it anew.
+            EntryContent::Stanza(stanza) => parts.text(&format!("stanza/v1 {stanza:?}")),
+            EntryContent::Variable(variable) => parts.text(&format!("{variable:?}")),
         }
+    }
+    for name in target.credentials() {
+        parts.text(name);
+        // Which version of the Secret, and not what it holds: a digest of that would let its readers test guesses.
+        let secret = model.seal(name).and_then(|seal| seal.cloud.credentials_secret());
+        let version = secret.and_then(|secret| observed.credentials.get(secret));
+        parts.text(version.map_or("", String::as_str));
     }
     for name in target.keys() {
         parts.text(name);

@@ -3,8 +3,13 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    api::{DataEntry, Encoding, KeyVersion, Reason},
-    seal::{Fault, model::Key, template::Template},
+    api::{DataEntry, Encoding, EnvSpec, KeyVersion, Reason},
+    seal::{
+        Fault,
+        model::{Key, Seal},
+        stanza::{self, Stanza, Variable},
+        template::Template,
+    },
 };
 
 /// One entry of a Secret.
@@ -30,6 +35,10 @@ pub enum EntryContent {
     },
     /// Text with keys in it.
     Template(Template),
+    /// A piece of a server's configuration.
+    Stanza(Stanza),
+    /// The value of an environment variable.
+    Variable(Variable),
 }
 
 impl EntryContent {
@@ -38,23 +47,57 @@ impl EntryContent {
         match self {
             EntryContent::Key { key, .. } => BTreeSet::from([key.as_str()]),
             EntryContent::Template(template) => template.references().map(|r| r.key.as_str()).collect(),
+            EntryContent::Stanza(stanza) => stanza.keys(),
+            EntryContent::Variable(_) => BTreeSet::new(),
+        }
+    }
+
+    /// Names of the seals whose credentials it needs.
+    pub fn credentials(&self) -> BTreeSet<&str> {
+        match self {
+            EntryContent::Stanza(stanza) => stanza
+                .seals()
+                .filter(|seal| seal.credentials)
+                .map(|seal| seal.name.as_str())
+                .collect(),
+            EntryContent::Variable(Variable::AccessKeyId { seal } | Variable::SecretAccessKey { seal }) => {
+                BTreeSet::from([seal.as_str()])
+            }
+            EntryContent::Variable(Variable::Text(_))
+            | EntryContent::Key { .. }
+            | EntryContent::Template(_) => BTreeSet::new(),
         }
     }
 }
 
-/// Reads the entries of one Secret. `keys` are those of `spec.keys`, in their order.
+/// Reads the entries of one Secret. `seals` are by priority, `keys` those of `spec.keys`, in their order.
 ///
-/// Without entries there is one for each key, named after it, with the raw bytes.
+/// Without entries and variables there is one for each key, named after it, with the raw bytes.
 ///
 /// # Errors
 /// Every entry that is wrong, each with the fix: `TemplateInvalid` or `InvalidSpec`.
-pub fn entries(data: &[DataEntry], keys: &[Key]) -> Result<Vec<Entry>, Vec<Fault>> {
-    if data.is_empty() {
+pub fn entries(
+    data: &[DataEntry],
+    env: Option<&EnvSpec>,
+    seals: &[Seal],
+    keys: &[Key],
+) -> Result<Vec<Entry>, Vec<Fault>> {
+    if data.is_empty() && env.is_none() {
         return Ok(keys.iter().map(|key| default_entry(&key.name)).collect());
     }
+    let read = data.iter().map(|entry| {
+        read(entry, seals, keys).map_err(|fault| fault.of(format_args!("entry {:?}", entry.name)))
+    });
+    let variables = env.map(|env| stanza::variables(env, seals).map_err(|fault| fault.of("env")));
     let mut seen = BTreeSet::new();
     let (mut good, mut bad) = (Vec::new(), Vec::new());
-    for entry in data {
+    for result in read.chain(variables) {
+        match result {
+            Ok(entries) => good.extend(entries),
+            Err(fault) => bad.push(fault),
+        }
+    }
+    for entry in &good {
         if !seen.insert(entry.name.as_str()) {
             bad.push(Fault::invalid(
                 Reason::InvalidSpec,
@@ -63,14 +106,6 @@ pub fn entries(data: &[DataEntry], keys: &[Key]) -> Result<Vec<Entry>, Vec<Fault
                     entry.name
                 ),
             ));
-            continue;
-        }
-        match read(entry, keys) {
-            Ok(content) => good.push(Entry {
-                name: entry.name.clone(),
-                content,
-            }),
-            Err(fault) => bad.push(fault.of(format_args!("entry {:?}", entry.name))),
         }
     }
     if bad.is_empty() { Ok(good) } else { Err(bad) }
@@ -87,22 +122,23 @@ fn default_entry(key: &str) -> Entry {
     }
 }
 
-fn read(entry: &DataEntry, keys: &[Key]) -> Result<EntryContent, Fault> {
-    match (&entry.key, &entry.template) {
-        (Some(key), None) => {
+fn read(entry: &DataEntry, seals: &[Seal], keys: &[Key]) -> Result<Vec<Entry>, Fault> {
+    let content = match (&entry.key, &entry.stanza, &entry.template) {
+        (Some(key), None, None) => {
             if !keys.iter().any(|known| known.name == key.name) {
                 return Err(Fault::invalid(
                     Reason::InvalidSpec,
                     format!("there is no key {:?}; name one of spec.keys", key.name),
                 ));
             }
-            Ok(EntryContent::Key {
+            EntryContent::Key {
                 key: key.name.clone(),
                 encoding: key.encoding,
                 version: key.version,
-            })
+            }
         }
-        (None, Some(source)) => {
+        (None, Some(spec), None) => return stanza::entries(&entry.name, spec, seals, keys),
+        (None, None, Some(source)) => {
             let template = Template::parse(source).map_err(|error| invalid(&error))?;
             template
                 .check(
@@ -114,13 +150,19 @@ fn read(entry: &DataEntry, keys: &[Key]) -> Result<EntryContent, Fault> {
                         .collect(),
                 )
                 .map_err(|error| invalid(&error))?;
-            Ok(EntryContent::Template(template))
+            EntryContent::Template(template)
         }
-        _ => Err(Fault::invalid(
-            Reason::InvalidSpec,
-            "an entry takes exactly one of key, template",
-        )),
-    }
+        _ => {
+            return Err(Fault::invalid(
+                Reason::InvalidSpec,
+                "an entry takes exactly one of key, stanza, template",
+            ));
+        }
+    };
+    Ok(vec![Entry {
+        name: entry.name.clone(),
+        content,
+    }])
 }
 
 /// A template's error as a fault.
@@ -156,6 +198,7 @@ mod tests {
                 encoding: Encoding::Hex,
                 version: KeyVersion::Current,
             }),
+            stanza: None,
             template: None,
         }
     }
@@ -164,13 +207,14 @@ mod tests {
         DataEntry {
             name: name.into(),
             key: None,
+            stanza: None,
             template: Some(text.into()),
         }
     }
 
     #[test]
     fn without_entries_each_key_is_delivered_raw_under_its_own_name() {
-        let read = entries(&[], &brought(&["b", "a"])).unwrap();
+        let read = entries(&[], None, &[], &brought(&["b", "a"])).unwrap();
         assert_eq!(read, [default_entry("b"), default_entry("a")]);
     }
 
@@ -178,6 +222,8 @@ mod tests {
     fn entries_are_read_in_order() {
         let read = entries(
             &[key("k.hex", "a"), template("t", r#"{{ keys["b"].id }}"#)],
+            None,
+            &[],
             &brought(&["a", "b"]),
         )
         .unwrap();
@@ -198,6 +244,8 @@ mod tests {
                 key("d", "a"),
                 key("d", "a"),
             ],
+            None,
+            &[],
             &brought(&["a"]),
         )
         .unwrap_err();

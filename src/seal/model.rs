@@ -331,6 +331,8 @@ pub struct Target {
     pub delete_with_owner: bool,
     /// Entries, never empty when there are keys.
     pub entries: Vec<Entry>,
+    /// Names of the seals that its pods are told to use themselves.
+    pub native: BTreeSet<String>,
     /// Roll the owners when keys change.
     pub restart: bool,
 }
@@ -341,6 +343,14 @@ impl Target {
         self.entries
             .iter()
             .flat_map(|entry| entry.content.keys())
+            .collect()
+    }
+
+    /// Names of the seals whose credentials the entries hold.
+    pub fn credentials(&self) -> BTreeSet<&str> {
+        self.entries
+            .iter()
+            .flat_map(|entry| entry.content.credentials())
             .collect()
     }
 }
@@ -379,7 +389,7 @@ pub fn parse(config: &SealConfig) -> Result<Model, Fault> {
     let targets = spec
         .targets
         .iter()
-        .map(|target| parse_target(target, &keys))
+        .map(|target| parse_target(target, &seals, &keys))
         .collect::<Result<Vec<_>, _>>()?;
     unique("spec.targets", targets.iter().map(|target| target.name.as_str()))?;
     unique(
@@ -416,6 +426,12 @@ impl Model {
     /// The seal of that name; parse has made sure that copies name one.
     pub fn seal(&self, name: &str) -> Option<&Seal> {
         self.seals.iter().find(|seal| seal.name == name)
+    }
+
+    /// Whether pods are told to use the seal themselves.
+    pub fn is_native(&self, seal: &Seal) -> bool {
+        let told = |target: &Target| target.native.contains(&seal.name);
+        seal.native || self.targets.iter().any(told)
     }
 
     /// Every entry of another object that holds a copy.
@@ -764,7 +780,7 @@ pub fn unarmor(bytes: &[u8], armor: Armor) -> Option<Ciphertext> {
     (!plain.is_empty() && plain.len() <= MAX_SOURCE).then(|| Ciphertext::new(plain))
 }
 
-fn parse_target(spec: &api::Target, keys: &[Key]) -> Result<Target, Fault> {
+fn parse_target(spec: &api::Target, seals: &[Seal], keys: &[Key]) -> Result<Target, Fault> {
     let part = format!("target {:?}", spec.name);
     let secret = &spec.secret;
     if secret.name.ends_with(".wrapped") {
@@ -785,7 +801,8 @@ fn parse_target(spec: &api::Target, keys: &[Key]) -> Result<Target, Fault> {
     if restart && selector.is_none() {
         return Err(invalid("onChange: Restart needs a podSelector").of(&part));
     }
-    let entries = entries(&secret.data, keys).map_err(|mut faults| faults.swap_remove(0).of(&part))?;
+    let entries = entries(&secret.data, secret.env.as_ref(), seals, keys)
+        .map_err(|mut faults| faults.swap_remove(0).of(&part))?;
     Ok(Target {
         name: spec.name.clone(),
         selector,
@@ -795,9 +812,22 @@ fn parse_target(spec: &api::Target, keys: &[Key]) -> Result<Target, Fault> {
         annotations,
         adopt: secret.adopt,
         delete_with_owner: secret.deletion_policy == DeletionPolicy::Delete,
+        native: told_seals(secret),
         entries,
         restart,
     })
+}
+
+/// The seals that stanzas and variables name.
+fn told_seals(secret: &api::TargetSecret) -> BTreeSet<String> {
+    let stanzas = secret.data.iter().filter_map(|entry| entry.stanza.as_ref());
+    let servers = stanzas
+        .clone()
+        .flat_map(|stanza| [&stanza.vault, &stanza.openbao])
+        .chain(secret.env.iter().flat_map(|env| [&env.vault, &env.openbao]));
+    let named = servers.flatten().flat_map(|spec| spec.seals.iter());
+    let boundary = stanzas.filter_map(|stanza| stanza.boundary.as_ref());
+    named.chain(boundary.map(|spec| &spec.seal)).cloned().collect()
 }
 
 fn parse_selector(selector: &LabelSelector) -> Result<Selector, Fault> {

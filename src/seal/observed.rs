@@ -32,6 +32,8 @@ pub struct Observed {
     pub store: StoreFacts,
     /// How long copies under a former KMS key are kept.
     pub old_copy_retention: SignedDuration,
+    /// resourceVersions of the Secrets whose credentials are written into configuration, by name.
+    pub credentials: BTreeMap<String, String>,
     /// Secrets that any SealConfig of the namespace reads: never adopted.
     pub read_secrets: BTreeSet<String>,
     /// UIDs of the SealConfigs that live in the namespace.
@@ -152,6 +154,8 @@ pub struct PodFacts {
     pub ready: bool,
     /// The counter of deliveries that its template carried: it was made after that delivery.
     pub delivered: Option<u64>,
+    /// It uses the network of its node.
+    pub host_network: bool,
     /// Secrets that its spec uses.
     pub uses: Vec<SecretUse>,
 }

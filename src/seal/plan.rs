@@ -12,8 +12,8 @@ use super::{
     observed::{Delivered, Observed},
     pods::pods,
     store::{
-        Standing,
-        standing::{Due, Rebuild, wrapping},
+        Standing, StoreFacts,
+        standing::{Due, Rebuild, successor, wrapping},
     },
 };
 use crate::api::Reason;
@@ -121,7 +121,7 @@ impl fmt::Display for Plan {
                 Work::Rebuild(from, seals) => writeln!(
                     f,
                     "take key {key:?} from Secret {} and wrap it under seals {}",
-                    from.secret,
+                    from.current.secret,
                     seals.join(", ")
                 )?,
                 Work::Mend(due) => {
@@ -388,6 +388,14 @@ fn tend(model: &Model, key: &Key, observed: &Observed, findings: &Findings) -> O
         Standing::Kept(kept) => {
             let mut due = kept.due.clone();
             due.copies.retain(|(_, seal)| ready.contains(seal));
+            // The read of a successor that failed a moment ago is not tried again at once either.
+            due.drop.retain(|(version, item)| {
+                let StoreFacts::Found(store) = &observed.store else {
+                    return false;
+                };
+                let under = successor(model, key, store, *version, item);
+                under.is_some_and(|under| model.seal(&under.seal).is_some_and(works))
+            });
             due.rotate &= every && rotation_waits(model, key, observed, findings).is_none();
             (!due.is_nothing()).then_some(Work::Mend(due))
         }
@@ -487,9 +495,21 @@ fn open(model: &Model, key: &Key, wanted: bool, observed: &Observed, findings: &
         .collect();
     if !key.is_brought() {
         let kept = matches!(findings.standings.get(&key.name), Some(Standing::Kept(_)));
-        return (kept && wanted && !usable.is_empty()).then(|| Open {
+        // A seal that failed is asked again when its time has come, so that it does not stay ill in the status.
+        let again = usable.iter().find(|seal| {
+            observed
+                .memory
+                .copies
+                .contains_key(&(key.name.clone(), (*seal).clone()))
+        });
+        let seals = match again {
+            Some(seal) if !wanted => vec![seal.clone()],
+            _ if wanted => usable,
+            _ => Vec::new(),
+        };
+        return (kept && !seals.is_empty()).then(|| Open {
             key: key.name.clone(),
-            seals: usable,
+            seals,
             all: false,
         });
     }

@@ -10,6 +10,7 @@ use super::{
     checks::{Findings, check},
     digest::{seal_inputs, tend_inputs},
     model::{Key, Model, Seal, Target},
+    native,
     observed::{Delivered, Memory, Observed},
     outcome::{Described, Outcomes, TargetOutcome},
     plan::{Need, PROBE_INTERVAL, REPAIRS_A_MINUTE, delivered, need, plan, probe_due, rotation_waits},
@@ -287,6 +288,11 @@ fn second(at: Timestamp) -> Time {
 
 /// The unresolved fault of a seal: a closed gate, a call that failed, a key in a bad state.
 fn seal_fault(model: &Model, seal: &Seal, observed: &Observed, findings: &Findings) -> Option<Fault> {
+    let fault = own_fault(model, seal, observed, findings)?;
+    Some(native::for_pods(model, seal, fault, &observed.pods))
+}
+
+fn own_fault(model: &Model, seal: &Seal, observed: &Observed, findings: &Findings) -> Option<Fault> {
     if let Some(fault) = findings.seals.get(&seal.name) {
         return Some(fault.clone());
     }
@@ -369,6 +375,7 @@ fn seal_status(
             Some(fault.reason.to_string()),
             Some(fault.message),
         ),
+        None if asked && model.is_native(seal) => (SealHealth::Healthy, None, Some(native::proven(seal))),
         None if asked || opened => (SealHealth::Healthy, None, None),
         // A bad state of the key that DescribeKey told stays until DescribeKey tells otherwise.
         None if previous.state == SealHealth::Unhealthy
@@ -630,8 +637,9 @@ fn stored_fault(
         ),
         Standing::Lost(_) => Some(failed.or_else(wraps).unwrap_or_else(pending)),
         Standing::Kept(_) | Standing::Elsewhere => {
-            // A new version that could not be made leaves the one in use as good as it was.
-            let damaged = failed.filter(|fault| fault.reason.is_of_the_store());
+            // A new version that could not be made leaves the one in use as good as it was; a store whose copies do not
+            // open where they lie does not, though what was delivered is untouched.
+            let damaged = failed.filter(lies_in_copies);
             damaged.or_else(|| {
                 let open = status.inputs_digest.as_ref() == findings.key_inputs.get(&key.name)
                     && !status.wrapped_under.is_empty();
@@ -639,6 +647,11 @@ fn stored_fault(
             })
         }
     }
+}
+
+/// Whether a fault lies in the copies themselves, and not in the seals that should open them.
+fn lies_in_copies(fault: &Fault) -> bool {
+    fault.reason.is_of_the_store() || fault.reason.is_of_a_copy()
 }
 
 /// Why a key is not as it should be: nothing opened it, its copies disagree, or a copy is bad in itself.
@@ -673,7 +686,9 @@ fn key_fault(
         })
         .collect();
     if !key.is_brought() {
-        let fault = stored_fault(model, key, status, observed, findings)?;
+        let Some(fault) = stored_fault(model, key, status, observed, findings) else {
+            return copy_faults.into_iter().find(lies_in_copies);
+        };
         // That it has not been opened says less than why.
         let why = (fault.reason == Reason::Pending)
             .then(|| copy_faults.into_iter().next())
@@ -682,7 +697,7 @@ fn key_fault(
     }
     let open = status.inputs_digest.as_ref() == Some(inputs) && !status.wrapped_under.is_empty();
     if open {
-        return copy_faults.into_iter().find(|fault| fault.reason.is_of_a_copy());
+        return copy_faults.into_iter().find(lies_in_copies);
     }
     // A store that was tampered with says more than a KMS that is away.
     let tampered = copy_faults
@@ -846,8 +861,14 @@ pub fn next_look(
         times.extend(sections.filter_map(|(key, section)| next_due(key, section, observed)));
     }
     // What was learned just now may make more to do: a KMS key that turned out to be another one, say.
-    if needs_store(model) && !plan(model, observed, &check(model, observed)).tends.is_empty() {
-        return Some(Duration::from_millis(50));
+    if needs_store(model) {
+        let next = plan(model, observed, &check(model, observed));
+        let stored = |name: &str| model.keys.iter().any(|key| key.name == name && !key.is_brought());
+        // Another seal that failed and is to be asked again, where nothing is to be delivered.
+        let again = next.deliveries.is_empty() && next.opens.iter().any(|open| stored(&open.key));
+        if again || !next.tends.is_empty() {
+            return Some(Duration::from_millis(50));
+        }
     }
     for seal in model
         .seals
@@ -898,7 +919,7 @@ pub fn prune(memory: &mut Memory, model: &Model, findings: &Findings) {
         .stored
         .retain(|key, _| findings.key_inputs.contains_key(key));
     memory.wraps.retain(|(key, seal), failure| {
-        let seal = model.seal(seal).filter(|seal| seal.wraps && !seal.disabled);
+        let seal = model.seal(seal).filter(|seal| seal.wraps);
         findings.key_inputs.contains_key(key) && seal.is_some_and(|seal| seal_inputs(seal) == failure.inputs)
     });
     memory

@@ -50,6 +50,7 @@ fn now() -> Timestamp {
 
 fn world() -> Observed {
     Observed {
+        credentials: BTreeMap::new(),
         now: now(),
         jitter: 0.5,
         namespace: NamespaceFacts::default(),
@@ -404,4 +405,22 @@ fn a_suspended_object_does_nothing() {
     let mut spec = spec();
     spec["suspend"] = json!(true);
     assert!(look(&model(spec), &world()).1.is_empty());
+}
+
+#[test]
+fn another_version_of_credentials_that_are_written_is_another_input() {
+    let seal = |include: bool| {
+        json!({
+            "seals": [{"name": "aws", "use": ["Native"], "awskms": {"kmsKeyID": ARN, "credentials": {"secretRef": {"name": "aws"}}}}],
+            "targets": [{"name": "t", "secret": {"name": "t", "env": {"vault": {"seals": ["aws"], "includeCredentials": include}}}}],
+        })
+    };
+    let at = |include: bool, version: &str| {
+        let mut observed = world();
+        observed.credentials.insert("aws".into(), version.into());
+        check(&model(seal(include)), &observed).target_inputs["t"].clone()
+    };
+    assert_eq!(at(true, "1"), at(true, "1"));
+    assert_ne!(at(true, "1"), at(true, "2"));
+    assert_eq!(at(false, "1"), at(false, "2"));
 }

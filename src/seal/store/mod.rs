@@ -1,18 +1,21 @@
 //! The wrapped store: operator-made copies of keys, in one Secret beside the SealConfig (`docs/store.md`).
 //!
-//! [`place`] is what binds a copy, [`header`] what the store says, [`mod@standing`] what follows from it. All pure.
+//! [`place`] is what binds a copy, [`header`] what the store says, [`mod@standing`] what follows from it, and [`edit`] how it
+//! is changed. All pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::HEXLOWER;
 
 use super::Ciphertext;
 
+pub mod edit;
 pub mod header;
 pub mod place;
 pub mod standing;
 
+pub use edit::{Edit, NewCopy};
 pub use header::{CopyRecord, Former, Header, Provenance, Sealed, Section, Version};
 pub use place::{Class, Place};
 pub use standing::{Kept, Standing, standing};
@@ -34,6 +37,15 @@ pub fn secret_name(seal_config: &str) -> String {
 /// The entry of a copy.
 pub fn item(key: &str, version: u32, seal: &str) -> String {
     format!("key.{key}.v{version}.{seal}")
+}
+
+/// The highest version of a key that any entry of a store is of: its number was used, whatever a header says.
+pub fn highest_version<'n>(key: &str, entries: impl IntoIterator<Item = &'n String>) -> u32 {
+    let of_key = format!("key.{key}.v");
+    let numbers = entries
+        .into_iter()
+        .filter_map(|entry| entry.strip_prefix(&of_key)?.split('.').next()?.parse().ok());
+    numbers.max().unwrap_or_default()
 }
 
 /// The entry of a copy that has a successor: told from it by the KMS key and the time.
@@ -59,8 +71,8 @@ pub enum StoreFacts {
     Absent,
     /// A Secret of that name that is not of our type.
     NotOwned,
-    /// Ours, but the header cannot be read.
-    Corrupt(Revision),
+    /// Ours, but the header cannot be read. The names of the entries that are left.
+    Corrupt(Revision, BTreeSet<String>),
     /// Ours.
     Found(Store),
 }
@@ -104,7 +116,7 @@ pub fn read(revision: Revision, mut data: BTreeMap<String, Vec<u8>>) -> StoreFac
         .filter(|header| {
             header.format == header::FORMAT && header.keys.values().all(|key| is_sound(&key.section))
         });
-    let items = data
+    let items: BTreeMap<_, _> = data
         .into_iter()
         .map(|(name, bytes)| (name, Ciphertext::new(bytes)))
         .collect();
@@ -114,7 +126,7 @@ pub fn read(revision: Revision, mut data: BTreeMap<String, Vec<u8>>) -> StoreFac
             header,
             items,
         }),
-        None => StoreFacts::Corrupt(revision),
+        None => StoreFacts::Corrupt(revision, items.into_keys().collect()),
     }
 }
 
@@ -129,3 +141,6 @@ fn is_sound(section: &Section) -> bool {
 pub fn item_digest(bytes: &Ciphertext) -> String {
     HEXLOWER.encode(&bytes.digest())
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@
 
 use jiff::SignedDuration;
 
-use super::{CopyRecord, Provenance, Section, Store, StoreFacts, Version, former_item, item, secret_name};
+use super::{CopyRecord, Provenance, Section, Store, StoreFacts, Version, item, secret_name};
 use crate::{
     api::{Encoding, KeyVersion, Reason},
     seal::{
@@ -13,7 +13,7 @@ use crate::{
         aws::KeyArn,
         digest::brought_inputs,
         entry::EntryContent,
-        model::{Cloud, Key, Model, Origin, Seal},
+        model::{Cloud, Key, Model, Origin, Seal, Target},
         observed::{Mark, Observed},
     },
 };
@@ -39,8 +39,6 @@ pub enum Standing {
 /// What a lost key is made from again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rebuild {
-    /// The delivered Secret.
-    pub secret: String,
     /// The version in use.
     pub current: Delivered,
     /// The one before it, if it was delivered too.
@@ -52,6 +50,8 @@ pub struct Rebuild {
 /// A version of a key in a delivered Secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivered {
+    /// The delivered Secret.
+    pub secret: String,
     /// The entry.
     pub entry: String,
     /// How its bytes are written.
@@ -157,7 +157,7 @@ pub fn standing(model: &Model, key: &Key, observed: &Observed) -> Standing {
     }
     let section = match &observed.store {
         StoreFacts::NotOwned => return Standing::Barred(not_owned(model)),
-        StoreFacts::Corrupt(_) => {
+        StoreFacts::Corrupt(..) => {
             let rebuilt = || model.keys.iter().filter(|key| !key.is_brought());
             return match rebuild(model, key, observed) {
                 // Nothing is written over a header that somebody may mend unless every key survives that.
@@ -202,7 +202,9 @@ pub fn standing(model: &Model, key: &Key, observed: &Observed) -> Standing {
         ));
     }
     let seen = seen(key, observed);
-    let behind = section.counter < seen.counter || section.current < seen.version;
+    // By the counter alone: a version in use that is lower than one seen, at a higher counter, is an older state that a
+    // human accepted (or forged, which its authentication tells).
+    let behind = section.counter < seen.counter;
     let accept = behind && model.accept_store == Some(store.header.counter);
     if behind && !accept {
         return Standing::Barred(rolled_back(model, store, seen));
@@ -210,7 +212,7 @@ pub fn standing(model: &Model, key: &Key, observed: &Observed) -> Standing {
     if contradicted(key, section, observed) {
         return Standing::Barred(forged(model));
     }
-    if let Some(fault) = unopenable(model, key, section) {
+    if let Some(fault) = unopenable(model, key, store, section) {
         return Standing::Barred(fault);
     }
     let previous = section.previous().filter(|_| key.keeps_previous());
@@ -242,7 +244,7 @@ pub fn standing(model: &Model, key: &Key, observed: &Observed) -> Standing {
             verify: status.and_then(|status| status.store_digest.as_ref()) != Some(&digest),
             copies: copies(model, key, store, section, observed),
             retire: retire(model, section),
-            drop: drops(section, observed),
+            drop: drops(model, key, store, section, observed),
             trigger,
             rotate,
             renew: false,
@@ -258,10 +260,10 @@ fn brought(model: &Model, key: &Key, observed: &Observed) -> Standing {
     }
     let store = match &observed.store {
         StoreFacts::NotOwned => return Standing::Barred(not_owned(model)),
-        StoreFacts::Corrupt(_) if model.keys.iter().any(|key| !key.is_brought()) => {
+        StoreFacts::Corrupt(..) if model.keys.iter().any(|key| !key.is_brought()) => {
             return Standing::Barred(corrupt(model, "its header cannot be read"));
         }
-        StoreFacts::Corrupt(_) | StoreFacts::NotLooked | StoreFacts::Absent => return Standing::New,
+        StoreFacts::Corrupt(..) | StoreFacts::NotLooked | StoreFacts::Absent => return Standing::New,
         StoreFacts::Found(store) => store,
     };
     let Some(sealed) = store.header.keys.get(&key.name) else {
@@ -287,7 +289,7 @@ fn brought(model: &Model, key: &Key, observed: &Observed) -> Standing {
         due: Due {
             copies: copies(model, key, store, section, observed),
             retire: retire(model, section),
-            drop: drops(section, observed),
+            drop: drops(model, key, store, section, observed),
             verify: status.and_then(|status| status.store_digest.as_ref()) != Some(&digest),
             renew,
             ..Due::default()
@@ -365,21 +367,23 @@ fn contradicted(key: &Key, section: &Section, observed: &Observed) -> bool {
         })
 }
 
-/// Whether taking seals out of the spec left a version that nothing opens any more.
-fn unopenable(model: &Model, key: &Key, section: &Section) -> Option<Fault> {
-    let opens = |version: &Version| {
-        lacking(model, key).any(|seal| {
-            version
-                .copies
-                .get(&seal.name)
-                .is_some_and(|copy| may_open(seal, copy))
-                || version
+/// Whether taking seals out of the spec left a version that nothing opens any more. Damaged copies open nothing.
+fn unopenable(model: &Model, key: &Key, store: &Store, section: &Section) -> Option<Fault> {
+    let lies = |number: u32, version: &Version| {
+        let copies = version.copies.iter();
+        let mut intact = copies
+            .map(|(seal, copy)| (item(&key.name, number, seal), copy))
+            .chain(
+                version
                     .former
-                    .values()
-                    .any(|former| former.seal == seal.name && may_open(seal, &former.copy))
-        })
+                    .iter()
+                    .map(|(item, former)| (item.clone(), &former.copy)),
+            );
+        intact.any(|(item, copy)| store.intact(&item, copy).is_some())
     };
-    let (number, version) = section.versions.iter().find(|(_, version)| !opens(version))?;
+    let (number, version) = section.versions.iter().find(|(number, version)| {
+        candidates(model, key, store, **number).is_empty() && lies(**number, version)
+    })?;
     let seals: Vec<_> = version.copies.keys().map(String::as_str).collect();
     Some(Fault::denied(
         Reason::LastSealRemoved,
@@ -478,24 +482,30 @@ fn retire(model: &Model, section: &Section) -> Vec<(u32, String)> {
         .collect()
 }
 
-/// When a former copy may go.
-fn drop_at(former: &super::Former, observed: &Observed) -> jiff::Timestamp {
-    let wait = observed.old_copy_retention.max(READS_APART);
-    former
-        .replaced
-        .saturating_add(wait)
-        .unwrap_or(jiff::Timestamp::MAX)
+/// When a former copy may go: after its retention, and a day after its successor was made and read for the first time.
+fn drop_at(former: &super::Former, successor: Option<&CopyRecord>, observed: &Observed) -> jiff::Timestamp {
+    let after = |at: jiff::Timestamp, wait| at.saturating_add(wait).unwrap_or(jiff::Timestamp::MAX);
+    let retained = after(former.replaced, observed.old_copy_retention.max(READS_APART));
+    successor.map_or(retained, |copy| retained.max(after(copy.made, READS_APART)))
 }
 
-fn drops(section: &Section, observed: &Observed) -> Vec<(u32, String)> {
+/// Those whose time has come and that have a successor to read.
+fn drops(
+    model: &Model,
+    key: &Key,
+    store: &Store,
+    section: &Section,
+    observed: &Observed,
+) -> Vec<(u32, String)> {
     section
         .versions
         .iter()
         .flat_map(|(version, record)| {
-            let due = record
-                .former
-                .iter()
-                .filter(|(_, former)| drop_at(former, observed) <= observed.now);
+            let due = record.former.iter().filter(|(item, former)| {
+                let by = successor(model, key, store, *version, item);
+                let by = by.and_then(|by| record.copies.get(&by.seal));
+                by.is_some() && drop_at(former, by, observed) <= observed.now
+            });
             due.map(|(item, _)| (*version, item.clone()))
         })
         .collect()
@@ -526,55 +536,72 @@ pub fn next_rotation(key: &Key, section: &Section) -> Option<jiff::Timestamp> {
 
 /// When something about a stored key becomes due by the clock alone.
 pub fn next_due(key: &Key, section: &Section, observed: &Observed) -> Option<jiff::Timestamp> {
-    let former = section
-        .versions
-        .values()
-        .flat_map(|version| version.former.values())
-        .map(|former| drop_at(former, observed));
-    former.chain(next_rotation(key, section)).min()
+    let former = section.versions.values().flat_map(|version| {
+        let of = |former: &super::Former| drop_at(former, version.copies.get(&former.seal), observed);
+        version.former.values().map(of)
+    });
+    let due = former.chain(next_rotation(key, section));
+    // What is late already waits for something else than time, and must not hide what comes next.
+    due.filter(|at| *at > observed.now).min()
 }
 
-/// The place of a copy that moves out of the way of its successor.
-pub fn make_former(key: &str, version: u32, seal: &str, copy: &CopyRecord) -> String {
-    former_item(key, version, seal, copy)
+/// The copy that must open once more before a former one goes: that of its own seal, or of any other where that seal is
+/// gone from the spec.
+pub fn successor(model: &Model, key: &Key, store: &Store, version: u32, former: &str) -> Option<Candidate> {
+    let record = store.header.keys.get(&key.name)?.section.versions.get(&version)?;
+    let seal = &record.former.get(former)?.seal;
+    let mut in_force = candidates(model, key, store, version)
+        .into_iter()
+        .filter(|candidate| candidate.item == item(&key.name, version, &candidate.seal));
+    if model.seal(seal).is_some() {
+        in_force.find(|candidate| candidate.seal == *seal)
+    } else {
+        in_force.next()
+    }
 }
 
-/// Finds a delivered Secret of this very SealConfig that still holds the key, with a check value to compare it to.
+/// Finds delivered Secrets of this very SealConfig that still hold the key, with check values to compare it to.
 fn rebuild(model: &Model, key: &Key, observed: &Observed) -> Option<Rebuild> {
     let seen = seen(key, observed);
-    model.targets.iter().find_map(|target| {
-        let facts = observed.secrets.get(&target.secret)?;
-        let mark = facts.delivered.marks.get(&key.name)?;
-        let ours = facts.owner_uid.as_ref() == Some(&model.id.uid) && !facts.deleting;
-        // An older state than was seen elsewhere is no base for anything.
-        if !ours || mark.version < seen.version || !Mark::is_check_value(&mark.mark) {
-            return None;
-        }
-        let find = |wanted: KeyVersion, number: u32, mark: &str| {
-            target.entries.iter().find_map(|entry| match &entry.content {
-                EntryContent::Key {
-                    key: name,
-                    encoding,
-                    version,
-                } if *name == key.name && *version == wanted => Some(Delivered {
-                    entry: entry.name.clone(),
-                    encoding: *encoding,
-                    version: number,
-                    mark: mark.to_owned(),
-                }),
-                _ => None,
-            })
-        };
-        let previous = mark
-            .previous
-            .as_ref()
-            .and_then(|(version, mark)| find(KeyVersion::Previous, *version, mark));
-        Some(Rebuild {
-            secret: target.secret.clone(),
-            current: find(KeyVersion::Current, mark.version, &mark.mark)?,
-            previous,
-            counter: seen.counter,
+    let holders = || {
+        model.targets.iter().filter_map(|target| {
+            let facts = observed.secrets.get(&target.secret)?;
+            let mark = facts.delivered.marks.get(&key.name)?;
+            let ours = facts.owner_uid.as_ref() == Some(&model.id.uid) && !facts.deleting;
+            // An older state than was seen elsewhere is no base for anything.
+            let sound = ours && mark.version >= seen.version && Mark::is_check_value(&mark.mark);
+            sound.then_some((target, mark))
         })
+    };
+    let find = |target: &Target, wanted: KeyVersion, number: u32, mark: &str| {
+        target.entries.iter().find_map(|entry| match &entry.content {
+            EntryContent::Key {
+                key: name,
+                encoding,
+                version,
+            } if *name == key.name && *version == wanted => Some(Delivered {
+                secret: target.secret.clone(),
+                entry: entry.name.clone(),
+                encoding: *encoding,
+                version: number,
+                mark: mark.to_owned(),
+            }),
+            _ => None,
+        })
+    };
+    let current =
+        holders().find_map(|(target, mark)| find(target, KeyVersion::Current, mark.version, &mark.mark))?;
+    // Another Secret than that of the version in use may be the one that holds the version before.
+    let previous = holders()
+        .filter(|(_, mark)| mark.version == current.version && mark.mark == current.mark)
+        .find_map(|(target, mark)| {
+            let (version, value) = mark.previous.as_ref()?;
+            find(target, KeyVersion::Previous, *version, value)
+        });
+    Some(Rebuild {
+        current,
+        previous,
+        counter: seen.counter,
     })
 }
 
@@ -628,7 +655,8 @@ fn rolled_back(model: &Model, store: &Store, seen: Seen) -> Fault {
         format!(
             "Secret {} is older than what was delivered (it has seen version {} of the key, and the store does not hold that \
              state); restore the newer one, or accept this one with: kubectl annotate sealconfig {name} \
-             autounseal.dev/accept-store={counter}",
+             autounseal.dev/accept-store={counter} (and take that away again afterwards, for it holds for every store of this \
+             counter)",
             secret_name(name),
             seen.version
         ),

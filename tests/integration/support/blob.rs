@@ -43,7 +43,18 @@ pub fn blob_info_without_key_info(ciphertext: &[u8]) -> Vec<u8> {
 
 /// An envelope as the `awskms` wrapper makes it: plaintext under the data key, the data key already wrapped.
 pub fn envelope(plaintext: &[u8], data_key: &[u8; 32], key_id: &str, wrapped_key: &[u8]) -> Vec<u8> {
-    let (sealed, nonce) = sealed(plaintext, data_key);
+    bound_envelope(plaintext, data_key, key_id, wrapped_key, &[])
+}
+
+/// The same with additional data, as the operator ties its own copies to their place.
+pub fn bound_envelope(
+    plaintext: &[u8],
+    data_key: &[u8; 32],
+    key_id: &str,
+    wrapped_key: &[u8],
+    aad: &[u8],
+) -> Vec<u8> {
+    let (sealed, nonce) = sealed(plaintext, data_key, aad);
     blob_info(&sealed, &nonce, 1, key_id, wrapped_key)
 }
 
@@ -55,11 +66,11 @@ pub fn ocikms_envelope(
     key_version: &str,
     ciphertext: &str,
 ) -> Vec<u8> {
-    let (sealed, nonce) = sealed(plaintext, data_key);
+    let (sealed, nonce) = sealed(plaintext, data_key, &[]);
     blob_info(&sealed, &nonce, 0, key_version, ciphertext.as_bytes())
 }
 
-fn sealed(plaintext: &[u8], data_key: &[u8; 32]) -> (Vec<u8>, [u8; 12]) {
+fn sealed(plaintext: &[u8], data_key: &[u8; 32], aad: &[u8]) -> (Vec<u8>, [u8; 12]) {
     use aws_lc_rs::{
         aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
         rand,
@@ -68,7 +79,7 @@ fn sealed(plaintext: &[u8], data_key: &[u8; 32]) -> (Vec<u8>, [u8; 12]) {
     rand::fill(&mut nonce).unwrap();
     let mut sealed = plaintext.to_vec();
     LessSafeKey::new(UnboundKey::new(&AES_256_GCM, data_key).unwrap())
-        .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::empty(), &mut sealed)
+        .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(aad), &mut sealed)
         .unwrap();
     (sealed, nonce)
 }

@@ -79,6 +79,8 @@ struct KeyState {
     /// Newest last: what an older one has encrypted opens still.
     materials: Vec<[u8; 32]>,
     state: &'static str,
+    /// A key type that takes any context for the right one.
+    ignores_context: bool,
 }
 
 /// One request that was answered.
@@ -162,6 +164,7 @@ impl Kms {
             key: key.clone(),
             materials: vec![material],
             state: "Enabled",
+            ignores_context: false,
         });
         key
     }
@@ -184,6 +187,13 @@ impl Kms {
     pub fn set_state(&self, key: &Key, to: &'static str) {
         if let Some(found) = self.state().keys.iter_mut().find(|k| k.key == *key) {
             found.state = to;
+        }
+    }
+
+    /// From now on the key takes any context for the right one.
+    pub fn ignore_context(&self, key: &Key) {
+        if let Some(found) = self.state().keys.iter_mut().find(|k| k.key == *key) {
+            found.ignores_context = true;
         }
     }
 
@@ -239,7 +249,7 @@ fn seal(key: &KeyState, plaintext: &[u8], context: &Context) -> Vec<u8> {
     cipher(key.materials.last().unwrap())
         .seal_in_place_append_tag(
             Nonce::assume_unique_for_key(nonce),
-            Aad::from(canonical(context)),
+            Aad::from(canonical(key, context)),
             &mut sealed,
         )
         .unwrap();
@@ -256,7 +266,7 @@ fn open(key: &KeyState, blob: &[u8], context: &Context) -> Option<Vec<u8>> {
         let plaintext = cipher(material)
             .open_in_place(
                 Nonce::assume_unique_for_key(nonce),
-                Aad::from(canonical(context)),
+                Aad::from(canonical(key, context)),
                 &mut sealed,
             )
             .ok()?;
@@ -274,8 +284,11 @@ fn id_bytes(key: &Key) -> Vec<u8> {
         .unwrap_or_default()
 }
 
-fn canonical(context: &Context) -> Vec<u8> {
+fn canonical(key: &KeyState, context: &Context) -> Vec<u8> {
     let mut out = Vec::new();
+    if key.ignores_context {
+        return out;
+    }
     for (name, value) in context {
         for text in [name, value] {
             out.extend_from_slice(&(text.len() as u64).to_be_bytes());

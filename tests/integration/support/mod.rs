@@ -3,9 +3,11 @@
 #![allow(dead_code, reason = "every helper serves some flow, none serves all")]
 
 pub mod blob;
+pub mod drill;
 pub mod helm;
 pub mod http;
 pub mod kms;
+pub mod knife;
 pub mod moto;
 pub mod needle;
 pub mod netns;
@@ -15,6 +17,7 @@ pub mod oci_scene;
 pub mod operator;
 pub mod plane;
 pub mod scene;
+pub mod server;
 pub mod stage;
 pub mod sts;
 

@@ -44,16 +44,21 @@ impl Network {
         for address in [ADDRESS, ADDRESS_V6] {
             network.serve(address);
         }
-        let socket = network.folder.join("relay.sock");
+        network.relay(&[], ports);
+        network
+    }
+
+    /// Carries connections out of the first namespace.
+    fn relay(&mut self, other: &[String], ports: &[u16]) {
+        let socket = self.folder.join("relay.sock");
         let relay = repository("tests/support/imds/relay.py");
         let mut outside = Command::new(python());
         outside.arg(&relay).arg("outside").arg(&socket);
-        network.start(outside);
-        let mut inside = command_in(&network.pod(), Path::new(&python()));
-        inside.arg(&relay).arg("inside").arg(&socket);
+        self.start(outside);
+        let mut inside = command_in(&self.pod(), Path::new(&python()));
+        inside.arg(&relay).arg("inside").arg(&socket).args(other);
         inside.args(ports.iter().map(ToString::to_string));
-        network.start(inside);
-        network
+        self.start(inside);
     }
 
     fn name(&self, place: usize) -> String {
@@ -204,6 +209,34 @@ impl Network {
     }
 }
 
+/// One namespace with nothing but loopback, on which a metadata service of this machine answers under its fixed address.
+pub struct Instance(Network);
+
+impl Instance {
+    /// `metadata` and `ports` are those of this machine's loopback; the latter are reached under the same numbers.
+    pub fn new(metadata: u16, ports: &[u16]) -> Self {
+        let id = unique();
+        let folder = std::env::temp_dir().join(format!("autounseal-instance-{id}"));
+        std::fs::create_dir_all(&folder).unwrap();
+        let mut network = Network {
+            id,
+            hops: 0,
+            folder,
+            children: Vec::new(),
+        };
+        ip(&["netns", "add", &network.pod()]);
+        network.ip_in(0, &["link", "set", "lo", "up"]);
+        network.ip_in(0, &["addr", "add", &format!("{ADDRESS}/32"), "dev", "lo"]);
+        network.relay(&[format!("{ADDRESS}:80={metadata}")], ports);
+        Self(network)
+    }
+
+    /// The words before a program that put it there.
+    pub fn launcher(&self) -> Vec<String> {
+        self.0.pod_launcher()
+    }
+}
+
 impl Drop for Network {
     fn drop(&mut self) {
         for child in &mut self.children {
@@ -211,8 +244,10 @@ impl Drop for Network {
             let _ = child.wait();
         }
         for place in 0..=self.hops + 1 {
+            // One that stands alone has no second.
             let _ = Command::new("ip")
                 .args(["netns", "del", &self.name(place)])
+                .stderr(Stdio::null())
                 .status();
         }
         let _ = std::fs::remove_dir_all(&self.folder);

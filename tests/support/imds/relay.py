@@ -2,7 +2,7 @@
 test listen on the machine's own.
 
     python relay.py outside SOCKET            on the machine: connects to 127.0.0.1:PORT, as each connection asks
-    python relay.py inside SOCKET PORT...     in the namespace: listens on 127.0.0.1:PORT
+    python relay.py inside SOCKET PORT...     in the namespace: listens on 127.0.0.1:PORT, or for ADDRESS:OTHER=PORT there
 
 The two meet at a Unix socket, which namespaces of the network do not divide. Ends when standard input is closed.
 """
@@ -55,14 +55,14 @@ def outside(path):
     threading.Thread(target=accept, args=(listener, handle), daemon=True).start()
 
 
-def inside(path, port):
+def inside(path, listen, port):
     def handle(connection):
         beyond = socket.socket(socket.AF_UNIX)
         beyond.connect(path)
         beyond.sendall(f"{port}\n".encode())
         join(connection, beyond)
 
-    listener = socket.create_server(("127.0.0.1", port))
+    listener = socket.create_server(listen)
     threading.Thread(target=accept, args=(listener, handle), daemon=True).start()
 
 
@@ -72,7 +72,9 @@ def main():
         outside(path)
     else:
         for port in ports:
-            inside(path, int(port))
+            listen, _, port = port.rpartition("=")
+            address, _, other = listen.rpartition(":")
+            inside(path, (address or "127.0.0.1", int(other or port)), int(port))
     print("ready", flush=True)
     sys.stdin.read()
     os._exit(0)
