@@ -280,7 +280,12 @@ impl Guide<'_> {
         let key = take(steps, "key", async { described(&kms).await }).await?;
         if self.model.is_native(seal) {
             take(steps, "server", async {
-                preflight::look(&kms, self.model, seal, jiff::Timestamp::now()).await?;
+                // A namespace that cannot be read limits nothing here: it is the caller's own identity that asks.
+                let facts = match &self.namespace {
+                    Some(Ok(facts)) => facts.clone(),
+                    Some(Err(_)) | None => NamespaceFacts::default(),
+                };
+                preflight::look(&kms, self.model, seal, &facts, jiff::Timestamp::now()).await?;
                 let seen = "described the key, encrypted and decrypted a random value, as a server does when it starts";
                 Ok((Outcome::Well(seen.to_owned()), ()))
             })

@@ -23,7 +23,7 @@ use crate::{
         checks::Findings,
         digest::seal_inputs,
         model::{Model, Seal},
-        observed::{Failure, Observed},
+        observed::{Failure, NamespaceFacts, Observed},
         outcome::{Described, Outcomes, TargetOutcome},
         plan::{self, Delivery, Open, Plan, Tend},
         store::StoreFacts,
@@ -42,11 +42,12 @@ pub async fn apply(
     let mut answers = Vec::new();
     let now = observed.now;
     {
+        let facts = observed.namespace.clone();
         let mut asking: FuturesUnordered<_> = model
             .seals
             .iter()
             .filter(|seal| plan.probes.contains(&seal.name))
-            .map(|seal| ask(context, model, seal, now))
+            .map(|seal| ask(context, model, seal, &facts, now))
             .collect();
         let asked = async {
             while let Some(answer) = asking.next().await {
@@ -222,11 +223,17 @@ struct Answer {
     described: Result<Description, Fault>,
 }
 
-async fn ask(context: &Context, model: &Model, seal: &Seal, now: jiff::Timestamp) -> Answer {
+async fn ask(
+    context: &Context,
+    model: &Model,
+    seal: &Seal,
+    facts: &NamespaceFacts,
+    now: jiff::Timestamp,
+) -> Answer {
     let (identity, described) = match connect(context, model, seal).await {
         Ok(kms) => {
             // Who asks is known once it has credentials.
-            let described = preflight::look(&kms, model, seal, now).await;
+            let described = preflight::look(&kms, model, seal, facts, now).await;
             (kms.identity(), described)
         }
         Err(fault) => (None, Err(fault)),

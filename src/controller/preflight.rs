@@ -7,8 +7,10 @@ use crate::{
     provider::{Description, Kms},
     seal::{
         Fault, KeyBytes,
+        checks::key_allowed,
         model::{BOUND_NAMESPACE, Model, Seal},
         native,
+        observed::NamespaceFacts,
     },
 };
 
@@ -16,7 +18,13 @@ use crate::{
 ///
 /// # Errors
 /// What such a server would meet.
-pub async fn look(kms: &Kms, model: &Model, seal: &Seal, now: jiff::Timestamp) -> Result<Description, Fault> {
+pub async fn look(
+    kms: &Kms,
+    model: &Model,
+    seal: &Seal,
+    facts: &NamespaceFacts,
+    now: jiff::Timestamp,
+) -> Result<Description, Fault> {
     let described = kms.describe().await;
     if !model.is_native(seal) {
         return described;
@@ -28,6 +36,8 @@ pub async fn look(kms: &Kms, model: &Model, seal: &Seal, now: jiff::Timestamp) -
             fault
         }
     })?;
+    // Before the key is given anything (security rule S20).
+    key_allowed(&model.id.namespace, &description.key, facts)?;
     if description.fault.is_none() {
         prove(kms, model, seal).await?;
         // The description may be an older one of somebody else's; the proof is of now.
