@@ -9,12 +9,13 @@
 //! - [`provider`]: the clouds' KMSes, one folder a cloud.
 //! - [`stanza`]: configuration of Vault, OpenBao and Boundary as text. Pure.
 //! - [`delivery`]: what the target Secret holds.
+//! - [`servers`]: Vault and OpenBao, spoken to over one verified connection.
 //! - [`controller`]: the only place that joins everything: observe → parse → check → plan → apply → status.
 //! - [`lease`]: which of several replicas acts.
 //! - [`kube_ext`], [`telemetry`], [`settings`], [`yaml`]: the edges.
 //! - [`cli`]: the command line, one file a command.
 //!
-//! Key bytes exist only inside `controller::apply`, `delivery` and the command line's `wrap` and `unwrap`.
+//! Key bytes exist only inside `controller::apply`, `controller::unseal`, `servers`, `delivery` and the command line's `wrap` and `unwrap`.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod api;
@@ -25,6 +26,7 @@ pub mod kube_ext;
 pub mod lease;
 pub mod provider;
 pub mod seal;
+pub mod servers;
 pub mod settings;
 pub mod stanza;
 pub mod telemetry;

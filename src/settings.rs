@@ -42,6 +42,16 @@ pub struct ControllerArgs {
     /// KMS endpoints to allow beyond the clouds' own, comma-separated: `https://host[:port]`, * stands for one DNS label.
     #[arg(long, env = "AUTOUNSEAL_ALLOWED_ENDPOINTS", value_delimiter = ',')]
     pub allowed_endpoints: Vec<String>,
+    /// Namespaces whose SealConfigs may unseal servers over http, comma-separated: whoever listens there gets the shares.
+    #[arg(long, env = "AUTOUNSEAL_INSECURE_UNSEAL_NAMESPACES", value_delimiter = ',')]
+    pub insecure_unseal_namespaces: Vec<String>,
+    /// Whether pods may have loopback and link-local addresses. For tests.
+    #[arg(long, env = "AUTOUNSEAL_UNSEAL_ALLOW_LOOPBACK", default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub unseal_allow_loopback: bool,
+    /// How long opened unseal shares are kept for the next server, such as 60s; 0s keeps none. A disabled KMS key stops
+    /// unsealing within that time.
+    #[arg(long, env = "AUTOUNSEAL_SHARE_CACHE_TTL", default_value = "60s", value_parser = share_ttl)]
+    pub share_cache_ttl: std::time::Duration,
     /// How many SealConfigs are worked on at once.
     #[arg(long, env = "AUTOUNSEAL_CONCURRENCY", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub concurrency: u16,
@@ -114,6 +124,14 @@ fn lease_name(text: &str) -> Result<String, String> {
     }
 }
 
+fn share_ttl(text: &str) -> Result<std::time::Duration, String> {
+    duration(text)
+        .ok()
+        .and_then(|duration| duration.try_into().ok())
+        .filter(|ttl: &std::time::Duration| *ttl <= std::time::Duration::from_hours(1))
+        .ok_or_else(|| "a duration of at most an hour, such as 60s or 0s".to_owned())
+}
+
 fn binding_domain(text: &str) -> Result<String, String> {
     let fits = (1..=63).contains(&text.len())
         && text
@@ -141,6 +159,12 @@ pub struct Settings {
     pub old_copy_retention: SignedDuration,
     /// Endpoints beyond the clouds' own.
     pub endpoints: EndpointPolicy,
+    /// Namespaces whose servers may be unsealed over http.
+    pub insecure_unseal: BTreeSet<String>,
+    /// Whether pods may have loopback addresses.
+    pub unseal_loopback: bool,
+    /// How long opened shares are kept.
+    pub share_cache_ttl: std::time::Duration,
     /// Objects at once.
     pub concurrency: u16,
     /// Several replicas, one of which acts; `None` = this is the only one.
@@ -231,6 +255,9 @@ impl Settings {
             binding_domain: args.binding_domain.clone(),
             old_copy_retention: args.old_copy_retention,
             endpoints: endpoints(patterns),
+            insecure_unseal: list(&args.insecure_unseal_namespaces).into_iter().collect(),
+            unseal_loopback: args.unseal_allow_loopback,
+            share_cache_ttl: args.share_cache_ttl,
             concurrency: args.concurrency,
             election: args.leader_elect.then(|| ElectionSettings {
                 namespace: args.leader_elect_namespace.clone(),

@@ -14,6 +14,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("wrapped", &["api", "seal"]),
     ("provider", &["api", "seal", "wrapped"]),
     ("stanza", &["api", "seal"]),
+    ("servers", &["api", "seal"]),
     ("delivery", &["api", "seal", "stanza"]),
     // Facts for `seal::observed`, and the implementation of `provider::Cluster`.
     ("kube_ext", &["api", "seal", "provider"]),
@@ -28,6 +29,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "seal",
             "provider",
             "stanza",
+            "servers",
             "delivery",
             "kube_ext",
             "lease",
@@ -92,6 +94,18 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
             "std::fs",
         ],
         "text is made from values",
+    ),
+    (
+        "servers",
+        &[
+            "aws_sdk",
+            "aws_config",
+            "kube::",
+            "std::env",
+            "std::fs",
+            "reqwest::",
+        ],
+        "a server is spoken to over the one connection that was verified",
     ),
     (
         "controller",

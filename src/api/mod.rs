@@ -6,6 +6,7 @@ mod reason;
 mod seal_config;
 mod stanza;
 mod status;
+mod unseal;
 
 pub use aws::{AssumeRole, AwsCredentials, AwsKms, Empty, SecretCredentialsRef, ServiceAccountRef};
 pub use oci::{ApiKeyRef, NameRef, OciCredentials, OciKms, WorkloadIdentity};
@@ -17,7 +18,12 @@ pub use seal_config::{
 };
 pub use stanza::{AeadStanza, EnvSpec, KmsStanza, SealStanza, StanzaSpec, StaticStanza};
 pub use status::{
-    KeyStatus, PodCounts, SealConfigStatus, SealHealth, SealStatus, Summary, TargetStatus, condition_types,
+    KeyStatus, PodCounts, SealConfigStatus, SealHealth, SealStatus, Summary, TargetStatus, UnsealPodStatus,
+    UnsealStatus, condition_types,
+};
+pub use unseal::{
+    CaRef, CaSource, UnsealAddress, UnsealAddressType, UnsealPolicy, UnsealProduct, UnsealScheme, UnsealSpec,
+    UnsealTls,
 };
 
 /// The API group of every kind, and the prefix of every label and annotation.

@@ -125,6 +125,20 @@ reasons! {
     RotationWaitingForPods "RotationWaitingForPods",
     /// A restart is due and held back.
     RestartBlocked "RestartBlocked",
+    /// A server is sealed and stays so for now.
+    Sealed "Sealed",
+    /// A server has not been initialised.
+    NotInitialized "NotInitialized",
+    /// There are fewer unseal shares than the server asks for.
+    UnsealKeysMissing "UnsealKeysMissing",
+    /// A server refused the shares.
+    UnsealRejected "UnsealRejected",
+    /// A server does not answer.
+    TargetUnreachable "TargetUnreachable",
+    /// What answers is not proven to be the server, so it got no share.
+    TargetNotVerified "TargetNotVerified",
+    /// Two SealConfigs select one pod to unseal it.
+    PodContested "PodContested",
     /// A workload was restarted (event).
     Restarted "Restarted",
 }

@@ -10,7 +10,7 @@ use kube::{CustomResource, CustomResourceExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{AwsKms, EnvSpec, OciKms, StanzaSpec, status::SealConfigStatus};
+use super::{AwsKms, EnvSpec, OciKms, StanzaSpec, UnsealSpec, status::SealConfigStatus};
 
 /// Names seals (KMS keys) and the root keys wrapped under them, and says which Secrets receive the keys.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -44,8 +44,8 @@ use super::{AwsKms, EnvSpec, OciKms, StanzaSpec, status::SealConfigStatus};
         "message": "keys need a seal with use: Wrap",
     },
     {
-        "rule": "!has(self.targets) || self.targets.all(t, !has(t.secret.data) || t.secret.data.all(d, !has(d.key) || (has(self.keys) && self.keys.exists(k, k.name == d.key.name))))",
-        "message": "every data entry must name one of spec.keys",
+        "rule": "!has(self.targets) || self.targets.all(t, !has(t.secret.data) || t.secret.data.all(d, !has(d.key) || (has(self.keys) && self.keys.exists(k, k.name == d.key.name && k.purpose != 'unseal-share'))))",
+        "message": "every data entry must name one of spec.keys, and none of purpose unseal-share: shares are never delivered",
     },
     {
         "rule": "!has(self.targets) || self.targets.all(t, !has(t.secret.data) || t.secret.data.all(d, !has(d.stanza) || ((!has(d.stanza.vault) || d.stanza.vault.seals.all(n, self.seals.exists(s, s.name == n && (!d.stanza.vault.includeCredentials || (has(s.awskms) && has(s.awskms.credentials) && has(s.awskms.credentials.secretRef)))))) && (!has(d.stanza.openbao) || d.stanza.openbao.seals.all(n, self.seals.exists(s, s.name == n && (!d.stanza.openbao.includeCredentials || (has(s.awskms) && has(s.awskms.credentials) && has(s.awskms.credentials.secretRef)))))) && (!has(d.stanza.boundary) || self.seals.exists(s, s.name == d.stanza.boundary.seal && (!d.stanza.boundary.includeCredentials || (has(s.awskms) && has(s.awskms.credentials) && has(s.awskms.credentials.secretRef))))))))",
@@ -56,7 +56,7 @@ use super::{AwsKms, EnvSpec, OciKms, StanzaSpec, status::SealConfigStatus};
         "message": "env must name a seal of spec.seals; with includeCredentials one that has static credentials in a Secret (awskms.credentials.secretRef)",
     },
     {
-        "rule": "!has(self.targets) || self.targets.all(t, !has(t.secret.data) || t.secret.data.all(d, !has(d.stanza) || ((!has(d.stanza.openbaoStatic) || (has(self.keys) && self.keys.exists(k, k.name == d.stanza.openbaoStatic.key && (!has(k.generate) || k.generate.bytes == 32)))) && (!has(d.stanza.boundaryAEAD) || !has(d.stanza.boundaryAEAD.keys) || d.stanza.boundaryAEAD.keys.all(n, has(self.keys) && self.keys.exists(k, k.name == n && !(k.purpose in ['static', 'other']) && (!has(k.generate) || k.generate.bytes == 32)))))))",
+        "rule": "!has(self.targets) || self.targets.all(t, !has(t.secret.data) || t.secret.data.all(d, !has(d.stanza) || ((!has(d.stanza.openbaoStatic) || (has(self.keys) && self.keys.exists(k, k.name == d.stanza.openbaoStatic.key && k.purpose != 'unseal-share' && (!has(k.generate) || k.generate.bytes == 32)))) && (!has(d.stanza.boundaryAEAD) || !has(d.stanza.boundaryAEAD.keys) || d.stanza.boundaryAEAD.keys.all(n, has(self.keys) && self.keys.exists(k, k.name == n && !(k.purpose in ['static', 'other', 'unseal-share']) && (!has(k.generate) || k.generate.bytes == 32)))))))",
         "message": "openbaoStatic and boundaryAEAD take keys of spec.keys of 32 bytes, the latter with one of Boundary's purposes",
     },
     {
@@ -85,6 +85,9 @@ pub struct SealConfigSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub targets: Vec<Target>,
+    /// The Vault or OpenBao servers that are unsealed over their API with the keys of purpose `unseal-share`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unseal: Option<UnsealSpec>,
     /// Whether the wrapped store goes with the SealConfig.
     #[serde(default)]
     pub wrapped_deletion_policy: DeletionPolicy,
@@ -151,6 +154,14 @@ pub enum SealUse {
     {
         "rule": "has(self.wrapped) == has(oldSelf.wrapped) && has(self.generate) == has(oldSelf.generate)",
         "message": "a key cannot change from one of wrapped, generate, import to another: give the new one another name",
+    },
+    {
+        "rule": "self.purpose != 'unseal-share' || !has(self.generate)",
+        "message": "an unseal share is made by its server: bring it in wrapped, or take it in with import",
+    },
+    {
+        "rule": "(self.purpose == 'unseal-share') == (oldSelf.purpose == 'unseal-share')",
+        "message": "purpose cannot change from or to unseal-share: give the new key another name",
     },
     {
         "rule": "!has(self.checkValue) || has(self.wrapped)",
@@ -270,6 +281,8 @@ pub enum Purpose {
     Bsr,
     /// OpenBao's static seal.
     Static,
+    /// A Shamir share of Vault's or OpenBao's unseal key. Never delivered.
+    UnsealShare,
     /// Anything else.
     #[default]
     Other,

@@ -18,6 +18,8 @@ pub mod condition_types {
     pub const SECRETS_DELIVERED: &str = "SecretsDelivered";
     /// Every target pod runs with what was delivered.
     pub const PODS_CURRENT: &str = "PodsCurrent";
+    /// Every server that `spec.unseal` selects is unsealed.
+    pub const UNSEALED: &str = "Unsealed";
 }
 
 /// What the operator reports.
@@ -27,7 +29,7 @@ pub struct SealConfigStatus {
     /// The generation that this status speaks of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, Stalled, SealsHealthy, KeysUnwrapped, SecretsDelivered, PodsCurrent: those that apply.
+    /// Ready, Stalled, SealsHealthy, KeysUnwrapped, SecretsDelivered, PodsCurrent, Unsealed: those that apply.
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -46,6 +48,39 @@ pub struct SealConfigStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub targets: Vec<TargetStatus>,
+    /// The servers that `spec.unseal` selects.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unseal: Option<UnsealStatus>,
+}
+
+/// What is known of the servers that are unsealed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UnsealStatus {
+    /// Whether the servers that answered say that they are initialised; absent while none has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initialized: Option<bool>,
+    /// Servers that said that they are sealed when they were last asked.
+    #[serde(default)]
+    pub sealed: u32,
+    /// Each selected pod.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub pods: Vec<UnsealPodStatus>,
+}
+
+/// What is known of one server.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UnsealPodStatus {
+    /// Name of the pod.
+    pub name: String,
+    /// The container that was last seen unsealed: under `policy: OnStart` it is left alone when it is sealed later.
+    #[serde(rename = "containerID", skip_serializing_if = "Option::is_none")]
+    pub container_id: Option<String>,
+    /// When that container was first seen unsealed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_unsealed_time: Option<Time>,
 }
 
 /// Counts as users read them in `kubectl get`.

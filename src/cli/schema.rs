@@ -101,6 +101,9 @@ impl Walk {
 
     fn value(&mut self, schema: &Value, value: &Value) {
         let preserve = schema["x-kubernetes-preserve-unknown-fields"] == true;
+        if schema["x-kubernetes-int-or-string"] == true && !value.is_string() && !value.is_i64() {
+            self.problem(format!("must be a number or text, not {}", kind(value)));
+        }
         let Some(type_) = schema["type"].as_str() else {
             return;
         };
@@ -455,6 +458,7 @@ mod tests {
             "x-kubernetes-list-map-keys",
             "x-kubernetes-map-type",
             "x-kubernetes-validations",
+            "x-kubernetes-int-or-string",
             "title",
         ];
         fn walk(schema: &Value, unknown: &mut Vec<String>) {

@@ -7,9 +7,10 @@ use std::{
 
 use kube::Client;
 
-use super::{events::Events, index::Index};
+use super::{events::Events, index::Index, unseal::Unsealers, watch::Scope};
 use crate::{
     api::SealConfigStatus,
+    lease::Term,
     provider::Clouds,
     seal::{
         model::SourceRef,
@@ -34,6 +35,13 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// Events.
     pub events: Events,
+    /// The servers that are unsealed.
+    pub unsealers: Unsealers,
+    /// The cluster's own CAs, which no server to unseal is trusted by.
+    pub cluster_ca: Vec<Vec<u8>>,
+    /// Until when this replica acts.
+    pub term: Term,
+    scopes: Mutex<Vec<Scope>>,
     objects: Mutex<HashMap<(String, String), Remembered>>,
 }
 
@@ -62,6 +70,8 @@ impl Context {
         clouds: Clouds,
         metrics: Arc<Metrics>,
         events: Events,
+        cluster_ca: Vec<Vec<u8>>,
+        term: Term,
     ) -> Self {
         Self {
             client,
@@ -70,7 +80,25 @@ impl Context {
             index: Index::default(),
             metrics,
             events,
+            unsealers: Unsealers::default(),
+            cluster_ca,
+            term,
+            scopes: Mutex::default(),
             objects: Mutex::default(),
+        }
+    }
+
+    /// A part of the cluster is watched from now on.
+    pub fn watches(&self, scope: Scope) {
+        let mut scopes = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
+        scopes.push(scope);
+    }
+
+    /// A SealConfig is to be looked at again.
+    pub fn look_at(&self, namespace: &str, name: &str) {
+        let scopes = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
+        for scope in scopes.iter().filter(|scope| scope.holds(namespace)) {
+            scope.look_at(namespace, [name.to_owned()]);
         }
     }
 
@@ -99,6 +127,7 @@ impl Context {
         let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
         objects.remove(&(namespace.to_owned(), name.to_owned()));
         drop(objects);
+        self.unsealers.forget(namespace, name);
         self.index.lost_config(namespace, name);
         self.metrics.forget(namespace, name);
     }

@@ -5,6 +5,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use kube::core::Selector;
+
 use crate::seal::observed::{NamespaceFacts, PodFacts, SecretFacts};
 
 /// Kinds of objects that SealConfigs refer to.
@@ -40,6 +42,10 @@ struct Inner {
     referring: HashMap<Name, References>,
     /// UIDs of the SealConfigs that exist.
     living: HashMap<Name, String>,
+    /// The pods that SealConfigs unseal, whoever works on these SealConfigs.
+    unseals: HashMap<Name, Selector>,
+    /// The scopes whose SealConfigs are all known.
+    listed: HashSet<Option<String>>,
 }
 
 /// What a SealConfig refers to.
@@ -195,7 +201,46 @@ impl Index {
         let mut inner = self.lock();
         let key = (namespace.to_owned(), name.to_owned());
         inner.referring.remove(&key);
+        inner.unseals.remove(&key);
         inner.living.remove(&key);
+    }
+
+    /// A SealConfig unseals these pods, or none. Whether this is news.
+    pub fn saw_unseal(&self, namespace: &str, name: &str, selector: Option<Selector>) -> bool {
+        let mut inner = self.lock();
+        let key = (namespace.to_owned(), name.to_owned());
+        match selector {
+            Some(selector) => inner.unseals.insert(key, selector.clone()) != Some(selector),
+            None => inner.unseals.remove(&key).is_some(),
+        }
+    }
+
+    /// The SealConfigs of a scope are listed anew: until all are known, nobody can say whose a pod is.
+    pub fn listing_configs(&self, scope: Option<&str>) {
+        let mut inner = self.lock();
+        inner.listed.remove(&scope.map(ToOwned::to_owned));
+        inner
+            .unseals
+            .retain(|(namespace, _), _| scope.is_some_and(|scope| scope != namespace));
+    }
+
+    /// All SealConfigs of a scope are known.
+    pub fn listed_configs(&self, scope: Option<&str>) {
+        self.lock().listed.insert(scope.map(ToOwned::to_owned));
+    }
+
+    /// Which SealConfigs of a namespace unseal which pods; `None` = not all are known yet.
+    pub fn unseals(&self, namespace: &str) -> Option<Vec<(String, Selector)>> {
+        let inner = self.lock();
+        if !inner.listed.contains(&None) && !inner.listed.contains(&Some(namespace.to_owned())) {
+            return None;
+        }
+        let of_namespace = inner.unseals.iter().filter(|((ns, _), _)| ns == namespace);
+        Some(
+            of_namespace
+                .map(|((_, name), selector)| (name.clone(), selector.clone()))
+                .collect(),
+        )
     }
 
     /// UIDs of the SealConfigs of a namespace.
@@ -308,6 +353,24 @@ mod tests {
         assert!(!index.lost_secret("n", "s", Some("9")));
         assert!(index.lost_secret("n", "s", Some("12")));
         assert_eq!(index.secret("n", "s"), None);
+    }
+
+    #[test]
+    fn nobody_knows_whose_a_pod_is_before_all_are_listed() {
+        let index = Index::default();
+        let selector = || Some(Selector::from_iter([("app".to_owned(), "x".to_owned())]));
+        index.listing_configs(None);
+        assert!(index.saw_unseal("n", "a", selector()) && !index.saw_unseal("n", "a", selector()));
+        assert!(index.unseals("n").is_none());
+        index.listed_configs(None);
+        assert_eq!(index.unseals("n").unwrap().len(), 1);
+        assert!(index.unseals("other").unwrap().is_empty());
+        assert!(index.saw_unseal("n", "a", None));
+        assert!(index.unseals("n").unwrap().is_empty());
+        index.listing_configs(Some("n"));
+        index.listed_configs(Some("n"));
+        index.listing_configs(None);
+        assert!(index.unseals("n").is_some() && index.unseals("m").is_none());
     }
 
     #[test]

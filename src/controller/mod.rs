@@ -16,6 +16,7 @@ pub mod preflight;
 pub mod reconcile;
 pub mod report;
 pub mod restart;
+pub mod unseal;
 pub mod watch;
 
 use std::{
@@ -35,7 +36,7 @@ use futures::{
 use kube::{
     ResourceExt,
     client::ClientBuilder,
-    core::DeserializeGuard,
+    core::{DeserializeGuard, Selector},
     runtime::{
         Controller, WatchStreamExt,
         controller::{self, Action},
@@ -92,6 +93,7 @@ pub async fn run(
     config.connect_timeout = Some(Duration::from_secs(5));
     config.write_timeout = Some(Duration::from_secs(10));
     let home = config.default_namespace.clone();
+    let cluster_ca = config.root_cert.clone().unwrap_or_default();
     let build = || ClientBuilder::try_from(config.clone()).map_err(|_| StartError::NoCluster);
     let term = if settings.election.is_some() {
         Term::none()
@@ -115,7 +117,15 @@ pub async fn run(
     let cluster = Arc::new(crate::kube_ext::cluster::ApiserverCluster::new(client.clone()));
     let clouds = Clouds::new(provider_settings, Some(cluster), metrics.clone());
     let events = events::Events::new(client.clone());
-    let context = Arc::new(Context::new(client, settings, clouds, metrics.clone(), events));
+    let context = Arc::new(Context::new(
+        client,
+        settings,
+        clouds,
+        metrics.clone(),
+        events,
+        cluster_ca,
+        term.clone(),
+    ));
     let (elected, leads) = tokio::sync::watch::channel(election.is_none());
     metrics.leads(election.is_none());
     let shown = (metrics, leads.clone());
@@ -208,6 +218,7 @@ async fn run_scope(
         namespace: namespace.clone(),
         trigger,
     };
+    context.watches(scope.clone());
     let watches_namespaces = namespace.is_none();
     let (sender, mut receiver) = tokio::sync::watch::channel(4 + usize::from(watches_namespaces));
     let pending: Pending = Arc::new(sender);
@@ -240,6 +251,7 @@ async fn run_scope(
     let known = context.clone();
     let begun = Arc::new(AtomicBool::new(false));
     let begins = begun.clone();
+    let seen_in = scope.clone();
     let changed = predicates::generation
         .combine(predicates::annotations)
         .combine(predicates::labels);
@@ -247,7 +259,7 @@ async fn run_scope(
         .default_backoff()
         .modify(|config| config.managed_fields_mut().clear())
         .inspect_ok(move |event| {
-            remember(&known, event);
+            remember(&known, &seen_in, event);
             if matches!(event, Event::InitDone) {
                 begins.store(true, Ordering::Relaxed);
                 if let Some(part) = part.take() {
@@ -296,15 +308,34 @@ async fn run_scope(
     drop(watches);
 }
 
-fn remember(context: &Context, event: &Event<DeserializeGuard<SealConfig>>) {
+fn remember(context: &Arc<Context>, scope: &Scope, event: &Event<DeserializeGuard<SealConfig>>) {
+    let namespace = scope.namespace.as_deref();
     match event {
         Event::Apply(config) | Event::InitApply(config) => {
             let (namespace, name) = (config.namespace().unwrap_or_default(), config.name_any());
             context
                 .index
                 .saw_config(&namespace, &name, config.uid().unwrap_or_default());
+            // Of every SealConfig, also of those that are another instance's or suspended: theirs is the pod as well.
+            let unseal = config
+                .0
+                .as_ref()
+                .ok()
+                .and_then(|config| config.spec.unseal.as_ref());
+            let selector = unseal.and_then(|unseal| Selector::try_from(unseal.pod_selector.clone()).ok());
+            if context.index.saw_unseal(&namespace, &name, selector) {
+                context.unsealers.sync(context, &namespace);
+            }
         }
-        Event::Delete(config) => context.forget(&config.namespace().unwrap_or_default(), &config.name_any()),
-        Event::Init | Event::InitDone => {}
+        Event::Delete(config) => {
+            let (namespace, name) = (config.namespace().unwrap_or_default(), config.name_any());
+            context.forget(&namespace, &name);
+            context.unsealers.sync(context, &namespace);
+        }
+        Event::Init => context.index.listing_configs(namespace),
+        Event::InitDone => {
+            context.index.listed_configs(namespace);
+            context.unsealers.sync_all(context);
+        }
     }
 }

@@ -52,7 +52,7 @@ pub fn references(model: &Model) -> References {
     References {
         objects,
         read_secrets,
-        selects_pods: model.targets.iter().any(|target| target.selector.is_some()),
+        selects_pods: model.unseal.is_some() || model.targets.iter().any(|target| target.selector.is_some()),
     }
 }
 

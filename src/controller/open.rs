@@ -273,7 +273,11 @@ pub fn place<'a>(context: &'a Context, model: &'a Model, key: &'a Key, version: 
         kind: KIND,
         namespace: &model.id.namespace,
         name: &model.id.name,
-        class: Class::Key,
+        class: if key.is_share() {
+            Class::UnsealShare
+        } else {
+            Class::Key
+        },
         item: &key.name,
         version,
     }

@@ -5,7 +5,7 @@ use std::{convert::Infallible, sync::Arc, time::Instant};
 use jiff::Timestamp;
 use kube::{ResourceExt, core::DeserializeGuard, runtime::controller::Action};
 
-use super::{apply, context::Context, finalize, observe, report};
+use super::{apply, context::Context, finalize, observe, report, unseal};
 use crate::{
     api::SealConfig,
     provider,
@@ -35,6 +35,9 @@ pub async fn reconcile(
     }
     let finalized = finalize::finalize(&context, config).await;
     if config.metadata.deletion_timestamp.is_some() {
+        context
+            .unsealers
+            .forget(&config.namespace().unwrap_or_default(), &config.name_any());
         return Ok(match finalized {
             Ok(()) => Action::await_change(),
             Err(fault) => {
@@ -58,6 +61,7 @@ pub async fn reconcile(
     // Nothing is made that could not go as it should.
     let (next, wait) = match finalized.and_then(|()| model::parse(config)) {
         Err(fault) => {
+            context.unsealers.forget(&namespace, &name);
             // Only a change of the spec mends the spec; what the apiserver did not let pass is tried again.
             let wait = (fault.kind != FaultKind::Invalid).then(|| backoff(&fault, 3, 0.5));
             (
@@ -70,6 +74,7 @@ pub async fn reconcile(
                 .index
                 .refer(&namespace, &name, observe::references(&model));
             if model.suspend {
+                context.unsealers.forget(&namespace, &name);
                 (status::suspended(&previous, generation, Timestamp::now()), None)
             } else {
                 match observe::observe(&context, &model, &previous, &mut remembered).await {
@@ -84,8 +89,9 @@ pub async fn reconcile(
                         let mut findings = checks::check(&model, &observed);
                         status::prune(&mut observed.memory, &model, &findings);
                         let plan = plan::plan(&model, &observed, &findings);
-                        let outcomes =
+                        let mut outcomes =
                             apply::apply(&context, &model, &mut observed, &mut findings, &plan).await;
+                        outcomes.unseal = unseal::follow(&context, &model, &observed, &findings);
                         let next = status::status(&model, &observed, &findings, &outcomes);
                         let after = crate::seal::observed::Observed {
                             status: next.clone(),

@@ -62,6 +62,7 @@ pub async fn report(
                 .iter()
                 .filter_map(|key| Some(key.next_rotation_time.as_ref()?.0.as_second()))
                 .min(),
+            pods_sealed: next.unseal.as_ref().map(|unseal| unseal.sealed),
         };
         context.metrics.object(&namespace, &name, &state);
     }

@@ -43,7 +43,13 @@ impl Scope {
         }
     }
 
-    fn look_at(&self, namespace: &str, names: impl IntoIterator<Item = String>) {
+    /// Whether a namespace is part of it.
+    pub fn holds(&self, namespace: &str) -> bool {
+        self.namespace.as_ref().is_none_or(|own| own == namespace)
+    }
+
+    /// Has these SealConfigs looked at again.
+    pub fn look_at(&self, namespace: &str, names: impl IntoIterator<Item = String>) {
         for name in names {
             // The receiver lives as long as the controller; at its end nobody needs to look.
             let _ = self.trigger.unbounded_send((namespace.to_owned(), name));
@@ -227,6 +233,8 @@ pub async fn pods(context: Arc<Context>, scope: Scope, pending: Pending) {
                 namespace
             }
         };
+        // Straight to who waits for it: no reconcile that waits for a KMS stands between a restart and its unsealing.
+        context.unsealers.sync(&context, &namespace);
         scope.look_at(&namespace, context.index.configs_with_pods(&namespace));
     }
 }

@@ -8,7 +8,9 @@ use kube::api::ObjectMeta;
 use serde_json::{Map, Value, json};
 
 use super::names;
-use crate::seal::observed::{Delivered, Mark, NamespaceFacts, PodFacts, SecretFacts, SecretUse};
+use crate::seal::observed::{
+    ContainerFacts, Delivered, Mark, NamespaceFacts, PodFacts, SecretFacts, SecretUse,
+};
 
 /// A Secret's facts, from its metadata.
 pub fn secret(metadata: &ObjectMeta) -> SecretFacts {
@@ -159,7 +161,36 @@ pub fn pod(pod: &Pod) -> PodFacts {
             .as_ref()
             .is_some_and(|spec| spec.host_network == Some(true)),
         uses: pod.spec.as_ref().map(|spec| uses(spec, pod)).unwrap_or_default(),
+        ip: status.and_then(|status| status.pod_ip.as_ref()?.parse().ok()),
+        running: phase == Some("Running"),
+        containers: pod
+            .spec
+            .as_ref()
+            .map(|spec| containers(spec, pod))
+            .unwrap_or_default(),
     }
+}
+
+fn containers(spec: &PodSpec, pod: &Pod) -> Vec<ContainerFacts> {
+    let statuses = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.container_statuses.as_ref());
+    let running = |name: &str| {
+        let status = statuses?.iter().find(|status| status.name == name)?;
+        status.state.as_ref()?.running.as_ref()?;
+        status.container_id.clone().filter(|id| !id.is_empty())
+    };
+    let facts = |container: &Container| ContainerFacts {
+        id: running(&container.name),
+        ports: container
+            .ports
+            .iter()
+            .flatten()
+            .filter_map(|port| Some((port.name.clone(), u16::try_from(port.container_port).ok()?)))
+            .collect(),
+    };
+    spec.containers.iter().map(facts).collect()
 }
 
 /// Whether a pod template itself uses a Secret.
@@ -329,7 +360,8 @@ mod tests {
                 ("unmounted", true, at(0)),
             ]
         );
-        assert!(facts.ready && !facts.leaving);
+        assert!(facts.ready && !facts.leaving && facts.running);
+        assert_eq!((facts.ip, facts.containers.len()), (None, 1));
         assert_eq!(facts.controller, Some(("ReplicaSet".into(), "r".into())));
     }
 
@@ -340,6 +372,24 @@ mod tests {
             "status": {"containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 3, "state": {"terminated": {"exitCode": 1, "startedAt": "2026-01-01T00:00:01Z"}}}]},
         }));
         assert_eq!(facts.uses[0].started, None);
+    }
+
+    #[test]
+    fn a_container_has_an_id_only_while_it_runs() {
+        let with = |state: Value| {
+            read(json!({
+                "spec": {"containers": [{"name": "c", "ports": [{"name": "http", "containerPort": 8200}]}]},
+                "status": {"phase": "Running", "podIP": "10.0.0.7", "containerStatuses": [{
+                    "name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 1,
+                    "containerID": "containerd://x", "state": state}]},
+            }))
+        };
+        let facts = with(json!({"running": {"startedAt": "2026-01-01T00:00:01Z"}}));
+        assert_eq!(facts.ip, Some("10.0.0.7".parse().unwrap()));
+        assert_eq!(facts.containers[0].id.as_deref(), Some("containerd://x"));
+        assert_eq!(facts.containers[0].ports, [(Some("http".to_owned()), 8200)]);
+        let ended = with(json!({"terminated": {"exitCode": 1}}));
+        assert_eq!(ended.containers[0].id, None);
     }
 
     #[test]

@@ -32,6 +32,7 @@ mod renewal;
 mod wire;
 
 pub use bound::{Bound, Wrapped};
+pub(crate) use guard::is_forbidden;
 pub use wire::jitter;
 
 /// The clouds: the one place that lists them.

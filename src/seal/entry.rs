@@ -83,10 +83,13 @@ pub fn entries(
     keys: &[Key],
 ) -> Result<Vec<Entry>, Vec<Fault>> {
     if data.is_empty() && env.is_none() {
-        return Ok(keys.iter().map(|key| default_entry(&key.name)).collect());
+        let delivered = keys.iter().filter(|key| !key.is_share());
+        return Ok(delivered.map(|key| default_entry(&key.name)).collect());
     }
     let read = data.iter().map(|entry| {
-        read(entry, seals, keys).map_err(|fault| fault.of(format_args!("entry {:?}", entry.name)))
+        read(entry, seals, keys)
+            .and_then(|entries| without_shares(entries, keys))
+            .map_err(|fault| fault.of(format_args!("entry {:?}", entry.name)))
     });
     let variables = env.map(|env| stanza::variables(env, seals).map_err(|fault| fault.of("env")));
     let mut seen = BTreeSet::new();
@@ -109,6 +112,25 @@ pub fn entries(
         }
     }
     if bad.is_empty() { Ok(good) } else { Err(bad) }
+}
+
+/// Shares are given to servers and never delivered, in whatever form an entry asks for them (security rule S8).
+fn without_shares(entries: Vec<Entry>, keys: &[Key]) -> Result<Vec<Entry>, Fault> {
+    let names = || entries.iter().flat_map(|entry| entry.content.keys());
+    match keys
+        .iter()
+        .filter(|key| key.is_share())
+        .find(|share| names().any(|name| name == share.name))
+    {
+        None => Ok(entries),
+        Some(share) => Err(Fault::invalid(
+            Reason::InvalidSpec,
+            format!(
+                "key {:?} is an unseal share, and shares are never delivered; take it out of the entry",
+                share.name
+            ),
+        )),
+    }
 }
 
 fn default_entry(key: &str) -> Entry {
@@ -229,6 +251,32 @@ mod tests {
         .unwrap();
         assert_eq!(read[0].content.keys(), BTreeSet::from(["a"]));
         assert_eq!(read[1].content.keys(), BTreeSet::from(["b"]));
+    }
+
+    #[test]
+    fn shares_are_delivered_neither_by_default_nor_on_demand() {
+        let mut keys = brought(&["share", "a"]);
+        keys[0].purpose = Purpose::UnsealShare;
+        assert_eq!(entries(&[], None, &[], &keys).unwrap(), [default_entry("a")]);
+        for wish in [
+            key("x", "share"),
+            template("x", r#"{{ keys["a"].id }}{{ keys["share"].hex }}"#),
+        ] {
+            let faults = entries(&[wish], None, &[], &keys).unwrap_err();
+            assert!(faults[0].message.contains("never delivered"), "{}", faults[0]);
+        }
+        let stanza = |spec: serde_json::Value| DataEntry {
+            name: "x".into(),
+            key: None,
+            stanza: Some(serde_json::from_value(spec).unwrap()),
+            template: None,
+        };
+        for spec in [
+            serde_json::json!({"openbaoStatic": {"key": "share", "mountPath": "/x"}}),
+            serde_json::json!({"boundaryAEAD": {"keys": ["share"]}}),
+        ] {
+            entries(&[stanza(spec)], None, &[], &keys).unwrap_err();
+        }
     }
 
     #[test]

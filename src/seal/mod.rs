@@ -26,6 +26,7 @@ pub mod static_credentials;
 pub mod status;
 pub mod store;
 pub mod template;
+pub mod unseal;
 
 #[cfg(test)]
 mod tests;

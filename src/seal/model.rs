@@ -15,6 +15,7 @@ use super::{
     aws::{self, AssumeRole, AwsSeal, KeyRef},
     entry::{Entry, entries},
     oci::{self, OciSeal},
+    unseal::Unseal,
 };
 use crate::api::{
     self, Armor, ChangePolicy, DeletionPolicy, Purpose, Reason, SealConfig, SealUse, SecretType,
@@ -65,6 +66,8 @@ pub struct Model {
     pub keys: Vec<Key>,
     /// In the order of the spec.
     pub targets: Vec<Target>,
+    /// The servers that are unsealed over their API.
+    pub unseal: Option<Unseal>,
     /// The wrapped store goes with the SealConfig.
     pub delete_store: bool,
     /// The counter of a wrapped store that a human accepted although a newer one was seen.
@@ -239,6 +242,11 @@ impl Key {
         self.origin == Origin::Brought
     }
 
+    /// Whether it is a share, which is given to servers and never delivered (security rule S8).
+    pub fn is_share(&self) -> bool {
+        self.purpose == Purpose::UnsealShare
+    }
+
     /// Whether a version before the current one may be delivered.
     pub fn keeps_previous(&self) -> bool {
         matches!(
@@ -403,6 +411,11 @@ pub fn parse(config: &SealConfig) -> Result<Model, Fault> {
         seals,
         keys,
         targets,
+        unseal: spec
+            .unseal
+            .as_ref()
+            .map(|unseal| Unseal::parse(unseal).map_err(|fault| fault.of("unseal")))
+            .transpose()?,
         delete_store: spec.wrapped_deletion_policy == DeletionPolicy::Delete,
         accept_store: metadata
             .annotations
@@ -434,7 +447,7 @@ impl Model {
         seal.native || self.targets.iter().any(told)
     }
 
-    /// Every entry of another object that holds a copy.
+    /// Every entry of another object that holds a copy, or the CA of the servers to unseal.
     pub fn sources(&self) -> BTreeSet<&SourceRef> {
         self.keys
             .iter()
@@ -443,7 +456,13 @@ impl Model {
                 Source::Entry(entry) => Some(entry),
                 Source::Inline(_) => None,
             })
+            .chain(self.unseal.as_ref().and_then(Unseal::ca))
             .collect()
+    }
+
+    /// The keys that are shares, in the order of the spec.
+    pub fn shares(&self) -> impl Iterator<Item = &Key> {
+        self.keys.iter().filter(|key| key.is_share())
     }
 
     /// Secrets that hold copies, credentials or plain keys.
@@ -652,6 +671,12 @@ fn parse_key(spec: &api::RootKey, seals: &[Seal], namespace: &str) -> Result<Key
         copies.iter().map(|copy| copy.seal.as_str()),
     )?;
     let origin = parse_origin(spec).map_err(|fault| fault.of(&part))?;
+    if spec.purpose == Purpose::UnsealShare && matches!(origin, Origin::Generated { .. }) {
+        return Err(invalid(
+            "an unseal share is made by its server: bring it in wrapped, or take it in with import",
+        )
+        .of(&part));
+    }
     if spec.check_value.is_some() && origin != Origin::Brought {
         return Err(invalid("checkValue pins a key that is brought in wrapped; take it out").of(&part));
     }
@@ -830,7 +855,7 @@ fn told_seals(secret: &api::TargetSecret) -> BTreeSet<String> {
     named.chain(boundary.map(|spec| &spec.seal)).cloned().collect()
 }
 
-fn parse_selector(selector: &LabelSelector) -> Result<Selector, Fault> {
+pub(super) fn parse_selector(selector: &LabelSelector) -> Result<Selector, Fault> {
     let empty = selector.match_labels.as_ref().is_none_or(BTreeMap::is_empty)
         && selector.match_expressions.as_ref().is_none_or(Vec::is_empty);
     if empty {

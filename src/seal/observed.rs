@@ -1,6 +1,9 @@
 //! What was seen when a reconcile began: plain values, so that every decision can be tested without a cluster.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use jiff::Timestamp;
 
@@ -158,6 +161,21 @@ pub struct PodFacts {
     pub host_network: bool,
     /// Secrets that its spec uses.
     pub uses: Vec<SecretUse>,
+    /// Its address.
+    pub ip: Option<IpAddr>,
+    /// It runs.
+    pub running: bool,
+    /// Its containers, but for those that only prepare it.
+    pub containers: Vec<ContainerFacts>,
+}
+
+/// A container of a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ContainerFacts {
+    /// Its id, another one after each restart; `None` = it does not run.
+    pub id: Option<String>,
+    /// The ports that its spec tells, some with names.
+    pub ports: Vec<(Option<String>, u16)>,
 }
 
 /// One container's use of a Secret.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use super::Fault;
+use super::{Fault, unseal::PodRecord};
 use crate::api::Reason;
 
 /// The results of one plan.
@@ -18,6 +18,8 @@ pub struct Outcomes {
     pub targets: BTreeMap<String, TargetOutcome>,
     /// Restarts that are held back, by target.
     pub restarts: BTreeMap<String, Fault>,
+    /// The servers to unseal, by pod.
+    pub unseal: Vec<PodRecord>,
 }
 
 /// What is known of a seal after its calls.

@@ -456,6 +456,13 @@ pub fn delivered(target: &Target, observed: &Observed) -> Delivered {
     }
 }
 
+/// How a share is opened now to be given to a server; `None` = nothing opens it, and findings or memory say why.
+pub fn open_share(model: &Model, share: &Key, observed: &Observed, findings: &Findings) -> Option<Open> {
+    let open = open(model, share, true, observed, findings)?;
+    // Copies were compared when they came.
+    Some(Open { all: false, ..open })
+}
+
 fn open(model: &Model, key: &Key, wanted: bool, observed: &Observed, findings: &Findings) -> Option<Open> {
     let inputs = findings.key_inputs.get(&key.name)?;
     if observed

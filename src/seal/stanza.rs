@@ -118,7 +118,7 @@ impl BoundaryPurpose {
             Purpose::Recovery => Some(Self("recovery")),
             Purpose::Config => Some(Self("config")),
             Purpose::Bsr => Some(Self("bsr")),
-            Purpose::Static | Purpose::Other => None,
+            Purpose::Static | Purpose::UnsealShare | Purpose::Other => None,
         }
     }
 

@@ -20,6 +20,7 @@ use super::{
         Standing, StoreFacts, item,
         standing::{needs_store, next_due, next_rotation, wrapping},
     },
+    unseal::{PodRecord, verdict},
 };
 use crate::api::{
     KeyStatus, Reason, SealConfigStatus, SealHealth, SealStatus, Summary, TargetStatus,
@@ -108,7 +109,9 @@ pub fn suspended(previous: &SealConfigStatus, generation: i64, now: Timestamp) -
             _ => "Unknown",
         },
         reason: Reason::Suspended,
-        message: "spec.suspend is true: nothing is opened, delivered or restarted until it is false".into(),
+        message:
+            "spec.suspend is true: nothing is opened, delivered, restarted or unsealed until it is false"
+                .into(),
     };
     set(&mut status.conditions, types::READY, &verdict, generation, now);
     status
@@ -197,6 +200,11 @@ pub fn status(
             pods_verdict(&told_apart, outcomes, waits.as_ref()),
         );
     }
+    let servers = model.unseal.as_ref().map(|_| outcomes.unseal.as_slice());
+    let unseal_fault = servers.and_then(verdict::fault);
+    if let Some(pods) = servers {
+        verdicts.insert(types::UNSEALED, unsealed_verdict(pods, unseal_fault.as_ref()));
+    }
     let ready = ready(model, &verdicts);
     let blocking = key_faults
         .iter()
@@ -204,6 +212,7 @@ pub fn status(
         .chain(target_faults);
     let blocking = blocking
         .chain(seal_faults(model, observed, findings))
+        .chain(unseal_fault)
         .find(|fault| fault.reason == ready.reason);
     if let Some(fault) = blocking.filter(|fault| ready.status == "False" && needs_a_human(fault)) {
         verdicts.insert(types::STALLED, stalled(&fault));
@@ -223,6 +232,16 @@ pub fn status(
         seals,
         keys,
         targets,
+        unseal: servers.map(verdict::status),
+    }
+}
+
+fn unsealed_verdict(pods: &[PodRecord], fault: Option<&Fault>) -> Verdict {
+    match fault {
+        Some(fault) => Verdict::no(fault),
+        None if pods.is_empty() => Verdict::unknown("unseal.podSelector selects no pod now"),
+        None if verdict::all_seen(pods) => Verdict::yes("every server is unsealed"),
+        None => Verdict::unknown("not every server has been asked yet"),
     }
 }
 
@@ -825,6 +844,11 @@ fn ready(model: &Model, verdicts: &BTreeMap<&str, Verdict>) -> Verdict {
     // A target that waits for its keys says less than the key that does not open.
     if let Some(verdict) = said(types::KEYS_UNWRAPPED).or_else(|| said(types::SECRETS_DELIVERED)) {
         return verdict;
+    }
+    if let Some(verdict) = verdicts.get(types::UNSEALED)
+        && verdict.status != "True"
+    {
+        return verdict.clone();
     }
     if model.keys.is_empty() {
         return verdicts

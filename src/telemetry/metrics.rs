@@ -59,6 +59,11 @@ struct CredentialLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResultLabels {
     result: &'static str,
 }
@@ -78,6 +83,8 @@ pub struct ObjectState<'a> {
     pub seals_wrapping: usize,
     /// When the next rotation is due, in seconds of Unix time.
     pub rotation_due: Option<i64>,
+    /// Servers that are sealed; `None` = it unseals none.
+    pub pods_sealed: Option<u32>,
 }
 
 /// Everything that is counted.
@@ -96,6 +103,9 @@ pub struct Metrics {
     credential_expiry: Family<CredentialLabels, Gauge>,
     imds_probes: Family<ResultLabels, Counter>,
     leader: Gauge,
+    pods_sealed: Family<NameLabels, Gauge>,
+    unseals: Family<OutcomeLabels, Counter>,
+    unseal_seconds: Histogram,
     /// The reason of each object that is not ready, to count them.
     reasons: Mutex<HashMap<(String, String), String>>,
 }
@@ -130,6 +140,9 @@ impl Metrics {
             credential_expiry: Family::default(),
             imds_probes: Family::default(),
             leader: Gauge::default(),
+            pods_sealed: Family::default(),
+            unseals: Family::default(),
+            unseal_seconds: seconds(),
             reasons: Mutex::default(),
             registry: Registry::default(),
         };
@@ -191,6 +204,21 @@ impl Metrics {
             "1 when this replica acts, 0 when it stands by",
             metrics.leader.clone(),
         );
+        registry.register(
+            "pods_sealed",
+            "Servers of the object that said that they are sealed",
+            metrics.pods_sealed.clone(),
+        );
+        registry.register(
+            "unseal",
+            "Attempts to unseal a server; outcome is ok or a reason",
+            metrics.unseals.clone(),
+        );
+        registry.register(
+            "unseal_duration_seconds",
+            "Time from a server seen sealed to confirmed unsealed",
+            metrics.unseal_seconds.clone(),
+        );
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "What this is", build);
         Self { registry, ..metrics }
@@ -208,6 +236,14 @@ impl Metrics {
             .get_or_create(&ReconcileLabels { kind, outcome })
             .inc();
         self.reconcile_seconds.observe(took.as_secs_f64());
+    }
+
+    /// A server was unsealed, or an attempt ended with this reason. `took`: since it was seen sealed.
+    pub fn unsealed(&self, outcome: &'static str, took: Duration) {
+        self.unseals.get_or_create(&OutcomeLabels { outcome }).inc();
+        if outcome == "ok" {
+            self.unseal_seconds.observe(took.as_secs_f64());
+        }
     }
 
     /// How an object stands.
@@ -233,6 +269,7 @@ impl Metrics {
         let optional = [
             (&self.key_copies_min, state.key_copies_min.map(count)),
             (&self.rotation_due, state.rotation_due),
+            (&self.pods_sealed, state.pods_sealed.map(i64::from)),
         ];
         for (family, value) in optional {
             match value {
@@ -264,6 +301,7 @@ impl Metrics {
             &self.seals_wrapping,
             &self.key_copies_min,
             &self.rotation_due,
+            &self.pods_sealed,
         ] {
             family.remove(&names);
         }
@@ -350,6 +388,7 @@ mod tests {
             key_copies_min: Some(2),
             seals_wrapping: 3,
             rotation_due: Some(99),
+            pods_sealed: Some(2),
         };
         let ready = ObjectState {
             ready: true,
@@ -358,6 +397,7 @@ mod tests {
             key_copies_min: None,
             seals_wrapping: 1,
             rotation_due: None,
+            pods_sealed: None,
         };
         metrics.object("n", "a", &denied);
         metrics.object("n", "b", &denied);

@@ -56,3 +56,5 @@ mod support;
 mod telemetry;
 mod tenancy;
 mod thrift;
+mod unseal;
+mod unseal_attacks;

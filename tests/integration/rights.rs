@@ -11,12 +11,14 @@ use crate::{
     pods::{a_second_later, replica_set, restarting, rewrapped, workload},
     support::{
         helm::Release,
+        http::{Reply, Server},
         operator::{Operator, Running},
         plane::{Plane, eventually},
         scene::Scene,
         stage::{random, simple, unique},
         sts::Sts,
     },
+    unseal,
 };
 
 /// Where a missing right shows.
@@ -100,6 +102,7 @@ const RIGHTS: &[(&str, &str, &str, Shows)] = &[
     ),
     ("", "pods", "list", Log("\"kind\":\"pods\"")),
     ("", "pods", "watch", Log("\"kind\":\"pods\"")),
+    ("", "pods", "get", Status("sealed", "may not get pods")),
     ("events.k8s.io", "events", "create", Log(EVENT)),
     ("events.k8s.io", "events", "patch", SecondEvent(EVENT)),
     (
@@ -178,6 +181,8 @@ fn rule(group: &str, resource: &str, verb: &str) -> Value {
 struct Trial {
     scene: Scene,
     sts: Sts,
+    /// Says that it is sealed, whatever it is given.
+    server: Server,
 }
 
 impl Trial {
@@ -187,7 +192,9 @@ impl Trial {
         account["metadata"]["annotations"] =
             json!({"eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/app"});
         scene.stage.plane.apply(&account).await;
-        Self { scene, sts }
+        let sealed = r#"{"initialized":true,"sealed":true,"t":1}"#;
+        let server = Server::start(|_| Reply::new(200, "application/json", sealed));
+        Self { scene, sts, server }
     }
 
     fn operator(&self, of_release: &Operator) -> Operator {
@@ -195,11 +202,16 @@ impl Trial {
             .clone()
             .without_flags(|flag| flag.starts_with("--leader-elect"))
             .flags([format!("--watch-namespaces={}", self.scene.stage.namespace)])
+            .flags([format!(
+                "--insecure-unseal-namespaces={}",
+                self.scene.stage.namespace
+            )])
+            .flags(["--unseal-allow-loopback"])
             .env("AWS_ENDPOINT_URL_KMS", self.scene.kms.url())
             .env("AWS_ENDPOINT_URL_STS", self.sts.url())
     }
 
-    /// A copy in a ConfigMap, and a seal that takes the identity of a ServiceAccount.
+    /// A copy in a ConfigMap, a seal that takes the identity of a ServiceAccount, and a server to unseal.
     async fn sources(&self) {
         let stage = &self.scene.stage;
         let wrapped = self.scene.wrap(&random(32));
@@ -213,6 +225,12 @@ impl Trial {
         let mut account = simple(&self.scene.key.arn, &wrapped, "account");
         account["seals"][0]["awskms"]["credentials"] = json!({"serviceAccountRef": {"name": "app"}});
         stage.apply("account", &account).await;
+        let address = self.server.address();
+        let mut sealed = unseal::spec(&self.scene, &[random(33)], "server", address.port());
+        sealed["unseal"]["scheme"] = json!("http");
+        sealed["unseal"].as_object_mut().unwrap().remove("tls");
+        unseal::pod(&self.scene, "server", "server", address.ip()).await;
+        stage.apply("sealed", &sealed).await;
     }
 
     /// Delivers, lets a workload start with it, and changes the key.

@@ -15,11 +15,13 @@ pub mod oci;
 pub mod oci_caller;
 pub mod oci_scene;
 pub mod operator;
+pub mod pki;
 pub mod plane;
 pub mod scene;
 pub mod server;
 pub mod stage;
 pub mod sts;
+pub mod tls;
 
 /// The operator's binary: what `cargo xtask cluster` built, else what cargo built for this test.
 pub fn binary() -> String {

@@ -62,6 +62,18 @@ impl Disk {
         Self { product, folder }
     }
 
+    /// Another one with the same content, as the servers of one cluster have it.
+    pub fn copy(&self) -> Self {
+        let copy = Self::new(self.product);
+        let status = Command::new("cp")
+            .arg("-r")
+            .arg(self.folder.join("data"))
+            .arg(&copy.folder)
+            .status();
+        assert!(status.unwrap().success());
+        copy
+    }
+
     /// Where a Secret would be mounted.
     pub fn mount(&self) -> PathBuf {
         self.folder.join("mount")
@@ -84,12 +96,41 @@ impl Disk {
 
     /// The same by words before the program, which run it somewhere else.
     pub fn start_by(&self, launcher: &[String], files: &[&str], variables: &[(&str, &str)]) -> Server {
-        let address = free_port();
+        self.run(launcher, free_port(), None, files, variables)
+    }
+
+    /// The same at an address, over TLS with this certificate and its key.
+    pub fn listen(
+        &self,
+        address: SocketAddr,
+        tls: Option<(&Path, &Path)>,
+        files: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Server {
+        self.run(&[], address, tls, files, variables)
+    }
+
+    fn run(
+        &self,
+        launcher: &[String],
+        address: SocketAddr,
+        tls: Option<(&Path, &Path)>,
+        files: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Server {
+        let tls = match tls {
+            None => "tls_disable = true".to_owned(),
+            Some((certificate, key)) => format!(
+                "tls_cert_file = {:?}\n  tls_key_file = {:?}",
+                certificate.display().to_string(),
+                key.display().to_string()
+            ),
+        };
         let own = self.folder.join("server.hcl");
         let data = self.folder.join("data").display().to_string();
         let config = format!(
             "disable_mlock = true\nstorage \"file\" {{ path = {data:?} }}\n\
-             listener \"tcp\" {{\n  address = \"{address}\"\n  tls_disable = true\n}}\n"
+             listener \"tcp\" {{\n  address = \"{address}\"\n  {tls}\n}}\n"
         );
         std::fs::write(&own, config).unwrap();
         let log = self.folder.join("log");
@@ -150,6 +191,16 @@ impl Server {
         self.status(|status| status["sealed"] == false && status["migration"] == false)
     }
 
+    /// Initialises a server with a Shamir seal; its shares as the server prints them, and the root token.
+    pub fn shamir(&mut self, shares: u8, threshold: u8) -> (Vec<String>, String) {
+        self.status(|status| status["initialized"] == false);
+        let keys = json!({"secret_shares": shares, "secret_threshold": threshold});
+        let answer = self.ask("PUT", "/v1/sys/init", &keys.to_string());
+        let keys = answer["keys"].as_array().unwrap_or_else(|| panic!("{answer}"));
+        let keys = keys.iter().map(|key| key.as_str().unwrap().to_owned()).collect();
+        (keys, answer["root_token"].as_str().unwrap().to_owned())
+    }
+
     /// Unseals a server of one share.
     pub fn unseal(&mut self, share: &str) -> Value {
         self.status(|status| status["initialized"] == true);
@@ -177,6 +228,11 @@ impl Server {
             );
             std::thread::sleep(Duration::from_millis(100));
         }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// What it has written.

@@ -1,0 +1,197 @@
+//! One look at one server: asked over one connection, and unsealed over the same one (security rule S10).
+
+use std::{sync::Arc, time::Instant};
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use tokio::time::timeout;
+use zeroize::Zeroizing;
+
+use super::job::Job;
+use crate::{
+    api::Reason,
+    controller::context::Context,
+    kube_ext::{bounded, cluster::read_fault, facts},
+    provider,
+    seal::{
+        Fault,
+        observed::PodFacts,
+        unseal::{
+            Place, PodRecord, Said, Transport,
+            exchange::{After, Answer, First, Known, after, busy, first, malformed},
+            share,
+            verify::{Allowed, may_speak, still_there},
+            watch::Look,
+        },
+    },
+    servers::{Connection, TOTAL_TIMEOUT, Trust, late},
+};
+
+/// Looks at a server, and unseals it if that is what it needs.
+pub async fn look(context: &Context, job: &Arc<Job>, pod: &PodFacts, record: &PodRecord) -> Look {
+    let mut look = Look::default();
+    let Some(place) = job.unseal.place(pod) else {
+        return look;
+    };
+    // Closed only with the job, whose tasks end before.
+    let _slot = job.slots.acquire().await;
+    look.fault = visit(context, job, pod, &place, record, &mut look).await.err();
+    look
+}
+
+async fn visit(
+    context: &Context,
+    job: &Arc<Job>,
+    pod: &PodFacts,
+    place: &Place,
+    record: &PodRecord,
+    look: &mut Look,
+) -> Result<(), Fault> {
+    let namespace = &job.model.id.namespace;
+    let allowed = Allowed {
+        insecure: context.settings.insecure_unseal.contains(namespace),
+        loopback: context.settings.unseal_loopback,
+    };
+    let forbidden = provider::is_forbidden(place.ip);
+    may_speak(&job.unseal, place, namespace, forbidden, allowed)?;
+    let trust = trust(context, job, pod)?;
+    let asked = async {
+        let mut connection = Connection::open(place.ip, place.port, trust.as_ref()).await?;
+        let state = connection.seal_status().await?;
+        Ok((connection, state))
+    };
+    let (mut connection, state) = timeout(TOTAL_TIMEOUT, asked).await.map_err(|_| late())??;
+    look.said = Some(state.said());
+    let known = Known {
+        policy: job.unseal.policy,
+        was_unsealed: record.was_unsealed(&place.container),
+        shares: job.model.shares().count(),
+        before: record.look.as_ref().and_then(|look| look.begun.as_ref()),
+    };
+    let (shares, reset) = match first(&state, known) {
+        First::Nothing => return Ok(()),
+        First::Stays(fault) => return Err(fault),
+        First::Busy(attempt) => {
+            look.begun = Some(attempt);
+            return Err(busy());
+        }
+        First::Give { shares, reset } => (shares, reset),
+    };
+    let seen = Instant::now();
+    let outcome = unseal(context, job, pod, place, &mut connection, (shares, reset), look).await;
+    let word = outcome
+        .as_ref()
+        .map_or_else(|fault| fault.reason.as_str(), |()| "ok");
+    context.metrics.unsealed(word, seen.elapsed());
+    if outcome.is_ok() {
+        let (name, took) = (&job.model.id.name, seen.elapsed().as_millis());
+        tracing::info!(
+            namespace,
+            name,
+            pod = pod.name,
+            took_ms = took,
+            "a server was unsealed"
+        );
+    }
+    outcome
+}
+
+/// Whom to trust; `None` over http.
+fn trust(context: &Context, job: &Job, pod: &PodFacts) -> Result<Option<Trust>, Fault> {
+    let Transport::Tls { ca, .. } = &job.unseal.transport else {
+        return Ok(None);
+    };
+    let missing = || {
+        Fault::denied(
+            Reason::TargetNotVerified,
+            format!(
+                "tls.ca: {ca} does not exist, or has no entry {:?} of at most 64 KiB; put the CA of your servers there",
+                ca.key
+            ),
+        )
+    };
+    let pem = job.ca().ok_or_else(missing)?;
+    let name = job
+        .unseal
+        .tls_name(&pod.name, &job.model.id.namespace)
+        .unwrap_or_default();
+    Trust::new(pem, &name, &context.cluster_ca).map(Some)
+}
+
+/// Gives shares over the connection that was asked.
+async fn unseal(
+    context: &Context,
+    job: &Arc<Job>,
+    pod: &PodFacts,
+    place: &Place,
+    connection: &mut Connection,
+    (needed, reset): (usize, bool),
+    look: &mut Look,
+) -> Result<(), Fault> {
+    let shares = job.shares(context, needed).await?;
+    let bodies = shares
+        .iter()
+        .map(|(key, bytes)| match share::body(bytes) {
+            Some(body) => Ok((key.as_str(), body)),
+            None => Err(malformed(key)),
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    // From here to the first share nothing is waited for but the apiserver's own word on the pod.
+    let api: Api<Pod> = Api::namespaced(context.client.clone(), &job.model.id.namespace);
+    let now = bounded(api.get_opt(&pod.name)).await.map_err(|error| {
+        read_fault(
+            &error,
+            "get pods",
+            &job.model.id.namespace,
+            Reason::TargetNotVerified,
+        )
+    })?;
+    let now = now.map(|now| facts::pod(&now));
+    still_there(&job.unseal, &pod.uid, place, now.as_ref())?;
+    timeout(TOTAL_TIMEOUT, give(connection, bodies, needed, reset, look))
+        .await
+        .map_err(|_| late())?
+}
+
+async fn give(
+    connection: &mut Connection,
+    bodies: Vec<(&str, Zeroizing<Vec<u8>>)>,
+    needed: usize,
+    reset: bool,
+    look: &mut Look,
+) -> Result<(), Fault> {
+    if reset {
+        connection.reset().await?;
+    }
+    let mut given: Vec<&str> = Vec::with_capacity(needed);
+    let mut nonce: Option<String> = None;
+    for (key, body) in bodies {
+        let answer = connection.give(body).await?;
+        given.push(key);
+        match after(&given, needed, nonce.as_deref(), &answer) {
+            After::Next => {
+                if let Answer::State(state) = answer {
+                    nonce.get_or_insert(state.nonce);
+                }
+            }
+            After::Done => {
+                look.said = Some(Said::Unsealed);
+                return Ok(());
+            }
+            After::Disturbed(attempt) => {
+                look.begun = Some(attempt);
+                return Err(busy());
+            }
+            After::Settling(fault) => return Err(fault),
+            After::Rejected(fault) => {
+                if given.len() < needed {
+                    // What it has got so far is left to nobody.
+                    let _ = connection.reset().await;
+                }
+                return Err(fault);
+            }
+        }
+    }
+    // `after` ends the loop at the last share, whatever the server says.
+    Err(busy())
+}

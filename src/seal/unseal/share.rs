@@ -1,0 +1,76 @@
+//! How a share is written into a request.
+
+use data_encoding::HEXLOWER_PERMISSIVE;
+use zeroize::Zeroizing;
+
+use crate::seal::KeyBytes;
+
+/// The most bytes that a share has as they are: the root key's 32 and the share's number. What is longer is its text.
+const MOST_RAW: usize = 33;
+
+/// The longest text: two hexadecimal digits for each byte.
+const MOST_TEXT: usize = 2 * MOST_RAW;
+
+/// The body of the request that gives a share, in a buffer whose size is known before it is filled.
+///
+/// A share is kept as its bytes, or as the text that the server printed: hexadecimal or base64, which the server takes
+/// both. `None`: it is neither.
+pub fn body(share: &KeyBytes) -> Option<Zeroizing<Vec<u8>>> {
+    const HEAD: &[u8] = b"{\"key\":\"";
+    const TAIL: &[u8] = b"\"}";
+    let bytes = share.expose();
+    let text = bytes.trim_ascii();
+    let mut body = Zeroizing::new(Vec::with_capacity(HEAD.len() + MOST_TEXT + TAIL.len()));
+    body.extend_from_slice(HEAD);
+    if (16..=MOST_RAW).contains(&bytes.len()) {
+        let mut hex = Zeroizing::new([0; MOST_TEXT]);
+        let hex = &mut hex[..2 * bytes.len()];
+        HEXLOWER_PERMISSIVE.encode_mut(bytes, hex);
+        body.extend_from_slice(hex);
+    } else {
+        let printed = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/=-_".contains(byte);
+        if !(MOST_RAW..=MOST_TEXT).contains(&text.len()) || !text.iter().all(printed) {
+            return None;
+        }
+        body.extend_from_slice(text);
+    }
+    body.extend_from_slice(TAIL);
+    Some(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(share: &[u8]) -> Option<String> {
+        let body = body(&KeyBytes::new(share.to_vec()))?;
+        let value: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        Some(value["key"].as_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn bytes_are_written_as_hex_and_text_as_it_is() {
+        assert_eq!(written(&[0xab; 33]), Some("ab".repeat(33)));
+        assert_eq!(written(&[b'"'; 32]), Some("22".repeat(32)));
+        let hex = "0f".repeat(33);
+        assert_eq!(written(hex.as_bytes()), Some(hex.clone()));
+        assert_eq!(written(format!("{hex}\n").as_bytes()), Some(hex));
+        let base64 = "+/".repeat(22);
+        assert_eq!(written(base64.as_bytes()), Some(base64));
+    }
+
+    #[test]
+    fn what_is_no_share_is_not_sent() {
+        for bytes in [&b""[..], &[1; 15], &[b'a'; 67], &[b'"'; 44], &[0; 40]] {
+            assert_eq!(written(bytes), None, "{} bytes", bytes.len());
+        }
+    }
+
+    #[test]
+    fn the_buffer_never_grows() {
+        for share in [vec![1; 33], vec![b'a'; 66]] {
+            let body = body(&KeyBytes::new(share)).unwrap();
+            assert!(body.len() <= 8 + MOST_TEXT + 2 && body.capacity() == 8 + MOST_TEXT + 2);
+        }
+    }
+}

@@ -1,0 +1,421 @@
+//! When a pod is looked at, and what is remembered of it.
+
+use std::{net::IpAddr, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::{Unseal, exchange::Attempt};
+use crate::{
+    api::{Reason, UnsealPodStatus},
+    seal::{Fault, FaultKind, backoff, observed::PodFacts},
+};
+
+/// How often a pod is asked that nothing was heard of.
+pub const SWEEP: Duration = Duration::from_secs(60);
+
+/// A server whose listener is not up yet is tried so often this long; then it is left to the sweep.
+const PATIENCE: u32 = 300;
+
+/// How long a person who is typing shares in is given for the next one.
+const TYPING: Duration = Duration::from_secs(2);
+
+/// What a server said of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// It has no root key.
+    NotInitialized,
+    /// It is sealed.
+    Sealed,
+    /// It is unsealed.
+    Unsealed,
+}
+
+/// What came of looking at a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    /// What the server said last, if it is known to be the server.
+    pub said: Option<Said>,
+    /// Why it is not unsealed.
+    pub fault: Option<Fault>,
+    /// An unsealing that somebody else has begun.
+    pub begun: Option<Attempt>,
+}
+
+/// What is remembered of a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodRecord {
+    /// Name.
+    pub name: String,
+    /// What came of the last look; `None` = there was none.
+    pub look: Option<Look>,
+    /// The container that was last seen unsealed, and since when.
+    pub unsealed: Option<(String, Timestamp)>,
+    /// What the pod was when it was last looked at.
+    pub(super) seen: Option<Seen>,
+    /// Looks in a row that ended in the same fault.
+    pub(super) failures: u32,
+    /// When it is looked at next, without more reason.
+    pub(super) next: Timestamp,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Seen {
+    ip: IpAddr,
+    container: String,
+    ready: bool,
+    sealed: bool,
+}
+
+/// Why a pod is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// It is new, or the operator is.
+    New,
+    /// Its address changed.
+    Moved,
+    /// Its container restarted.
+    Restarted,
+    /// It lost its readiness.
+    NotReady,
+    /// Its label says that it is sealed.
+    Label,
+    /// It is time.
+    Time,
+}
+
+/// What to do about a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing before it changes: its server does not run.
+    Nothing,
+    /// Nothing before that time, or before it changes.
+    Wait(Timestamp),
+    /// It is looked at.
+    Look(Why),
+}
+
+/// Decides what to do about a pod.
+pub fn next(unseal: &Unseal, pod: &PodFacts, record: &PodRecord, now: Timestamp) -> Next {
+    let Some(is) = seen(unseal, pod) else {
+        return Next::Nothing;
+    };
+    let Some(was) = &record.seen else {
+        return Next::Look(Why::New);
+    };
+    if was.container != is.container {
+        Next::Look(Why::Restarted)
+    } else if was.ip != is.ip {
+        Next::Look(Why::Moved)
+    } else if is.sealed && !was.sealed {
+        Next::Look(Why::Label)
+    } else if was.ready && !is.ready {
+        Next::Look(Why::NotReady)
+    } else if record.next <= now {
+        Next::Look(Why::Time)
+    } else {
+        Next::Wait(record.next)
+    }
+}
+
+fn seen(unseal: &Unseal, pod: &PodFacts) -> Option<Seen> {
+    let place = unseal.place(pod)?;
+    Some(Seen {
+        ip: place.ip,
+        container: place.container,
+        ready: pod.ready,
+        sealed: pod
+            .labels
+            .get(unseal.sealed_label())
+            .is_some_and(|value| value == "true"),
+    })
+}
+
+impl PodRecord {
+    /// What a status that this or another operator wrote remembers of a pod.
+    pub fn from_status(name: &str, status: Option<&UnsealPodStatus>) -> Self {
+        let unsealed = status.and_then(|status| {
+            let since = status.last_unsealed_time.as_ref().map(|time| time.0);
+            Some((status.container_id.clone()?, since.unwrap_or_default()))
+        });
+        Self {
+            name: name.to_owned(),
+            unsealed,
+            ..Self::default()
+        }
+    }
+
+    /// The same pod, of which only what outlives a change of the spec is remembered.
+    #[must_use]
+    pub fn anew(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            unsealed: self.unsealed.clone(),
+            ..Self::default()
+        }
+    }
+
+    /// Another SealConfig selects the pod, so that neither touches it. Whether this is news.
+    pub fn contested(&mut self, other: &str) -> bool {
+        let fault = Fault::denied(
+            Reason::PodContested,
+            format!("SealConfig {other} selects it as well, so neither unseals it; narrow one podSelector"),
+        );
+        let before = self.look.replace(Look {
+            fault: Some(fault),
+            ..Look::default()
+        });
+        before != self.look
+    }
+
+    /// Whether it was last found to be another SealConfig's too.
+    pub fn is_contested(&self) -> bool {
+        let fault = self.look.as_ref().and_then(|look| look.fault.as_ref());
+        fault.is_some_and(|fault| fault.reason == Reason::PodContested)
+    }
+
+    /// For the status.
+    pub fn status(&self) -> UnsealPodStatus {
+        let time = |at: Timestamp| {
+            k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+                Timestamp::from_second(at.as_second()).unwrap_or(at),
+            )
+        };
+        UnsealPodStatus {
+            name: self.name.clone(),
+            container_id: self.unsealed.as_ref().map(|(container, _)| container.clone()),
+            last_unsealed_time: self.unsealed.as_ref().map(|(_, since)| time(*since)),
+        }
+    }
+
+    /// Whether this container was seen unsealed.
+    pub fn was_unsealed(&self, container: &str) -> bool {
+        self.unsealed.as_ref().is_some_and(|(seen, _)| seen == container)
+    }
+
+    /// Remembers what came of a look at a pod as it was then. Whether people are told something new.
+    pub fn looked(
+        &mut self,
+        unseal: &Unseal,
+        pod: &PodFacts,
+        look: Look,
+        now: Timestamp,
+        jitter: f64,
+    ) -> bool {
+        let told = |record: &Self| {
+            let look = record.look.as_ref();
+            let fault = look.and_then(|look| look.fault.clone());
+            (look.map(|look| look.said), fault, record.unsealed.clone())
+        };
+        let before = told(self);
+        let seen = seen(unseal, pod);
+        let container = seen.as_ref().map(|seen| seen.container.clone());
+        let reason = |look: &Look| look.fault.as_ref().map(|fault| fault.reason);
+        let same = self.look.as_ref().and_then(&reason) == reason(&look)
+            && self.seen.as_ref().map(|seen| &seen.container) == container.as_ref();
+        self.failures = if same { self.failures.saturating_add(1) } else { 1 };
+        if look.said == Some(Said::Unsealed)
+            && let Some(container) = container
+            && !self.was_unsealed(&container)
+        {
+            self.unsealed = Some((container, now));
+        }
+        let wait = again(&look, self.failures, jitter);
+        self.next = SignedDuration::try_from(wait)
+            .ok()
+            .and_then(|wait| now.checked_add(wait).ok())
+            .unwrap_or(now);
+        self.seen = seen;
+        self.look = Some(look);
+        before != told(self)
+    }
+}
+
+/// How long until a pod is looked at again, after so many looks in a row that ended alike. `jitter` in 0.0..1.0.
+pub fn again(look: &Look, times: u32, jitter: f64) -> Duration {
+    // Never sooner than the sweep's own time: an idle server is asked at most once a minute.
+    let sweep = SWEEP.mul_f64(1.0 + 0.25 * jitter.clamp(0.0, 1.0));
+    let growing = |first: f64, factor: f64, most: f64| {
+        let step = first * factor.powi(i32::try_from(times.saturating_sub(1).min(1000)).unwrap_or(1000));
+        Duration::from_secs_f64(step.min(most))
+    };
+    if look.begun.is_some() {
+        return TYPING;
+    }
+    let Some(fault) = &look.fault else {
+        return sweep;
+    };
+    match fault.reason {
+        Reason::TargetUnreachable if times > PATIENCE => sweep,
+        Reason::TargetUnreachable => growing(0.025, 1.5, 1.0),
+        // A follower of a raft cluster is initialised when it has joined.
+        Reason::NotInitialized => growing(0.25, 1.5, 15.0),
+        // The pod changed under our hands: it is a new one a moment later.
+        Reason::TargetNotVerified if fault.kind == FaultKind::Transient => growing(0.1, 2.0, 60.0),
+        Reason::TargetNotVerified => growing(1.0, 2.0, 60.0),
+        // Asking again and again with shares that were refused helps nobody.
+        Reason::UnsealRejected => growing(60.0, 2.0, 3600.0),
+        Reason::Sealed if fault.kind == FaultKind::Transient => growing(0.25, 1.5, 15.0),
+        Reason::Sealed | Reason::UnsealKeysMissing | Reason::PodContested => sweep,
+        // A seal that does not open the shares.
+        _ => backoff(fault, times, jitter),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seal::unseal::tests::{parsed, pod};
+
+    fn now() -> Timestamp {
+        Timestamp::from_second(1_000_000).unwrap()
+    }
+
+    fn look(said: Said) -> Look {
+        Look {
+            said: Some(said),
+            ..Look::default()
+        }
+    }
+
+    fn failed(reason: Reason) -> Look {
+        Look {
+            fault: Some(Fault::denied(reason, "x")),
+            ..Look::default()
+        }
+    }
+
+    fn unsealed() -> PodRecord {
+        let mut record = PodRecord::default();
+        let mut ready = pod();
+        ready.ready = true;
+        record.looked(&parsed(&[]).unwrap(), &ready, look(Said::Unsealed), now(), 0.0);
+        record
+    }
+
+    fn why(change: fn(&mut PodFacts)) -> Next {
+        let mut pod = pod();
+        pod.ready = true;
+        change(&mut pod);
+        next(&parsed(&[]).unwrap(), &pod, &unsealed(), now())
+    }
+
+    #[test]
+    fn each_event_leads_to_a_look_and_nothing_else_does() {
+        let new = next(&parsed(&[]).unwrap(), &pod(), &PodRecord::default(), now());
+        assert_eq!(new, Next::Look(Why::New));
+        assert_eq!(why(|pod| pod.ip = None), Next::Nothing);
+        assert_eq!(why(|pod| pod.containers[1].id = None), Next::Nothing);
+        assert_eq!(
+            why(|pod| pod.containers[1].id = Some("c2".into())),
+            Next::Look(Why::Restarted)
+        );
+        assert_eq!(
+            why(|pod| pod.ip = Some("10.0.0.9".parse().unwrap())),
+            Next::Look(Why::Moved)
+        );
+        assert_eq!(why(|pod| pod.ready = false), Next::Look(Why::NotReady));
+        let label = |pod: &mut PodFacts| {
+            pod.labels.insert("vault-sealed".into(), "true".into());
+        };
+        assert_eq!(why(label), Next::Look(Why::Label));
+        for nothing in [
+            |_: &mut PodFacts| {},
+            |pod: &mut PodFacts| {
+                pod.labels.insert("vault-sealed".into(), "false".into());
+            },
+            |pod: &mut PodFacts| {
+                pod.labels.insert("openbao-sealed".into(), "true".into());
+            },
+            |pod: &mut PodFacts| pod.containers[0].id = Some("another sidecar".into()),
+        ] {
+            assert!(matches!(why(nothing), Next::Wait(_)));
+        }
+    }
+
+    #[test]
+    fn what_no_event_tells_is_swept_up() {
+        let record = unsealed();
+        let unseal = parsed(&[]).unwrap();
+        let mut ready = pod();
+        ready.ready = true;
+        let later = |seconds: i64| now().checked_add(SignedDuration::from_secs(seconds)).unwrap();
+        assert_eq!(next(&unseal, &ready, &record, later(59)), Next::Wait(later(60)));
+        assert_eq!(next(&unseal, &ready, &record, later(60)), Next::Look(Why::Time));
+    }
+
+    #[test]
+    fn a_container_that_was_unsealed_is_remembered_across_operators() {
+        let record = unsealed();
+        assert!(record.was_unsealed("c1") && !record.was_unsealed("c2"));
+        let next = PodRecord::from_status("vault-0", Some(&record.status()));
+        assert!(next.was_unsealed("c1") && next.seen.is_none());
+        assert!(!PodRecord::from_status("vault-0", None).was_unsealed("c1"));
+    }
+
+    #[test]
+    fn a_contested_pod_is_told_once_and_looked_at_when_it_is_free() {
+        let mut record = unsealed();
+        assert!(record.contested("other") && record.is_contested());
+        assert!(!record.contested("other"), "no news");
+        let free = record.anew();
+        assert!(free.was_unsealed("c1") && !free.is_contested());
+        assert_eq!(
+            next(&parsed(&[]).unwrap(), &pod(), &free, now()),
+            Next::Look(Why::New)
+        );
+    }
+
+    #[test]
+    fn the_time_of_unsealing_stays_while_the_container_does() {
+        let mut record = unsealed();
+        let unseal = parsed(&[]).unwrap();
+        let later = now().checked_add(SignedDuration::from_secs(60)).unwrap();
+        assert!(
+            !record.looked(&unseal, &pod(), look(Said::Unsealed), later, 0.0),
+            "nothing new"
+        );
+        assert_eq!(record.unsealed, Some(("c1".into(), now())));
+        let mut restarted = pod();
+        restarted.containers[1].id = Some("c2".into());
+        assert!(record.looked(&unseal, &restarted, look(Said::Unsealed), later, 0.0));
+        assert_eq!(record.unsealed, Some(("c2".into(), later)));
+        assert!(record.looked(&unseal, &restarted, failed(Reason::Sealed), later, 0.0));
+        assert_eq!(record.unsealed, Some(("c2".into(), later)));
+    }
+
+    #[test]
+    fn a_listener_that_is_not_up_is_tried_from_25_ms_to_a_second() {
+        let wait = |times| again(&failed(Reason::TargetUnreachable), times, 0.5);
+        assert_eq!(wait(1), Duration::from_millis(25));
+        assert!((2..10).all(|times| wait(times) > wait(times - 1)));
+        assert_eq!(wait(20), Duration::from_secs(1));
+        assert_eq!(wait(PATIENCE), Duration::from_secs(1));
+        assert!(wait(PATIENCE + 1) >= SWEEP);
+    }
+
+    #[test]
+    fn waits_start_afresh_with_another_fault_and_another_container() {
+        let mut record = PodRecord::default();
+        let unseal = parsed(&[]).unwrap();
+        for _ in 0..9 {
+            record.looked(&unseal, &pod(), failed(Reason::TargetUnreachable), now(), 0.0);
+        }
+        assert_eq!(record.failures, 9);
+        record.looked(&unseal, &pod(), failed(Reason::NotInitialized), now(), 0.0);
+        assert_eq!(record.failures, 1);
+        record.looked(&unseal, &pod(), failed(Reason::NotInitialized), now(), 0.0);
+        let mut restarted = pod();
+        restarted.containers[1].id = Some("c2".into());
+        record.looked(&unseal, &restarted, failed(Reason::NotInitialized), now(), 0.0);
+        assert_eq!(record.failures, 1);
+    }
+
+    #[test]
+    fn an_idle_server_is_asked_at_most_once_a_minute() {
+        for jitter in [0.0, 0.5, 1.0] {
+            let wait = again(&look(Said::Unsealed), 1, jitter);
+            assert!(wait >= SWEEP && wait <= SWEEP.mul_f64(1.25));
+        }
+        assert!(again(&failed(Reason::UnsealRejected), 1, 0.0) >= SWEEP);
+    }
+}
