@@ -161,8 +161,9 @@ pub fn pod(pod: &Pod) -> PodFacts {
             .as_ref()
             .is_some_and(|spec| spec.host_network == Some(true)),
         uses: pod.spec.as_ref().map(|spec| uses(spec, pod)).unwrap_or_default(),
-        ip: status.and_then(|status| status.pod_ip.as_ref()?.parse().ok()),
-        running: phase == Some("Running"),
+        ip: status
+            .filter(|_| phase == Some("Running"))
+            .and_then(|status| status.pod_ip.as_ref()?.parse().ok()),
         containers: pod
             .spec
             .as_ref()
@@ -360,7 +361,7 @@ mod tests {
                 ("unmounted", true, at(0)),
             ]
         );
-        assert!(facts.ready && !facts.leaving && facts.running);
+        assert!(facts.ready && !facts.leaving);
         assert_eq!((facts.ip, facts.containers.len()), (None, 1));
         assert_eq!(facts.controller, Some(("ReplicaSet".into(), "r".into())));
     }
@@ -376,20 +377,24 @@ mod tests {
 
     #[test]
     fn a_container_has_an_id_only_while_it_runs() {
-        let with = |state: Value| {
+        let with = |phase: &str, state: Value| {
             read(json!({
                 "spec": {"containers": [{"name": "c", "ports": [{"name": "http", "containerPort": 8200}]}]},
-                "status": {"phase": "Running", "podIP": "10.0.0.7", "containerStatuses": [{
+                "status": {"phase": phase, "podIP": "10.0.0.7", "containerStatuses": [{
                     "name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 1,
                     "containerID": "containerd://x", "state": state}]},
             }))
         };
-        let facts = with(json!({"running": {"startedAt": "2026-01-01T00:00:01Z"}}));
+        let facts = with(
+            "Running",
+            json!({"running": {"startedAt": "2026-01-01T00:00:01Z"}}),
+        );
         assert_eq!(facts.ip, Some("10.0.0.7".parse().unwrap()));
         assert_eq!(facts.containers[0].id.as_deref(), Some("containerd://x"));
         assert_eq!(facts.containers[0].ports, [(Some("http".to_owned()), 8200)]);
-        let ended = with(json!({"terminated": {"exitCode": 1}}));
+        let ended = with("Running", json!({"terminated": {"exitCode": 1}}));
         assert_eq!(ended.containers[0].id, None);
+        assert_eq!(with("Pending", json!({})).ip, None);
     }
 
     #[test]

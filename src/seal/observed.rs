@@ -161,10 +161,8 @@ pub struct PodFacts {
     pub host_network: bool,
     /// Secrets that its spec uses.
     pub uses: Vec<SecretUse>,
-    /// Its address.
+    /// Its address, while it runs.
     pub ip: Option<IpAddr>,
-    /// It runs.
-    pub running: bool,
     /// Its containers, but for those that only prepare it.
     pub containers: Vec<ContainerFacts>,
 }

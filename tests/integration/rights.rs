@@ -193,7 +193,7 @@ impl Trial {
             json!({"eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/app"});
         scene.stage.plane.apply(&account).await;
         let sealed = r#"{"initialized":true,"sealed":true,"t":1}"#;
-        let server = Server::start(|_| Reply::new(200, "application/json", sealed));
+        let server = Server::start(move |_| Reply::new(200, "application/json", sealed));
         Self { scene, sts, server }
     }
 

@@ -85,7 +85,7 @@ pub fn follow(
         let key = (namespace.clone(), name.clone());
         match entries.get_mut(&key) {
             Some(entry) if entry.job.is_of(model, observed, findings) => {
-                entry.job.refresh(observed, findings)
+                entry.job.refresh(observed, findings);
             }
             before => {
                 let mut pods: BTreeMap<String, Watched> = before

@@ -10,6 +10,7 @@ use crate::{
 
 /// What `sys/seal-status` and `sys/unseal` answer, as far as it decides anything.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "as the server answers")]
 pub struct SealState {
     /// It has a root key.
     pub initialized: bool,

@@ -148,7 +148,7 @@ impl Unseal {
     /// Where a pod's server is, once it runs. With several containers it is the one whose spec tells the port, else the
     /// first.
     pub fn place(&self, pod: &PodFacts) -> Option<Place> {
-        if !pod.running || pod.leaving {
+        if pod.leaving {
             return None;
         }
         let told = |container: &&ContainerFacts| container.ports.iter().any(|port| self.is_port(port));
@@ -249,7 +249,6 @@ pub(crate) mod tests {
             name: "vault-0".into(),
             uid: "u".into(),
             labels: [("app".to_owned(), "vault".to_owned())].into(),
-            running: true,
             ip: Some("10.0.0.7".parse().unwrap()),
             containers: vec![
                 ContainerFacts {
@@ -312,7 +311,6 @@ pub(crate) mod tests {
         assert_eq!(parsed(&[]).unwrap().place(&waiting), None);
         for hide in [
             |pod: &mut PodFacts| pod.ip = None,
-            |pod: &mut PodFacts| pod.running = false,
             |pod: &mut PodFacts| pod.leaving = true,
         ] {
             let mut pod = pod();

@@ -116,7 +116,7 @@ mod tests {
             other(|pod| pod.uid = "other".into()),
             other(|pod| pod.ip = Some("10.0.0.8".parse().unwrap())),
             other(|pod| pod.containers[1].id = Some("c2".into())),
-            other(|pod| pod.running = false),
+            other(|pod| pod.ip = None),
             other(|pod| pod.leaving = true),
             other(|pod| pod.labels.clear()),
         ] {

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// How often a pod is asked that nothing was heard of.
-pub const SWEEP: Duration = Duration::from_secs(60);
+pub const SWEEP: Duration = Duration::from_mins(1);
 
 /// A server whose listener is not up yet is tried so often this long; then it is left to the sweep.
 const PATIENCE: u32 = 300;
