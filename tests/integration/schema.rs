@@ -119,14 +119,6 @@ async fn what_contradicts_itself_is_refused_by_the_apiserver() {
                 json!({"name": "x", "stanza": {"boundaryAEAD": {"keys": ["share"]}}}),
             ),
         ),
-        (
-            "a share that becomes another key",
-            s("/keys/2/purpose", json!("other")),
-        ),
-        (
-            "a key that becomes a share",
-            s("/keys/1/purpose", json!("unseal-share")),
-        ),
         ("unseal for every pod", s("/unseal/podSelector", json!({}))),
         ("unseal of no product", without(&full, "/unseal/product")),
         ("https without a CA", without(&full, "/unseal/tls")),
@@ -501,6 +493,22 @@ async fn what_is_immutable_stays_and_everything_else_may_change() {
         ),
     ] {
         stage.apply("full", &spec).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_share_stays_a_share_and_another_key_never_becomes_one() {
+    let stage = Stage::bare("shares", &json!({})).await;
+    let full = full();
+    stage.apply("full", &full).await;
+    for (key, purpose) in [(2, "other"), (1, "unseal-share")] {
+        let spec = set(&full, &format!("/keys/{key}/purpose"), json!(purpose));
+        let refusal = stage
+            .plane
+            .try_apply(&stage.seal_config("full", &spec))
+            .await
+            .expect_err(purpose);
+        assert!(refusal.message.contains("unseal-share"), "{}", refusal.message);
     }
 }
 

@@ -1,8 +1,12 @@
 //! Who must not get shares gets none (security rule S10).
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use serde_json::{Value, json};
@@ -77,6 +81,26 @@ fn says_sealed() -> Says {
     Says::Answer(200, "", SEALED.into())
 }
 
+/// Answers whatever comes as an http listener answers a TLS handshake; where it is, and all that came.
+fn plain_http() -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let received: Arc<Mutex<Vec<u8>>> = Arc::default();
+    let all = received.clone();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut buffer = [0; 16 * 1024];
+            while let Ok(read @ 1..) = stream.read(&mut buffer) {
+                all.lock().unwrap().extend_from_slice(&buffer[..read]);
+                if stream.write_all(b"HTTP/1.0 400 Bad Request\r\n\r\n").is_err() {
+                    break;
+                }
+            }
+        }
+    });
+    (address, received)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn impostors_get_no_share() {
     let attack = Attack::new("impostors").await;
@@ -89,8 +113,8 @@ async fn impostors_get_no_share() {
     let foreign = TlsServer::start(&Pki::new(&[HOST]), HOST, |_| says_sealed());
     attack.aim("other-ca", foreign.address().port()).await;
     // Plain HTTP on the https port.
-    let plain = Server::start(|_| Reply::new(200, "application/json", SEALED));
-    attack.aim("plain", plain.address().port()).await;
+    let (plain, plain_received) = plain_http();
+    attack.aim("plain", plain.port()).await;
     // A page, and a redirect to somebody else.
     let page = TlsServer::start(&attack.pki, HOST, |_| {
         Says::Answer(200, "", "<html></html>".into())
@@ -122,6 +146,9 @@ async fn impostors_get_no_share() {
     for name in ["other-name", "other-ca", "plain", "page", "redirect"] {
         told(scene, name, "False", "TargetNotVerified").await;
     }
+    let received = plain_received.lock().unwrap().clone();
+    assert!(!received.is_empty());
+    attack.holds_no_share(&received);
     for server in [&other, &foreign, &page, &redirect] {
         attack.untouched(server);
     }
