@@ -112,6 +112,13 @@ pub fn follow(
             }
         }
     }
+    if context.index.unseals(namespace).is_none() {
+        // Nobody is attended to yet: what a former operator wrote down is not to be lost meanwhile.
+        let known = observed.status.unseal.iter().flat_map(|status| &status.pods);
+        return known
+            .map(|pod| PodRecord::from_status(&pod.name, Some(pod)))
+            .collect();
+    }
     context.unsealers.sync(context, namespace);
     context.unsealers.records(namespace, name)
 }
