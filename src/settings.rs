@@ -61,7 +61,7 @@ pub struct ControllerArgs {
     /// Namespace of the Lease. Default: the operator's own, or that of the kubeconfig.
     #[arg(long, env = "AUTOUNSEAL_LEADER_ELECT_NAMESPACE")]
     pub leader_elect_namespace: Option<String>,
-    /// Name of the Lease; with --controller-class, -<class> is added to it, so that operators of two classes never meet.
+    /// Name of the Lease; with --controller-class, `-<class>` is added to it, so that operators of two classes never meet.
     #[arg(long, env = "AUTOUNSEAL_LEADER_ELECT_NAME", default_value = "auto-unseal-operator", value_parser = lease_name)]
     pub leader_elect_name: String,
     /// What the holder of the Lease is called, such as the pod's name; something random is added.
