@@ -217,6 +217,7 @@ fn told() -> BTreeMap<String, BTreeSet<String>> {
         key_copies_min: Some(1),
         seals_wrapping: 2,
         rotation_due: Some(1),
+        pods_sealed: Some(1),
     };
     metrics.object("n", "a", &state);
     metrics.kms_request("awskms", "Decrypt", "ok", 0.01);

@@ -148,6 +148,12 @@ async fn unseal(
     })?;
     let now = now.map(|now| facts::pod(&now));
     still_there(&job.unseal, &pod.uid, place, now.as_ref())?;
+    if !context.term.holds() {
+        return Err(Fault::transient(
+            Reason::Pending,
+            "another replica of the operator acts from now on",
+        ));
+    }
     timeout(TOTAL_TIMEOUT, give(connection, bodies, needed, reset, look))
         .await
         .map_err(|_| late())?

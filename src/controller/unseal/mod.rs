@@ -257,6 +257,10 @@ async fn attend(
 ) {
     loop {
         let pod = changes.borrow_and_update().clone();
+        // A replica that lost its term is about to end; until then it speaks to no server.
+        if !context.term.holds() {
+            return;
+        }
         let step = next(&job.unseal, &pod, &lock(&record), Timestamp::now());
         let changed = match step {
             Next::Nothing => changes.changed().await,
