@@ -223,6 +223,7 @@ fn told() -> BTreeMap<String, BTreeSet<String>> {
     metrics.kms_request("awskms", "Decrypt", "ok", 0.01);
     metrics.credential_expiry("awskms", "irsa", 42);
     metrics.imds_probe("available");
+    metrics.unsealed("ok", Duration::from_millis(1));
     let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let text = metrics.text();
     for line in text.lines().filter(|line| !line.starts_with('#')) {
@@ -262,7 +263,7 @@ fn alerts_and_dashboard_speak_of_metrics_and_labels_that_are_there() {
         assert!(["warning", "critical"].contains(&rule["labels"]["severity"].as_str().unwrap()));
         used.push((text(&rule["expr"]), text(annotations[0]) + &text(annotations[1])));
     }
-    assert_eq!(used.len(), 7);
+    assert_eq!(used.len(), 8);
     let maps = of_kind(&objects, "ConfigMap");
     let map = maps
         .iter()
