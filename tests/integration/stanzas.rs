@@ -465,7 +465,7 @@ async fn what_no_consumer_could_start_with_is_refused_by_the_apiserver() {
         ),
         (native(json!([])), "at least 1 item"),
         (native(json!(["static"])), "purposes are Boundary's"),
-        (native(json!(["unseal-share"])), "Unsupported value"),
+        (native(json!(["unseal-share"])), "purposes are Boundary's"),
         (native(json!(["root", "root"])), "Duplicate value"),
         (
             native(json!(["root", "previous-root"])),
