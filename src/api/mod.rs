@@ -28,3 +28,6 @@ pub use unseal::{
 
 /// The API group of every kind, and the prefix of every label and annotation.
 pub const GROUP: &str = "autounseal.dev";
+
+/// The kind whose keys are bound, authenticated and checked.
+pub const KIND: &str = "SealConfig";

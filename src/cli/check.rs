@@ -6,13 +6,13 @@ use serde_json::{Value, json};
 
 use super::{
     Done, Failure, Output,
-    manifest::{self, API_VERSION, KIND, Object},
+    manifest::{self, API_VERSION, Object},
     output,
     schema::{self, Problem},
     sending,
 };
 use crate::{
-    api::{self, Encoding, KeyVersion, SealConfig, SecretType},
+    api::{self, Encoding, KIND, KeyVersion, SealConfig, SecretType},
     seal::{
         aws::{AwsSeal, Credentials},
         entry::EntryContent,

@@ -9,10 +9,8 @@ use std::{
 use serde_json::Value;
 
 use super::Failure;
-use crate::yaml;
+use crate::{api::KIND, yaml};
 
-/// The kind that the commands work on.
-pub(super) const KIND: &str = "SealConfig";
 /// Its API version.
 pub(super) const API_VERSION: &str = "autounseal.dev/v1alpha1";
 

@@ -6,18 +6,19 @@ use serde_json::Value;
 
 use super::{
     Failure,
-    manifest::{self, KIND, Object},
+    manifest::{self, Object},
     offline::{self, Caller},
     output, unwrap,
 };
 use crate::{
-    controller::open::{authentic, fits},
     provider::Bound,
     seal::{
         Fault, KeyBytes,
         model::{Key, Model},
         store::{
-            self, Class, Place, Revision, SECRET_TYPE, Sealed, Store, StoreFacts, secret_name,
+            self, Revision, SECRET_TYPE, Sealed, Store, StoreFacts,
+            proof::{authentic, fits, place},
+            secret_name,
             standing::candidates,
         },
     },
@@ -130,11 +131,10 @@ impl Request<'_> {
             )));
         };
         fits(self.model, self.key, Some(record), &bytes)?;
-        let mac = sealed.mac.as_deref();
         if version == section.current {
-            authentic(self.model, self.key, section, mac, &bytes)?;
+            authentic(self.model, self.key, sealed, &bytes)?;
         } else if let Some(current) = self.open_version(section.current).await? {
-            authentic(self.model, self.key, section, mac, &current)?;
+            authentic(self.model, self.key, sealed, &current)?;
         } else {
             output::note(&format!(
                 "version {} does not open, which authenticates what the store says, so only the check value of version \
@@ -184,15 +184,7 @@ impl Request<'_> {
             let way = offline::with_own_identity(seal, self.trust_file);
             way.notes.iter().for_each(|note| output::note(note));
             let caller = Caller::of(self.model, std::iter::once(&way.seal), self.trust_file);
-            let place = Place {
-                domain: self.domain,
-                kind: KIND,
-                namespace: &self.model.id.namespace,
-                name: &self.model.id.name,
-                class: Class::Key,
-                item: &self.key.name,
-                version,
-            };
+            let place = place(self.domain, self.model, self.key, version);
             let (pairs, aad) = (place.context(), place.aad());
             let bound = Bound {
                 context: &pairs,

@@ -11,7 +11,7 @@ use kube::Client;
 use super::{
     Done, Failure, check,
     cluster::{self, ClusterArgs},
-    manifest::{self, KIND, Object},
+    manifest::{self, Object},
     offline::{self, Caller},
     output,
     schema::Problem,
@@ -22,13 +22,12 @@ use crate::{
     kube_ext::{self, cluster::source_facts},
     seal::{
         Ciphertext, Fault, KeyBytes,
-        check_value::{Binding, check_value},
         checks::source_found,
         digest::brought_inputs,
         endpoint::EndpointPolicy,
         model::{Copy, Key, Model, Source},
         observed::{Memory, NamespaceFacts, Observed, SourceFacts},
-        store::{Provenance, Store, StoreFacts, secret_name},
+        store::{Provenance, Store, StoreFacts, proof::value_of, secret_name},
     },
 };
 
@@ -394,13 +393,7 @@ pub(super) fn pinned(model: &Model, key: &Key, bytes: &KeyBytes) -> Result<(), F
     let Some(pinned) = &key.check_value else {
         return Ok(());
     };
-    let binding = Binding {
-        kind: KIND,
-        namespace: &model.id.namespace,
-        name: &model.id.name,
-        key: &key.name,
-    };
-    if check_value(bytes, &binding).as_ref() == Some(pinned) {
+    if value_of(model, key, bytes).as_ref() == Some(pinned) {
         Ok(())
     } else {
         Err(Fault::invalid(

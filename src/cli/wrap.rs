@@ -14,12 +14,12 @@ use zeroize::Zeroizing;
 use super::{
     Done, Failure, Output,
     destination::destinations,
-    manifest::{self, API_VERSION, KIND, Object},
+    manifest::{self, API_VERSION, Object},
     offline::Caller,
     output, schema, sending,
 };
 use crate::{
-    api::{self, SealConfig, WrappedFormat},
+    api::{self, KIND, SealConfig, WrappedFormat},
     seal::{
         KeyBytes,
         check_value::{Binding, check_value},

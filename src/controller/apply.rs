@@ -11,8 +11,10 @@ use jiff::SignedDuration;
 
 use super::{
     context::Context,
-    deliver, keep,
-    open::{HEDGE, Held, Ready, open_all},
+    deliver,
+    hedge::HEDGE,
+    keep,
+    open::{Held, Ready, open_all},
     preflight, restart,
 };
 use crate::{

@@ -15,10 +15,8 @@ use zeroize::Zeroizing;
 use super::{
     apply::{admitted, connect, fail, pinned},
     context::Context,
-    open::{
-        Attempt, Held, Ready, authentic, consumer_key_id, fits, open_candidate, open_version, place,
-        section_place, value_of,
-    },
+    hedge::Attempt,
+    open::{Held, Ready, consumer_key_id, open_candidate, open_version},
 };
 use crate::{
     api::{Encoding, Reason},
@@ -40,7 +38,9 @@ use crate::{
             CopyRecord, Edit, HEADER, MAX_BYTES, NewCopy, Provenance, Sealed, Section, Store, StoreFacts,
             Version,
             edit::next_header,
-            highest_version, item_digest, secret_name,
+            highest_version, item_digest,
+            proof::{authentic, fits, mac_of, place, value_of},
+            secret_name,
             standing::{Delivered, Due, Rebuild, seen, successor, wrapping},
         },
     },
@@ -58,7 +58,7 @@ struct Draft<'a> {
     wrapped: Vec<String>,
 }
 
-/// Does what is due. `ready` holds the brought keys that were opened. Returns whether anything was written.
+/// Does what is due. `ready` holds the brought keys that were opened.
 #[expect(
     clippy::too_many_arguments,
     reason = "the values of one reconcile, and where its results go"
@@ -72,7 +72,7 @@ pub async fn tend(
     ready: &BTreeMap<String, Ready>,
     held: &mut Held,
     outcomes: &mut Outcomes,
-) -> bool {
+) {
     let drafting = tends.iter().filter_map(|tend| {
         let key = model.keys.iter().find(|key| key.name == tend.key)?;
         let brought = ready.get(&key.name).map(|ready| &ready.bytes);
@@ -132,7 +132,7 @@ pub async fn tend(
         for draft in drafts.iter().filter(|draft| draft.edit.changed) {
             failed(model, observed, findings, draft.key, &fault);
         }
-        return false;
+        return;
     }
     for draft in drafts {
         // A key that could not be made has no version yet.
@@ -151,7 +151,6 @@ pub async fn tend(
             held.insert((draft.key.name.clone(), version), bytes);
         }
     }
-    changed
 }
 
 fn failed(model: &Model, observed: &mut Observed, findings: &Findings, key: &Key, fault: &Fault) {
@@ -177,10 +176,7 @@ fn tell(outcomes: &mut Outcomes, observed: &Observed, draft: &Draft<'_>) {
     let Some(sealed) = store.header.keys.get(&draft.key.name) else {
         return;
     };
-    let state = StoredState {
-        counter: sealed.section.counter,
-        digest: sealed.section.digest(sealed.mac.as_deref()),
-    };
+    let state = StoredState::of(sealed);
     if draft.key.is_brought() {
         outcomes.keys.entry(draft.key.name.clone()).or_default().stored = Some(state);
         return;
@@ -393,7 +389,8 @@ impl<'a> Hand<'_, 'a> {
     async fn wrap(&self, seal: &Seal, version: u32, bytes: &KeyBytes) -> Result<NewCopy, Fault> {
         let kms = connect(self.context, self.model, seal).await?;
         admitted(self.model, self.observed, seal, &kms).await?;
-        let place = place(self.context, self.model, self.key, version);
+        let domain = &self.context.settings.binding_domain;
+        let place = place(domain, self.model, self.key, version);
         let (pairs, aad) = (place.context(), place.aad());
         let bound = Bound {
             context: &pairs,
@@ -481,10 +478,7 @@ impl<'a> Hand<'_, 'a> {
             )
         })?;
         let sealed = self.store.and_then(|store| store.header.keys.get(&self.key.name));
-        let known = sealed.filter(|sealed| {
-            let mac = sealed.mac.as_deref();
-            authentic(self.model, self.key, &sealed.section, mac, &current).is_ok()
-        });
+        let known = sealed.filter(|sealed| authentic(self.model, self.key, sealed, &current).is_ok());
         let section = known.map_or_else(|| self.fresh(from.current.version), |known| known.section.clone());
         let mut draft = self.start(section);
         if let Some(previous) = &from.previous
@@ -528,10 +522,9 @@ impl<'a> Hand<'_, 'a> {
             ));
         };
         let mut draft = self.start(sealed.section.clone());
-        let mac = sealed.mac.as_deref();
         if !due.renew
             && let Some(bytes) = brought
-            && authentic(self.model, self.key, &sealed.section, mac, bytes).is_err()
+            && authentic(self.model, self.key, sealed, bytes).is_err()
         {
             // The key itself lies elsewhere, so its copies are made anew, in place of what somebody else wrote.
             draft.edit.section = self.fresh(1);
@@ -541,13 +534,7 @@ impl<'a> Hand<'_, 'a> {
         }
         if brought.is_none() {
             let bytes = self.open(store, draft.edit.section.current).await?;
-            authentic(
-                self.model,
-                self.key,
-                &draft.edit.section,
-                sealed.mac.as_deref(),
-                &bytes,
-            )?;
+            authentic(self.model, self.key, sealed, &bytes)?;
             draft.bytes.insert(draft.edit.section.current, bytes);
         }
         if due.accept {
@@ -732,7 +719,7 @@ async fn save(
             .bytes
             .get(&draft.edit.section.current)
             .or_else(|| ready.get(&draft.key.name).map(|ready| &ready.bytes));
-        let mac = current.and_then(|bytes| draft.edit.section.mac(bytes, section_place(model, draft.key)));
+        let mac = current.and_then(|bytes| mac_of(model, draft.key, &draft.edit.section, bytes));
         let sealed = Sealed {
             section: draft.edit.section.clone(),
             mac,

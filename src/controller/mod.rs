@@ -8,6 +8,7 @@ pub mod context;
 pub mod deliver;
 pub mod events;
 pub mod finalize;
+pub mod hedge;
 pub mod index;
 pub mod keep;
 pub mod observe;

@@ -1,27 +1,19 @@
 //! Opens keys: brought copies and stored ones, from whichever seal answers first.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
-use futures::{
-    FutureExt, StreamExt,
-    future::{BoxFuture, join_all},
-    stream::FuturesUnordered,
-};
-use tokio::time::{Instant, sleep, sleep_until};
+use futures::{FutureExt, future::join_all};
 
 use super::{
     apply::{admitted, connect, fail, pinned},
     context::Context,
+    hedge::{Attempt, HEDGE, every_one_in_time, first_that_opens},
 };
 use crate::{
     api::Reason,
     provider::{Bound, Kms, Opened},
     seal::{
         Fault, KeyBytes,
-        check_value::{Binding, check_value},
         checks::{Findings, key_allowed, key_granted},
         consumer_id::ConsumerName,
         model::{Copy, Key, Model, Seal, Source},
@@ -29,18 +21,12 @@ use crate::{
         outcome::{Described, KeyOutcome, Outcomes, StoredState},
         plan::Open,
         store::{
-            Class, Kept, Place, Standing, Store, StoreFacts, Version,
-            standing::{Candidate, candidates, forged},
+            Kept, Standing, Store, StoreFacts,
+            proof::{authentic, fits, mark_of, place, value_of},
+            standing::{Candidate, candidates},
         },
     },
 };
-
-/// A seal that does not answer for this long does not delay the next one, and what another seal has opened does not wait
-/// longer for it.
-pub const HEDGE: Duration = Duration::from_secs(1);
-
-/// The kind in bindings and check values.
-pub const KIND: &str = "SealConfig";
 
 /// A key that was opened and agreed on, until its Secrets are written.
 pub struct Ready {
@@ -64,9 +50,6 @@ pub struct Previous {
 
 /// Versions of stored keys that were opened or made in this reconcile, so that nothing is opened twice.
 pub type Held = BTreeMap<(String, u32), KeyBytes>;
-
-/// Seal, identity, and what came of it.
-pub type Attempt = (String, Option<String>, Result<KeyBytes, Fault>);
 
 /// Opens the keys that a plan names.
 pub async fn open_all(
@@ -266,39 +249,6 @@ pub fn consumer_key_id(key: &Key, version: u32, bytes: &KeyBytes) -> String {
     name.id(bytes)
 }
 
-/// The place of a stored key's version.
-pub fn place<'a>(context: &'a Context, model: &'a Model, key: &'a Key, version: u32) -> Place<'a> {
-    Place {
-        domain: &context.settings.binding_domain,
-        kind: KIND,
-        namespace: &model.id.namespace,
-        name: &model.id.name,
-        class: if key.is_share() {
-            Class::UnsealShare
-        } else {
-            Class::Key
-        },
-        item: &key.name,
-        version,
-    }
-}
-
-/// What authenticates a section besides its key.
-pub fn section_place<'a>(model: &'a Model, key: &'a Key) -> [&'a str; 4] {
-    [KIND, &model.id.namespace, &model.id.name, &key.name]
-}
-
-/// The check value of a key of this object.
-pub fn value_of(model: &Model, key: &Key, bytes: &KeyBytes) -> Option<String> {
-    let place = Binding {
-        kind: KIND,
-        namespace: &model.id.namespace,
-        name: &model.id.name,
-        key: &key.name,
-    };
-    check_value(bytes, &place)
-}
-
 /// The copies of a brought key, and those that the operator made of it.
 async fn open_brought(
     context: &Context,
@@ -327,7 +277,7 @@ async fn open_brought(
                 open_candidate(context, model, key, store, kept.current, candidate).await;
             // Nothing else says that this is the version which the brought copies hold.
             let opened = opened.and_then(|bytes| {
-                authentic(model, key, &sealed.section, sealed.mac.as_deref(), &bytes)?;
+                authentic(model, key, sealed, &bytes)?;
                 Ok(bytes)
             });
             (seal, identity, opened)
@@ -369,12 +319,12 @@ async fn open_stored(
     let Some(bytes) = bytes else {
         return (told, Ok(None));
     };
-    if let Err(fault) = authentic(model, key, section, sealed.mac.as_deref(), &bytes) {
+    if let Err(fault) = authentic(model, key, sealed, &bytes) {
         return (told, Err(fault));
     }
     let mut mark = Mark {
         version: kept.current,
-        mark: value_of(model, key, &bytes).unwrap_or_else(|| Mark::of_inputs(&format!("v{}", kept.current))),
+        mark: mark_of(model, key, kept.current, &bytes),
         previous: None,
         stored: section.counter,
     };
@@ -391,8 +341,7 @@ async fn open_stored(
         if let Err(fault) = fits(model, key, section.versions.get(&version), &found) {
             return (told, Err(fault));
         }
-        let value = value_of(model, key, &found).unwrap_or_else(|| Mark::of_inputs(&format!("v{version}")));
-        mark.previous = Some((version, value));
+        mark.previous = Some((version, mark_of(model, key, version, &found)));
         ready_previous = Some(Previous {
             consumer_key_id: consumer_key_id(key, version, &found),
             bytes: found,
@@ -404,59 +353,7 @@ async fn open_stored(
         previous: ready_previous,
         mark,
     };
-    let state = StoredState {
-        counter: section.counter,
-        digest: section.digest(sealed.mac.as_deref()),
-    };
-    (told, Ok(Some((ready, state))))
-}
-
-/// Holds that the bytes of the version in use are those that were recorded, and that they authenticate the section.
-///
-/// # Errors
-/// `CopiesDiffer`, `StoreCorrupt`.
-pub fn authentic(
-    model: &Model,
-    key: &Key,
-    section: &crate::seal::store::Section,
-    mac: Option<&str>,
-    bytes: &KeyBytes,
-) -> Result<(), Fault> {
-    fits(model, key, section.versions.get(&section.current), bytes)?;
-    match (section.mac(bytes, section_place(model, key)), mac) {
-        (None, None) => Ok(()),
-        (Some(right), Some(found)) if same_text(&right, found) => Ok(()),
-        _ => Err(forged(model)),
-    }
-}
-
-/// Holds that bytes are the version that was recorded.
-///
-/// # Errors
-/// `CopiesDiffer`.
-pub fn fits(model: &Model, key: &Key, record: Option<&Version>, bytes: &KeyBytes) -> Result<(), Fault> {
-    let recorded = record.and_then(|record| record.check_value.as_deref());
-    let value = value_of(model, key, bytes);
-    let same = match (&value, recorded) {
-        (Some(value), Some(recorded)) => same_text(value, recorded),
-        (None, None) => true,
-        _ => false,
-    };
-    if same {
-        return Ok(());
-    }
-    Err(Fault::denied(
-        Reason::CopiesDiffer,
-        format!(
-            "a stored copy in Secret {} holds another key than the one that was recorded, so it is not used; restore the \
-             Secret from a backup, and find out who changed it",
-            crate::seal::store::secret_name(&model.id.name)
-        ),
-    ))
-}
-
-fn same_text(one: &str, other: &str) -> bool {
-    aws_lc_rs::constant_time::verify_slices_are_equal(one.as_bytes(), other.as_bytes()).is_ok()
+    (told, Ok(Some((ready, StoredState::of(sealed)))))
 }
 
 /// Opens one version from whichever of its stored copies opens first. `seals` = `None`: from any.
@@ -498,7 +395,7 @@ pub async fn open_candidate(
         let fault = Fault::invalid(Reason::StoreCorrupt, "the copy is not in the wrapped store");
         return (candidate.seal, None, Err(fault));
     };
-    let place = place(context, model, key, version);
+    let place = place(&context.settings.binding_domain, model, key, version);
     let (pairs, aad) = (place.context(), place.aad());
     let bound = Bound {
         context: &pairs,
@@ -515,70 +412,6 @@ pub async fn open_candidate(
             (candidate.seal, kms.identity(), opened.map(|opened| opened.key))
         }
     }
-}
-
-/// By priority, each after the one before has failed or has been silent for [`HEDGE`]. Ends with the first that opens;
-/// late answers are dropped.
-async fn first_that_opens(attempts: Vec<BoxFuture<'_, Attempt>>, hedge: Duration) -> Vec<Attempt> {
-    let mut waiting = attempts.into_iter();
-    let mut running: FuturesUnordered<_> = waiting.next().into_iter().collect();
-    let mut done = Vec::new();
-    loop {
-        let more = waiting.len() > 0;
-        tokio::select! {
-            finished = running.next() => {
-                let Some(attempt) = finished else { return done };
-                let opened = attempt.2.is_ok();
-                done.push(attempt);
-                if opened {
-                    return done;
-                }
-                running.extend(waiting.next());
-            }
-            () = sleep(hedge), if more => running.extend(waiting.next()),
-        }
-    }
-}
-
-/// All at once. What one has opened waits for the others for [`HEDGE`]; who is later is asked again, alone.
-async fn every_one_in_time(
-    seals: &[String],
-    attempts: Vec<BoxFuture<'_, Attempt>>,
-    hedge: Duration,
-) -> Vec<Attempt> {
-    let mut running: FuturesUnordered<_> = attempts.into_iter().collect();
-    let mut done: Vec<Attempt> = Vec::new();
-    let mut until: Option<Instant> = None;
-    while !running.is_empty() {
-        let deadline = until.unwrap_or_else(|| Instant::now() + Duration::from_hours(1));
-        tokio::select! {
-            Some(attempt) = running.next() => {
-                if attempt.2.is_ok() {
-                    until.get_or_insert(Instant::now() + hedge);
-                }
-                done.push(attempt);
-            }
-            () = sleep_until(deadline) => break,
-        }
-    }
-    let late: Vec<_> = seals
-        .iter()
-        .filter(|seal| !done.iter().any(|(name, ..)| name == *seal))
-        .cloned()
-        .collect();
-    let first_opened = done.iter().position(|(_, _, result)| result.is_ok());
-    if first_opened.is_some() {
-        done.extend(late.into_iter().map(|seal| {
-            let fault = Fault::transient(
-                Reason::KmsUnavailable,
-                "the KMS did not answer while that of another seal did; it is asked again, and nothing waits for it",
-            );
-            (seal, None, Err(fault))
-        }));
-    }
-    // By the order that was asked for, so that the seal of the highest priority counts as the one that opened.
-    done.sort_by_key(|(name, ..)| seals.iter().position(|seal| seal == name));
-    done
 }
 
 async fn open_copy(context: &Context, model: &Model, observed: &Observed, copy: &Copy) -> Attempt {
@@ -686,97 +519,5 @@ fn agree(
         )),
         (Some(value), _) => Ok(value),
         (None, _) => Ok(Mark::of_inputs(inputs)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    };
-
-    use super::*;
-
-    const NOW: Duration = Duration::ZERO;
-    const SHORT: Duration = Duration::from_millis(20);
-    /// Far longer than a busy machine holds anything up.
-    const LONG: Duration = Duration::from_secs(2);
-    /// Who waits for this one makes the test hang.
-    const NEVER: Duration = Duration::from_hours(1);
-
-    /// A seal that answers after some time: with the key, or with a fault.
-    fn seal(
-        name: &str,
-        after: Duration,
-        opens: bool,
-        asked: &Arc<AtomicUsize>,
-    ) -> BoxFuture<'static, Attempt> {
-        let (name, asked) = (name.to_owned(), Arc::clone(asked));
-        async move {
-            asked.fetch_add(1, Ordering::SeqCst);
-            sleep(after).await;
-            let result = if opens {
-                Ok(KeyBytes::new(name.clone().into_bytes()))
-            } else {
-                Err(Fault::transient(Reason::KmsUnavailable, "down"))
-            };
-            (name, None, result)
-        }
-        .boxed()
-    }
-
-    fn names(attempts: &[Attempt]) -> Vec<(&str, bool)> {
-        attempts
-            .iter()
-            .map(|(name, _, result)| (name.as_str(), result.is_ok()))
-            .collect()
-    }
-
-    #[tokio::test]
-    async fn the_next_seal_is_asked_when_one_fails_or_is_silent_and_late_answers_are_dropped() {
-        let asked = Arc::default();
-        let attempts = vec![
-            seal("a", NEVER, true, &asked),
-            seal("b", NOW, false, &asked),
-            seal("c", NOW, true, &asked),
-        ];
-        assert_eq!(
-            names(&first_that_opens(attempts, SHORT).await),
-            [("b", false), ("c", true)]
-        );
-
-        // One that answers in time is the only one asked.
-        let asked = Arc::default();
-        let attempts = vec![seal("a", NOW, true, &asked), seal("b", NOW, true, &asked)];
-        assert_eq!(names(&first_that_opens(attempts, LONG).await), [("a", true)]);
-        assert_eq!(asked.load(Ordering::SeqCst), 1);
-
-        // A slow one that is first to open after all counts.
-        let asked = Arc::default();
-        let attempts = vec![seal("a", SHORT * 3, true, &asked), seal("b", NEVER, true, &asked)];
-        assert_eq!(names(&first_that_opens(attempts, SHORT).await), [("a", true)]);
-        assert!(first_that_opens(Vec::new(), SHORT).await.is_empty());
-    }
-
-    #[tokio::test]
-    async fn copies_are_compared_with_those_that_answer_in_time() {
-        let asked = Arc::default();
-        let order = ["a".to_owned(), "b".to_owned(), "c".to_owned()];
-        let attempts = vec![
-            seal("a", NEVER, true, &asked),
-            seal("b", SHORT * 2, true, &asked),
-            seal("c", SHORT, true, &asked),
-        ];
-        let done = every_one_in_time(&order, attempts, LONG).await;
-        assert_eq!(names(&done), [("a", false), ("b", true), ("c", true)]);
-
-        // Where none opens, all are waited for.
-        let attempts = vec![
-            seal("a", SHORT * 5, false, &asked),
-            seal("b", SHORT, false, &asked),
-        ];
-        let done = every_one_in_time(&order[..2], attempts, SHORT).await;
-        assert_eq!(names(&done), [("a", false), ("b", false)]);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use super::{Fault, unseal::PodRecord};
+use super::{Fault, store::Sealed, unseal::PodRecord};
 use crate::api::Reason;
 
 /// The results of one plan.
@@ -76,6 +76,16 @@ pub struct StoredState {
     pub counter: u64,
     /// The section's digest.
     pub digest: String,
+}
+
+impl StoredState {
+    /// The state of a section as it lies in the store.
+    pub fn of(sealed: &Sealed) -> Self {
+        Self {
+            counter: sealed.section.counter,
+            digest: sealed.digest(),
+        }
+    }
 }
 
 /// What became of a target.

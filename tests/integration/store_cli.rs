@@ -117,6 +117,14 @@ impl Clouds {
         self.caller.run(&arguments, b"")
     }
 
+    /// `autounseal unwrap` of key `static` from files, without the cluster.
+    fn break_glass(&self, file: &str, store: &str, more: &[&str]) -> Done {
+        #[rustfmt::skip]
+        let mut arguments = vec!["unwrap", "-f", file, "--store", store, "--key", "static", "--trust-file"];
+        arguments.extend(more);
+        self.caller.run(&arguments, b"")
+    }
+
     /// A file with the SealConfig as it is applied.
     async fn file(&self, name: &str) -> String {
         let config = self.scene.stage.config(name).await;
@@ -278,27 +286,32 @@ async fn a_generated_key_comes_back_from_the_cluster_and_from_a_backup_of_the_st
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stored_share_opens_as_what_it_is_bound_as() {
+    let clouds = Clouds::new("store-share").await;
+    let (share, stage) = (random(33), &clouds.scene.stage);
+    stage.secret_of("plain", &[("share", &share)]).await;
+    let keys = json!([{"name": "share-1", "purpose": "unseal-share",
+        "import": {"secretKeyRef": {"name": "plain", "key": "share"}}}]);
+    let mut spec = clouds.spec(&keys, &Value::Null, "app");
+    spec["targets"] = json!([]);
+    stage.apply("app", &spec).await;
+    eventually("the share is stored", async || {
+        let store = stage.secret("app.sealconfig.wrapped").await;
+        store.map(drop).ok_or_else(|| "no store".to_owned())
+    })
+    .await;
+    let done = clouds.unwrap("app", &["--key", "share-1"]);
+    assert_eq!((done.code, &done.out), (0, &share), "{}", done.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stored_copy_does_not_open_elsewhere_nor_with_a_forged_binding() {
     let clouds = Clouds::new("store-else").await;
     clouds.generated("app").await;
     let file = clouds.file("app").await;
     let store = clouds.store("app").await;
     let path = clouds.caller.file("store.json", store.to_string());
-    let domain = clouds.caller.run(
-        &[
-            "unwrap",
-            "-f",
-            &file,
-            "--store",
-            &path,
-            "--key",
-            "static",
-            "--trust-file",
-            "--binding-domain",
-            "other",
-        ],
-        b"",
-    );
+    let domain = clouds.break_glass(&file, &path, &["--binding-domain", "other"]);
     assert_eq!((domain.code, domain.out.len()), (1, 0));
     assert!(domain.err.contains("--binding-domain"), "{}", domain.err);
     // The same store, given out as that of another object.
@@ -313,19 +326,7 @@ async fn a_stored_copy_does_not_open_elsewhere_nor_with_a_forged_binding() {
         ));
         let file = clouds.caller.file("other.json", config.to_string());
         let path = clouds.caller.file("other-store.json", store.to_string());
-        let done = clouds.caller.run(
-            &[
-                "unwrap",
-                "-f",
-                &file,
-                "--store",
-                &path,
-                "--key",
-                "static",
-                "--trust-file",
-            ],
-            b"",
-        );
+        let done = clouds.break_glass(&file, &path, &[]);
         assert_eq!((done.code, done.out.len()), (1, 0), "{field}");
         assert!(done.err.contains("does not belong here"), "{field}: {}", done.err);
     }

@@ -138,6 +138,16 @@ pub struct Former {
     pub replaced: Timestamp,
 }
 
+impl Sealed {
+    /// The name of this very state, with its authentication: tells nothing of the key.
+    pub fn digest(&self) -> String {
+        let mac = self.mac.as_deref().unwrap_or_default();
+        let mut message = self.section.message([mac, "", "", ""]);
+        message.extend_from_slice(b"digest");
+        HEXLOWER.encode(&super::sha256(&message)[..16])
+    }
+}
+
 impl Section {
     /// The version before the one in use, if there is one.
     pub fn previous(&self) -> Option<u32> {
@@ -153,13 +163,6 @@ impl Section {
             return None;
         }
         Some(HEXLOWER.encode(&key.mac(&self.message(place))))
-    }
-
-    /// The name of this very state, with its authentication: tells nothing of the key.
-    pub fn digest(&self, mac: Option<&str>) -> String {
-        let mut message = self.message([mac.unwrap_or_default(), "", "", ""]);
-        message.extend_from_slice(b"digest");
-        HEXLOWER.encode(&super::sha256(&message)[..16])
     }
 
     /// `place`: kind, namespace, name, key. Fields are written in the order of their declaration and maps by name, so

@@ -13,6 +13,7 @@ use super::Ciphertext;
 pub mod edit;
 pub mod header;
 pub mod place;
+pub mod proof;
 pub mod standing;
 
 pub use edit::{Edit, NewCopy};
@@ -102,7 +103,7 @@ impl Store {
     pub fn intact(&self, item: &str, copy: &CopyRecord) -> Option<&Ciphertext> {
         self.items
             .get(item)
-            .filter(|bytes| HEXLOWER.encode(&bytes.digest()) == copy.digest)
+            .filter(|bytes| item_digest(bytes) == copy.digest)
     }
 }
 

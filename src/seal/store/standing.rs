@@ -5,7 +5,7 @@
 
 use jiff::SignedDuration;
 
-use super::{CopyRecord, Provenance, Section, Store, StoreFacts, Version, item, secret_name};
+use super::{CopyRecord, Provenance, Sealed, Section, Store, StoreFacts, Version, item, secret_name};
 use crate::{
     api::{Encoding, KeyVersion, Reason},
     seal::{
@@ -43,8 +43,6 @@ pub struct Rebuild {
     pub current: Delivered,
     /// The one before it, if it was delivered too.
     pub previous: Option<Delivered>,
-    /// Above every counter that was seen.
-    pub counter: u64,
 }
 
 /// A version of a key in a delivered Secret.
@@ -192,14 +190,7 @@ pub fn standing(model: &Model, key: &Key, observed: &Observed) -> Standing {
         Origin::Generated { .. } | Origin::Brought => Provenance::Generated,
     };
     if section.source != provenance {
-        return Standing::Barred(Fault::invalid(
-            Reason::InvalidSpec,
-            format!(
-                "the wrapped store {} already holds a key of this name from {}; give this one another name",
-                secret_name(&model.id.name),
-                section.source.field()
-            ),
-        ));
+        return Standing::Barred(taken(model, section));
     }
     let seen = seen(key, observed);
     // By the counter alone: a version in use that is lower than one seen, at a higher counter, is an older state that a
@@ -233,15 +224,13 @@ pub fn standing(model: &Model, key: &Key, observed: &Observed) -> Standing {
             };
         }
     }
-    let status = observed.status.keys.iter().find(|status| status.name == key.name);
-    let digest = section.digest(sealed.mac.as_deref());
     let (trigger, rotate) = rotation(key, section, observed);
     Standing::Kept(Kept {
         current: section.current,
         previous,
         due: Due {
             accept,
-            verify: status.and_then(|status| status.store_digest.as_ref()) != Some(&digest),
+            verify: !is_checked(key, sealed, observed),
             copies: copies(model, key, store, section, observed),
             retire: retire(model, section),
             drop: drops(model, key, store, section, observed),
@@ -250,6 +239,12 @@ pub fn standing(model: &Model, key: &Key, observed: &Observed) -> Standing {
             renew: false,
         },
     })
+}
+
+/// Whether this very state of a section is the one that was written or checked last.
+fn is_checked(key: &Key, sealed: &Sealed, observed: &Observed) -> bool {
+    let status = observed.status.keys.iter().find(|status| status.name == key.name);
+    status.and_then(|status| status.store_digest.as_ref()) == Some(&sealed.digest())
 }
 
 /// Operator-made copies of a brought key: they can be made again from what is brought, so nothing is ever barred for
@@ -271,18 +266,9 @@ fn brought(model: &Model, key: &Key, observed: &Observed) -> Standing {
     };
     let section = &sealed.section;
     if section.source != Provenance::Brought {
-        return Standing::Barred(Fault::invalid(
-            Reason::InvalidSpec,
-            format!(
-                "the wrapped store {} already holds a key of this name from {}; give this one another name",
-                secret_name(&model.id.name),
-                section.source.field()
-            ),
-        ));
+        return Standing::Barred(taken(model, section));
     }
     let renew = section.inputs.as_ref() != Some(&brought_inputs(key, observed));
-    let status = observed.status.keys.iter().find(|status| status.name == key.name);
-    let digest = section.digest(sealed.mac.as_deref());
     Standing::Kept(Kept {
         current: section.current,
         previous: None,
@@ -290,7 +276,7 @@ fn brought(model: &Model, key: &Key, observed: &Observed) -> Standing {
             copies: copies(model, key, store, section, observed),
             retire: retire(model, section),
             drop: drops(model, key, store, section, observed),
-            verify: status.and_then(|status| status.store_digest.as_ref()) != Some(&digest),
+            verify: !is_checked(key, sealed, observed),
             renew,
             ..Due::default()
         },
@@ -598,11 +584,18 @@ fn rebuild(model: &Model, key: &Key, observed: &Observed) -> Option<Rebuild> {
             let (version, value) = mark.previous.as_ref()?;
             find(target, KeyVersion::Previous, *version, value)
         });
-    Some(Rebuild {
-        current,
-        previous,
-        counter: seen.counter,
-    })
+    Some(Rebuild { current, previous })
+}
+
+fn taken(model: &Model, section: &Section) -> Fault {
+    Fault::invalid(
+        Reason::InvalidSpec,
+        format!(
+            "the wrapped store {} already holds a key of this name from {}; give this one another name",
+            secret_name(&model.id.name),
+            section.source.field()
+        ),
+    )
 }
 
 fn not_owned(model: &Model) -> Fault {

@@ -7,9 +7,12 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{
-    CopyRecord, Edit, NewCopy, Provenance, Revision, Sealed, Section, Standing, Store, StoreFacts, Version,
+    Class, CopyRecord, Edit, NewCopy, Provenance, Revision, Sealed, Section, Standing, Store, StoreFacts,
+    Version,
     edit::next_header,
-    item, item_digest, read,
+    item, item_digest,
+    proof::place,
+    read,
     standing::{candidates, seen, successor, wrapping},
 };
 use crate::{
@@ -509,7 +512,7 @@ impl World {
         let sealed = &store.header.keys["root"];
         let state = StoredState {
             counter: sealed.section.counter,
-            digest: sealed.section.digest(sealed.mac.as_deref()),
+            digest: sealed.digest(),
         };
         let outcome = KeyOutcome {
             stored: Some(state),
@@ -814,4 +817,27 @@ fn the_numbers_of_copies_are_told_without_a_header() {
         panic!("such a header cannot be read")
     };
     assert_eq!(left.len(), 3);
+}
+
+#[test]
+fn a_share_is_bound_as_a_share_and_a_key_as_a_key() {
+    let config: SealConfig = serde_json::from_value(json!({
+        "apiVersion": "autounseal.dev/v1alpha1", "kind": "SealConfig",
+        "metadata": {"name": "app", "namespace": "team"},
+        "spec": {
+            "seals": [{"name": "s0", "awskms": {"kmsKeyID": arn(0, 0)}}],
+            "keys": [
+                {"name": "root", "generate": {}},
+                {"name": "share", "purpose": "unseal-share", "import": {"secretKeyRef": {"name": "s", "key": "k"}}},
+            ],
+        },
+    }))
+    .unwrap();
+    let model = parse(&config).unwrap();
+    let classes: Vec<_> = model
+        .keys
+        .iter()
+        .map(|key| place("domain", &model, key, 1).class)
+        .collect();
+    assert_eq!(classes, [Class::Key, Class::UnsealShare]);
 }
