@@ -63,16 +63,12 @@ impl Clouds {
     /// The delivered entries, once status says that version.
     pub async fn at_version(&self, name: &str, version: u64) -> std::collections::BTreeMap<String, Vec<u8>> {
         let stage = &self.oci.stage;
-        eventually(&format!("version {version} of {name}"), async || {
-            let config = stage.config(name).await;
-            let key = &config["status"]["keys"][0];
-            if key["version"] == version && key["wrappedUnder"] == json!(["aws", "oci"]) {
-                Ok(())
-            } else {
-                Err(format!("{:#}", config["status"]))
-            }
-        })
-        .await;
+        stage
+            .status_where(name, &format!("version {version} of {name}"), |status| {
+                let key = &status["keys"][0];
+                key["version"] == version && key["wrappedUnder"] == json!(["aws", "oci"])
+            })
+            .await;
         stage.ready(name).await;
         stage.secret(name).await.unwrap_or_default()
     }
@@ -115,8 +111,7 @@ async fn a_key_is_made_once_rotated_by_the_trigger_and_outlives_its_seal_config(
     spec["keys"][0]["generate"]["rotation"] = json!({"trigger": "q1"});
     stage.apply("bao", &spec).await;
     eventually("the trigger is written down", async || {
-        let header = stage.secret("bao.sealconfig.wrapped").await.unwrap()["header"].clone();
-        let header: Value = serde_json::from_slice(&header).unwrap();
+        let header = clouds.header("bao").await;
         let section = &header["keys"]["static"]["section"];
         if section["trigger"] == "q1" {
             Ok(())
@@ -199,8 +194,7 @@ async fn any_seal_opens_and_a_seal_that_is_silent_delays_nothing() {
     spec["seals"][0]["awskms"]["kmsKeyID"] = json!(fresh.arn);
     stage.apply("bao", &spec).await;
     eventually("the copy under the new key, and the word on it", async || {
-        let header = stage.secret("bao.sealconfig.wrapped").await.unwrap()["header"].clone();
-        let header: Value = serde_json::from_slice(&header).unwrap();
+        let header = clouds.header("bao").await;
         let record = &header["keys"]["static"]["section"]["versions"]["1"];
         let status = stage.config("bao").await["status"].clone();
         let moved = record["copies"]["aws"]["keyID"] == fresh.arn
@@ -346,13 +340,11 @@ async fn a_migration_from_cloud_to_cloud_is_unseen_by_readers() {
         })
     };
     let wrapped_under = async |expected: Value| {
-        eventually(&format!("wrapped under {expected}"), async || {
-            let config = stage.config("bao").await;
-            let told = config["status"]["keys"][0]["wrappedUnder"] == expected;
-            told.then_some(())
-                .ok_or_else(|| format!("{:#}", config["status"]))
-        })
-        .await;
+        stage
+            .status_where("bao", &format!("wrapped under {expected}"), |status| {
+                status["keys"][0]["wrappedUnder"] == expected
+            })
+            .await;
     };
     spec["seals"] = json!([clouds.aws_seal(), clouds.oci_seal()]);
     stage.apply("bao", &spec).await;
@@ -364,13 +356,11 @@ async fn a_migration_from_cloud_to_cloud_is_unseen_by_readers() {
     stage.apply("bao", &spec).await;
     wrapped_under(json!(["oci"])).await;
     stage.ready("bao").await;
-    eventually("the old seal is told as exposure", async || {
-        let config = stage.config("bao").await;
-        let told = config["status"]["keys"][0]["exposedUnder"] == json!(["aws"]);
-        told.then_some(())
-            .ok_or_else(|| format!("{:#}", config["status"]))
-    })
-    .await;
+    stage
+        .status_where("bao", "the old seal is told as exposure", |status| {
+            status["keys"][0]["exposedUnder"] == json!(["aws"])
+        })
+        .await;
     stop.send(true).unwrap();
     let reads = reader.await.unwrap();
     assert!(reads > 10, "{reads} reads");

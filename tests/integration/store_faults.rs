@@ -142,18 +142,7 @@ async fn a_copy_that_was_edited_or_deleted_is_made_anew_from_the_other_seals() {
         } else {
             oci_down(&clouds);
         }
-        drill
-            .stage
-            .plane
-            .delete("Secret", &drill.stage.namespace, NAME)
-            .await;
-        eventually("it comes back", async || {
-            let data = drill.stage.secret(NAME).await;
-            (data.as_ref() == Some(&first))
-                .then_some(())
-                .ok_or_else(|| "not yet".to_owned())
-        })
-        .await;
+        drill.comes_back(&first).await;
         heal(&clouds);
     }
 }
@@ -270,18 +259,7 @@ async fn a_disabled_seal_opens_and_gets_nothing_new_and_one_that_is_gone_counts_
     drill.stage.apply(NAME, &spec).await;
     // It still opens, alone.
     oci_down(&clouds);
-    drill
-        .stage
-        .plane
-        .delete("Secret", &drill.stage.namespace, NAME)
-        .await;
-    eventually("it comes back", async || {
-        let data = drill.stage.secret(NAME).await;
-        (data.as_ref() == Some(&first))
-            .then_some(())
-            .ok_or_else(|| "not yet".to_owned())
-    })
-    .await;
+    drill.comes_back(&first).await;
     heal(&clouds);
     let encrypts = clouds.kms.count("Encrypt");
     spec["keys"][0]["generate"]["rotation"]["trigger"] = json!("q2");

@@ -2,7 +2,7 @@
 //! first: the delivered one stays, comes back into a new store, or a human is asked.
 
 use futures::future::join_all;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
     generated::Clouds,
@@ -68,20 +68,7 @@ async fn lose(drill: &Drill<'_>, loss: Loss) -> bool {
         Loss::Deleted => drill.delete_store().await,
         Loss::DeletedWithStatus => {
             drill.delete_store().await;
-            let names = [
-                "conditions",
-                "keys",
-                "seals",
-                "targets",
-                "summary",
-                "observedGeneration",
-            ];
-            let nothing: Value = names
-                .iter()
-                .map(|name| ((*name).to_owned(), Value::Null))
-                .collect();
-            let (plane, namespace) = (&drill.stage.plane, &drill.stage.namespace);
-            plane.patch_status("SealConfig", namespace, NAME, &nothing).await;
+            drill.lose_status().await;
         }
         Loss::HeaderCut => {
             cut(&mut data, "header".to_owned());
@@ -313,20 +300,7 @@ async fn a_lost_status_changes_nothing_and_writes_no_store() {
     let (drill, operator, second, _) = rotated(&clouds, "store-status").await;
     operator.stop();
     let before = drill.stage.whole_secret("bao.sealconfig.wrapped").await;
-    let names = [
-        "conditions",
-        "keys",
-        "seals",
-        "targets",
-        "summary",
-        "observedGeneration",
-    ];
-    let nothing: Value = names
-        .iter()
-        .map(|name| ((*name).to_owned(), Value::Null))
-        .collect();
-    let (plane, namespace) = (&drill.stage.plane, &drill.stage.namespace);
-    plane.patch_status("SealConfig", namespace, NAME, &nothing).await;
+    drill.lose_status().await;
     let _operator = drill.operator().start();
     assert_eq!(drill.at(2).await, second);
     let after = drill.stage.whole_secret("bao.sealconfig.wrapped").await;

@@ -196,6 +196,39 @@ impl<'c> Drill<'c> {
             .await;
     }
 
+    /// Deletes what was delivered, and waits until the same is there again.
+    pub async fn comes_back(&self, expected: &Data) {
+        self.stage
+            .plane
+            .delete("Secret", &self.stage.namespace, NAME)
+            .await;
+        eventually("it comes back", async || {
+            let data = self.stage.secret(NAME).await;
+            (data.as_ref() == Some(expected))
+                .then_some(())
+                .ok_or_else(|| "not yet".to_owned())
+        })
+        .await;
+    }
+
+    /// Takes away everything that the status says.
+    pub async fn lose_status(&self) {
+        let names = [
+            "conditions",
+            "keys",
+            "seals",
+            "targets",
+            "summary",
+            "observedGeneration",
+        ];
+        let nothing: Value = names
+            .iter()
+            .map(|name| ((*name).to_owned(), Value::Null))
+            .collect();
+        let (plane, namespace) = (&self.stage.plane, &self.stage.namespace);
+        plane.patch_status("SealConfig", namespace, NAME, &nothing).await;
+    }
+
     /// Everything that happened until now.
     pub async fn history(&self) -> Vec<State> {
         let marker = format!("marker-{}", unique());

@@ -132,6 +132,19 @@ impl Stage {
             .unwrap_or_else(|| panic!("no SealConfig {name}"))
     }
 
+    /// Waits until the status is as it should be.
+    pub async fn status_where(&self, name: &str, what: &str, fits: impl Fn(&Value) -> bool) {
+        eventually(what, async || {
+            let status = self.config(name).await["status"].take();
+            if fits(&status) {
+                Ok(())
+            } else {
+                Err(format!("{status:#}"))
+            }
+        })
+        .await;
+    }
+
     /// Waits until Ready=True is said of the current generation.
     pub async fn ready(&self, name: &str) -> Value {
         eventually(&format!("{name} Ready"), async || {
