@@ -18,6 +18,7 @@
 
 #[path = "../tests/integration/support/blob.rs"]
 mod blob;
+mod common;
 #[path = "../tests/integration/support/http.rs"]
 mod http;
 #[path = "../tests/integration/support/kms.rs"]
@@ -30,7 +31,6 @@ mod operator;
 mod plane;
 
 use std::{
-    fmt::Display,
     hint::black_box,
     process::Command,
     time::{Duration, Instant},
@@ -43,9 +43,10 @@ use aws_lc_rs::{
     signature::RSA_PKCS1_SHA256,
 };
 use data_encoding::BASE64;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
+    common::{binary, is_ready, row},
     oci::{Key, Oci},
     operator::Operator,
     plane::{Plane, within},
@@ -57,11 +58,6 @@ const SHARING: usize = 20;
 const PAUSE: Duration = Duration::from_millis(1500);
 /// How long one core signs.
 const SIGNING: Duration = Duration::from_secs(3);
-
-/// What the operator's binary is; the operator module asks its parent for it.
-fn binary() -> String {
-    std::env::var("AUTOUNSEAL_BIN").expect("AUTOUNSEAL_BIN is set by cargo xtask bench")
-}
 
 struct Settings {
     /// Life of a session token in the test server.
@@ -328,17 +324,4 @@ impl Bench {
 
 fn names() -> impl Iterator<Item = String> + Clone {
     (0..SHARING).map(|index| format!("c-{index}"))
-}
-
-fn is_ready(config: &Value) -> bool {
-    config
-        .pointer("/status/conditions")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
-}
-
-fn row(what: &str, figure: impl Display, beside: &str) {
-    println!("{what:<44} {figure:<48} {beside}");
 }

@@ -17,6 +17,7 @@
 )]
 #![allow(dead_code, reason = "the modules are shared with the integration tests")]
 
+mod common;
 #[path = "../tests/integration/support/http.rs"]
 mod http;
 #[path = "../tests/integration/support/kms.rs"]
@@ -26,20 +27,18 @@ mod operator;
 #[path = "../tests/integration/support/plane.rs"]
 mod plane;
 
-use std::{
-    fmt::Display,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use data_encoding::BASE64;
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, WatchEvent, WatchParams};
+use kube::api::{Api, WatchEvent, WatchParams};
 use serde_json::{Value, json};
 
 use crate::{
+    common::{Readiness, binary, is_ready, mib, ms, percentile, requests, resident, row, writes},
     kms::{Context, Kms},
-    operator::{Operator, Running},
+    operator::Operator,
     plane::Plane,
 };
 
@@ -49,11 +48,6 @@ const IN_FLIGHT: usize = 16;
 const SAMPLES: usize = 200;
 /// After this long nothing is on its way any more.
 const SETTLE: Duration = Duration::from_secs(5);
-
-/// What the operator's binary is; the operator module asks its parent for it.
-fn binary() -> String {
-    std::env::var("AUTOUNSEAL_BIN").expect("AUTOUNSEAL_BIN is set by cargo xtask bench")
-}
 
 struct Settings {
     count: usize,
@@ -205,10 +199,10 @@ impl Bench {
 
         // 1. Everything is there before the operator.
         self.create_all(&self.configs(&self.existing)).await;
-        let mut ready = self.watch_ready(&self.existing).await;
+        let mut ready = Readiness::watch(&self.plane, Some(&self.existing)).await;
         let start = Instant::now();
         let running = self.operator.start();
-        row("memory at start", mib(resident(&running, "VmRSS")), "");
+        row("memory at start", mib(resident(running.pid(), "VmRSS")), "");
         ready.wait(count).await;
         let existing = start.elapsed();
         let decrypts = self.kms.count("Decrypt");
@@ -227,15 +221,15 @@ impl Bench {
             &format!("memory with {count} SealConfigs"),
             format!(
                 "peak {}, settled {}",
-                mib(resident(&running, "VmHWM")),
-                mib(resident(&running, "VmRSS"))
+                mib(resident(running.pid(), "VmHWM")),
+                mib(resident(running.pid(), "VmRSS"))
             ),
             "aim settled ≤ 40 MiB at 1,000",
         );
 
         // 2. Everything is made while it runs.
         let objects = self.configs(&self.creating);
-        let mut ready = self.watch_ready(&self.creating).await;
+        let mut ready = Readiness::watch(&self.plane, Some(&self.creating)).await;
         let start = Instant::now();
         let (created, ()) = tokio::join!(self.create_all(&objects), ready.wait(count));
         let creating = start.elapsed();
@@ -276,7 +270,7 @@ impl Bench {
         // 4. One at a time.
         let mut samples = self.one_at_a_time().await;
         samples.sort_unstable();
-        let at = |share: f64| samples[((samples.len() - 1) as f64 * share).round() as usize];
+        let at = |share: f64| percentile(&samples, share);
         row(
             "create → Secret, one at a time",
             format!("p50 {}, p99 {}", ms(at(0.5)), ms(at(0.99))),
@@ -300,8 +294,8 @@ impl Bench {
             &format!("memory with {} SealConfigs", 2 * count + SAMPLES),
             format!(
                 "peak {}, settled {}",
-                mib(resident(&running, "VmHWM")),
-                mib(resident(&running, "VmRSS"))
+                mib(resident(running.pid(), "VmHWM")),
+                mib(resident(running.pid(), "VmRSS"))
             ),
             "",
         );
@@ -330,7 +324,11 @@ impl Bench {
             ),
             &format!("aim 0 and 0; all seen after {:.1} s", round.as_secs_f64()),
         );
-        row("memory after a restart", mib(resident(&running, "VmRSS")), "");
+        row(
+            "memory after a restart",
+            mib(resident(running.pid(), "VmRSS")),
+            "",
+        );
         running.stop();
         println!();
     }
@@ -426,102 +424,8 @@ impl Bench {
         samples
     }
 
-    /// Writes of the kinds that the operator writes; the bench itself is silent while this is compared.
+    /// Writes so far; the bench itself is silent while this is compared.
     async fn writes(&self) -> u64 {
-        self.plane
-            .text("/metrics")
-            .await
-            .lines()
-            .filter(|line| line.starts_with("apiserver_request_total{"))
-            .filter(|line| {
-                [
-                    "sealconfigs",
-                    "secrets",
-                    "events",
-                    "pods",
-                    "deployments",
-                    "statefulsets",
-                    "daemonsets",
-                ]
-                .iter()
-                .any(|resource| line.contains(&format!("resource=\"{resource}\"")))
-            })
-            .filter(|line| {
-                ["POST", "PUT", "PATCH", "APPLY", "DELETE"]
-                    .iter()
-                    .any(|verb| line.contains(&format!("verb=\"{verb}\"")))
-            })
-            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-            .sum::<f64>() as u64
+        writes(&requests(&self.plane).await)
     }
-
-    async fn watch_ready(&self, namespace: &str) -> Readiness {
-        let kind = ApiResource::from_gvk_with_plural(
-            &GroupVersionKind::gvk("autounseal.dev", "v1alpha1", "SealConfig"),
-            "sealconfigs",
-        );
-        let api: Api<DynamicObject> = Api::namespaced_with(self.plane.client(), namespace, &kind);
-        let events = api.watch(&WatchParams::default(), "0").await.unwrap().boxed();
-        Readiness { events }
-    }
-}
-
-/// A watch that counts the objects which became Ready.
-struct Readiness {
-    events: stream::BoxStream<'static, kube::Result<WatchEvent<DynamicObject>>>,
-}
-
-impl Readiness {
-    async fn wait(&mut self, count: usize) {
-        let mut ready = std::collections::HashSet::new();
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(280);
-        while ready.len() < count {
-            let event = tokio::time::timeout_at(deadline, self.events.try_next())
-                .await
-                .unwrap_or_else(|_| panic!("only {} of {count} became Ready", ready.len()));
-            if let Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) = event.unwrap()
-                && is_ready(&object.data)
-            {
-                ready.insert(object.metadata.name);
-            }
-        }
-    }
-}
-
-fn is_ready(config: &Value) -> bool {
-    config
-        .pointer("/status/conditions")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
-}
-
-/// A line of `/proc/PID/status`, in bytes.
-fn resident(running: &Running, line: &str) -> u64 {
-    std::fs::read_to_string(format!("/proc/{}/status", running.pid()))
-        .unwrap_or_default()
-        .lines()
-        .find_map(|text| {
-            text.strip_prefix(line)?
-                .strip_prefix(':')?
-                .trim()
-                .strip_suffix(" kB")?
-                .parse::<u64>()
-                .ok()
-        })
-        .unwrap_or_default()
-        * 1024
-}
-
-fn mib(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / 1024.0 / 1024.0)
-}
-
-fn ms(duration: Duration) -> String {
-    format!("{:.1} ms", duration.as_secs_f64() * 1000.0)
-}
-
-fn row(what: &str, figure: impl Display, beside: &str) {
-    println!("{what:<44} {figure:<48} {beside}");
 }

@@ -10,6 +10,7 @@
 )]
 #![allow(dead_code, reason = "the modules are shared with the integration tests")]
 
+mod common;
 #[path = "../tests/integration/support/http.rs"]
 mod http;
 #[path = "../tests/integration/support/kms.rs"]
@@ -19,14 +20,12 @@ mod operator;
 #[path = "../tests/integration/support/plane.rs"]
 mod plane;
 
-use std::{
-    fmt::Display,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::{
+    common::{binary, ms, row},
     kms::{Key, Kms},
     operator::Operator,
     plane::{Plane, within},
@@ -38,11 +37,6 @@ const EACH: usize = 40;
 const SILENT: usize = 10;
 /// What the operator waits for a silent seal (`controller::open::HEDGE`).
 const HEDGE: Duration = Duration::from_secs(1);
-
-/// What the operator's binary is; the operator module asks its parent for it.
-fn binary() -> String {
-    std::env::var("AUTOUNSEAL_BIN").expect("AUTOUNSEAL_BIN is set by cargo xtask bench")
-}
 
 #[tokio::main]
 async fn main() {
@@ -144,10 +138,10 @@ impl Bench {
             }
         }
         let [one, two] = took.map(median);
-        row("apply to delivered, one seal, median", millis(one), "");
+        row("apply to delivered, one seal, median", ms(one), "");
         row(
             "apply to delivered, two seals, median",
-            millis(two),
+            ms(two),
             &format!("ratio {:.2}, aim 1.3", two.as_secs_f64() / one.as_secs_f64()),
         );
     }
@@ -215,11 +209,11 @@ impl Bench {
         }
         self.kms.set_state(&self.keys[0], "Enabled");
         let (well, silent) = (median(well), median(silent));
-        row("deleted to delivered, both seals well, median", millis(well), "");
+        row("deleted to delivered, both seals well, median", ms(well), "");
         row(
             "deleted to delivered, the first seal silent, median",
-            millis(silent),
-            &format!("{} after the hedge of 1 s", millis(silent.saturating_sub(HEDGE))),
+            ms(silent),
+            &format!("{} after the hedge of 1 s", ms(silent.saturating_sub(HEDGE))),
         );
     }
 }
@@ -227,12 +221,4 @@ impl Bench {
 fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();
     times[times.len() / 2]
-}
-
-fn millis(time: Duration) -> String {
-    format!("{:.1} ms", time.as_secs_f64() * 1000.0)
-}
-
-fn row(what: &str, figure: impl Display, beside: &str) {
-    println!("{what:<52} {figure:<28} {beside}");
 }

@@ -11,7 +11,7 @@ use std::{
 use clap::{Args, ValueEnum};
 use jiff::SignedDuration;
 
-use crate::seal::endpoint::EndpointPolicy;
+use crate::seal::{KMS_REQUESTS_PER_SECOND, endpoint::EndpointPolicy};
 
 /// Flags of `autounseal controller`.
 #[derive(Args, Clone, Debug)]
@@ -55,6 +55,10 @@ pub struct ControllerArgs {
     /// How many SealConfigs are worked on at once.
     #[arg(long, env = "AUTOUNSEAL_CONCURRENCY", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub concurrency: u16,
+    /// Requests to KMSes a second, of all SealConfigs together; one identity of one namespace sends at most half of them,
+    /// and fewer when its KMS throttles.
+    #[arg(long, env = "AUTOUNSEAL_KMS_REQUESTS_PER_SECOND", default_value_t = KMS_REQUESTS_PER_SECOND, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub kms_requests_per_second: u32,
     /// Several replicas, one of which acts: the one that holds a Lease of coordination.k8s.io.
     #[arg(long, env = "AUTOUNSEAL_LEADER_ELECT", default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set)]
     pub leader_elect: bool,

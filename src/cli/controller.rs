@@ -21,7 +21,8 @@ pub async fn run(args: &ControllerArgs) -> Done {
         settings.binding_domain.clone(),
         settings.endpoints.clone(),
         environment.clone(),
-    );
+    )
+    .paced(args.kms_requests_per_second);
     let mut terminate = signal(SignalKind::terminate()).map_err(|error| misuse(&error))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| misuse(&error))?;
     let (told, stop) = tokio::sync::oneshot::channel::<()>();

@@ -7,7 +7,7 @@ use std::{
 
 use kube::Client;
 
-use super::{events::Events, index::Index, unseal::Unsealers, watch::Scope};
+use super::{events::Events, index::Index, turnstile::Turnstile, unseal::Unsealers, watch::Scope};
 use crate::{
     api::SealConfigStatus,
     lease::Term,
@@ -35,6 +35,8 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// Events.
     pub events: Events,
+    /// Who is worked on.
+    pub turnstile: Turnstile,
     /// The servers that are unsealed.
     pub unsealers: Unsealers,
     /// The cluster's own CAs, which no server to unseal is trusted by.
@@ -75,6 +77,7 @@ impl Context {
     ) -> Self {
         Self {
             client,
+            turnstile: Turnstile::new(settings.concurrency),
             settings,
             clouds,
             index: Index::default(),

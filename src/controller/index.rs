@@ -1,13 +1,18 @@
 //! What is known of other objects, by their metadata: kept small, and never behind our own writes.
+//!
+//! Kept by namespace: nothing that one SealConfig needs to know costs more because other namespaces are full.
+
+mod secret;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use kube::core::Selector;
+use kube::core::{Selector, SelectorExt};
 
 use crate::seal::observed::{NamespaceFacts, PodFacts, SecretFacts};
+use secret::Known;
 
 /// Kinds of objects that SealConfigs refer to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,6 +25,7 @@ pub enum Kind {
     ServiceAccount,
 }
 
+/// Namespace and name.
 type Name = (String, String);
 
 /// Everything that is known of other objects.
@@ -30,33 +36,70 @@ pub struct Index {
 
 #[derive(Default)]
 struct Inner {
-    secrets: HashMap<Name, SecretFacts>,
-    /// resourceVersions of ConfigMaps.
-    config_maps: HashMap<Name, String>,
-    /// Labels and annotations of namespaces.
-    namespaces: HashMap<String, NamespaceFacts>,
-    pods: HashMap<String, BTreeMap<String, Arc<PodFacts>>>,
-    /// Who refers to what.
-    references: HashMap<(Kind, Name), BTreeSet<String>>,
-    /// What each SealConfig refers to, for the reverse.
-    referring: HashMap<Name, References>,
-    /// UIDs of the SealConfigs that exist.
-    living: HashMap<Name, String>,
-    /// The pods that SealConfigs unseal, whoever works on these SealConfigs.
-    unseals: HashMap<Name, Selector>,
+    spaces: HashMap<String, Space>,
     /// The scopes whose SealConfigs are all known.
     listed: HashSet<Option<String>>,
 }
 
+/// What is known of one namespace.
+#[derive(Default)]
+struct Space {
+    /// Its labels and annotations.
+    meta: NamespaceFacts,
+    secrets: HashMap<Box<str>, Known>,
+    /// resourceVersions.
+    config_maps: HashMap<Box<str>, Box<str>>,
+    pods: BTreeMap<String, Arc<PodFacts>>,
+    /// UIDs of the SealConfigs that exist.
+    living: HashMap<String, String>,
+    /// What each SealConfig refers to.
+    referring: HashMap<String, References>,
+    /// The reverse: who refers to what.
+    referred: HashMap<(Kind, String), BTreeSet<String>>,
+    /// The pods that SealConfigs unseal, whoever works on these SealConfigs.
+    unseals: HashMap<String, Selector>,
+}
+
+impl Space {
+    fn is_empty(&self) -> bool {
+        self.meta == NamespaceFacts::default()
+            && self.secrets.is_empty()
+            && self.config_maps.is_empty()
+            && self.pods.is_empty()
+            && self.living.is_empty()
+            && self.referring.is_empty()
+            && self.unseals.is_empty()
+    }
+
+    fn refer(&mut self, name: &str, references: References) {
+        let before = if references == References::default() {
+            self.referring.remove(name)
+        } else {
+            self.referring.insert(name.to_owned(), references.clone())
+        };
+        for object in before.unwrap_or_default().objects {
+            if let Some(names) = self.referred.get_mut(&object) {
+                names.remove(name);
+                if names.is_empty() {
+                    self.referred.remove(&object);
+                }
+            }
+        }
+        for object in references.objects {
+            self.referred.entry(object).or_default().insert(name.to_owned());
+        }
+    }
+}
+
 /// What a SealConfig refers to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct References {
     /// Kind and name, in its own namespace.
     pub objects: BTreeSet<(Kind, String)>,
     /// Secrets that it reads.
     pub read_secrets: BTreeSet<String>,
-    /// It selects pods.
-    pub selects_pods: bool,
+    /// The pods that it selects.
+    pub pods: Vec<Selector>,
 }
 
 impl Index {
@@ -65,163 +108,215 @@ impl Index {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Reads what is known of a namespace.
+    fn read<T: Default>(&self, namespace: &str, read: impl FnOnce(&Space) -> T) -> T {
+        self.lock().spaces.get(namespace).map(read).unwrap_or_default()
+    }
+
+    /// Changes what is known of a namespace; nothing is kept of one that is empty.
+    fn change<T>(&self, namespace: &str, change: impl FnOnce(&mut Space) -> T) -> T {
+        let mut inner = self.lock();
+        if !inner.spaces.contains_key(namespace) {
+            inner.spaces.insert(namespace.to_owned(), Space::default());
+        }
+        let space = inner.spaces.entry(namespace.to_owned()).or_default();
+        let outcome = change(space);
+        if space.is_empty() {
+            inner.spaces.remove(namespace);
+        }
+        outcome
+    }
+
     /// A Secret was seen, by us or by the watch. Returns whether this was news: neither an echo of our own write
     /// nor older than what is known.
     pub fn saw_secret(&self, namespace: &str, name: &str, facts: SecretFacts) -> bool {
-        let mut inner = self.lock();
-        let key = (namespace.to_owned(), name.to_owned());
-        if let Some(known) = inner.secrets.get(&key)
-            && !newer(&known.resource_version, &facts.resource_version)
-        {
-            return false;
-        }
-        inner.secrets.insert(key, facts);
-        true
+        self.change(namespace, |space| {
+            let known = space.secrets.get(name);
+            if known.is_some_and(|known| !newer(&known.version(), &facts.resource_version)) {
+                return false;
+            }
+            space.secrets.insert(name.into(), Known::from(facts));
+            true
+        })
     }
 
     /// A Secret is gone. `resource_version` is that of the deletion, if it is known.
     pub fn lost_secret(&self, namespace: &str, name: &str, resource_version: Option<&str>) -> bool {
-        let mut inner = self.lock();
-        let key = (namespace.to_owned(), name.to_owned());
-        let newer_known = match (inner.secrets.get(&key), resource_version) {
-            (Some(known), Some(version)) => !newer(&known.resource_version, version),
-            _ => false,
-        };
-        !newer_known && inner.secrets.remove(&key).is_some()
+        self.change(namespace, |space| {
+            let newer_known = match (space.secrets.get(name), resource_version) {
+                (Some(known), Some(version)) => !newer(&known.version(), version),
+                _ => false,
+            };
+            !newer_known && space.secrets.remove(name).is_some()
+        })
     }
 
-    /// Names of the Secrets known in a scope, to find those that a new list does not hold.
-    pub fn secret_names(&self, namespace: Option<&str>) -> HashSet<Name> {
-        let inner = self.lock();
-        inner
-            .secrets
-            .keys()
-            .filter(|(ns, _)| namespace.is_none_or(|wanted| wanted == ns))
-            .cloned()
+    /// Objects known in a scope, to find those that a new list does not hold.
+    fn names<'a, T: AsRef<str> + 'a, I: Iterator<Item = &'a T>>(
+        inner: &'a Inner,
+        scope: Option<&str>,
+        of: impl Fn(&'a Space) -> I,
+    ) -> HashSet<Name> {
+        let spaces = inner
+            .spaces
+            .iter()
+            .filter(|(namespace, _)| scope.is_none_or(|scope| scope == **namespace));
+        spaces
+            .flat_map(|(namespace, space)| {
+                of(space).map(|name| (namespace.clone(), name.as_ref().to_owned()))
+            })
             .collect()
+    }
+
+    /// The Secrets known in a scope.
+    pub fn secret_names(&self, scope: Option<&str>) -> HashSet<Name> {
+        Self::names(&self.lock(), scope, |space| space.secrets.keys())
+    }
+
+    /// The ConfigMaps known in a scope.
+    pub fn config_map_names(&self, scope: Option<&str>) -> HashSet<Name> {
+        Self::names(&self.lock(), scope, |space| space.config_maps.keys())
+    }
+
+    /// The SealConfigs known in a scope.
+    pub fn config_names(&self, scope: Option<&str>) -> HashSet<Name> {
+        Self::names(&self.lock(), scope, |space| space.living.keys())
+    }
+
+    /// The pods known in a scope.
+    pub fn pod_names(&self, scope: Option<&str>) -> HashSet<Name> {
+        Self::names(&self.lock(), scope, |space| space.pods.keys())
     }
 
     /// A Secret's facts.
     pub fn secret(&self, namespace: &str, name: &str) -> Option<SecretFacts> {
-        self.lock()
-            .secrets
-            .get(&(namespace.to_owned(), name.to_owned()))
-            .cloned()
+        self.read(namespace, |space| space.secrets.get(name).map(Known::facts))
     }
 
     /// The Secrets of a namespace that name this SealConfig as the one that delivered keys to them.
     pub fn delivered_by(&self, namespace: &str, name: &str) -> BTreeMap<String, SecretFacts> {
-        let inner = self.lock();
-        let of_it = inner.secrets.iter().filter(|((ns, _), facts)| {
-            ns == namespace && facts.owner_name.as_deref() == Some(name) && !facts.delivered.marks.is_empty()
-        });
-        of_it
-            .map(|((_, secret), facts)| (secret.clone(), facts.clone()))
-            .collect()
+        self.read(namespace, |space| {
+            let told = space.secrets.iter().filter_map(|(secret, known)| {
+                let facts = known.told()?;
+                let of_it = facts.owner_name.as_deref() == Some(name) && !facts.delivered.marks.is_empty();
+                of_it.then(|| (secret.to_string(), facts.clone()))
+            });
+            told.collect()
+        })
     }
 
     /// A ConfigMap was seen.
-    pub fn saw_config_map(&self, namespace: &str, name: &str, resource_version: String) {
-        self.lock()
-            .config_maps
-            .insert((namespace.to_owned(), name.to_owned()), resource_version);
+    pub fn saw_config_map(&self, namespace: &str, name: &str, resource_version: &str) {
+        self.change(namespace, |space| {
+            space.config_maps.insert(name.into(), resource_version.into());
+        });
     }
 
     /// A ConfigMap is gone.
     pub fn lost_config_map(&self, namespace: &str, name: &str) {
-        self.lock()
-            .config_maps
-            .remove(&(namespace.to_owned(), name.to_owned()));
+        self.change(namespace, |space| {
+            space.config_maps.remove(name);
+        });
     }
 
     /// A ConfigMap's resourceVersion.
     pub fn config_map(&self, namespace: &str, name: &str) -> Option<String> {
-        self.lock()
-            .config_maps
-            .get(&(namespace.to_owned(), name.to_owned()))
-            .cloned()
+        self.read(namespace, |space| {
+            space.config_maps.get(name).map(ToString::to_string)
+        })
     }
 
     /// A namespace was seen. Returns whether what matters to us has changed.
     pub fn saw_namespace(&self, name: &str, meta: NamespaceFacts) -> bool {
-        self.lock().namespaces.insert(name.to_owned(), meta.clone()) != Some(meta)
+        self.change(name, |space| {
+            let news = space.meta != meta;
+            space.meta = meta;
+            news
+        })
     }
 
     /// A namespace is gone.
     pub fn lost_namespace(&self, name: &str) {
-        self.lock().namespaces.remove(name);
+        self.saw_namespace(name, NamespaceFacts::default());
     }
 
     /// A namespace's labels and annotations.
     pub fn namespace(&self, name: &str) -> NamespaceFacts {
-        self.lock().namespaces.get(name).cloned().unwrap_or_default()
+        self.read(name, |space| space.meta.clone())
     }
 
-    /// A pod was seen. Returns whether its facts have changed.
-    pub fn saw_pod(&self, namespace: &str, facts: PodFacts) -> bool {
-        let mut inner = self.lock();
-        let pods = inner.pods.entry(namespace.to_owned()).or_default();
-        if pods.get(&facts.name).is_some_and(|known| **known == facts) {
-            return false;
-        }
-        pods.insert(facts.name.clone(), Arc::new(facts));
-        true
-    }
-
-    /// A pod is gone.
-    pub fn lost_pod(&self, namespace: &str, name: &str) {
-        let mut inner = self.lock();
-        if let Some(pods) = inner.pods.get_mut(namespace) {
-            pods.remove(name);
-            if pods.is_empty() {
-                inner.pods.remove(namespace);
+    /// A pod was seen. Returns the SealConfigs that select it now or did before, by name; `None` = nothing has changed.
+    pub fn saw_pod(&self, namespace: &str, facts: PodFacts) -> Option<Vec<String>> {
+        self.change(namespace, |space| {
+            let known = space.pods.get(&facts.name);
+            if known.is_some_and(|known| **known == facts) {
+                return None;
             }
-        }
+            let before = known.map(|known| known.labels.clone());
+            let selecting = space.referring.iter().filter(|(_, refers)| {
+                refers.pods.iter().any(|selector| {
+                    selector.matches(&facts.labels)
+                        || before.as_ref().is_some_and(|labels| selector.matches(labels))
+                })
+            });
+            let names = selecting.map(|(name, _)| name.clone()).collect();
+            space.pods.insert(facts.name.clone(), Arc::new(facts));
+            Some(names)
+        })
+    }
+
+    /// A pod is gone. Returns the SealConfigs that selected it, by name.
+    pub fn lost_pod(&self, namespace: &str, name: &str) -> Vec<String> {
+        self.change(namespace, |space| {
+            let Some(gone) = space.pods.remove(name) else {
+                return Vec::new();
+            };
+            let selecting = space
+                .referring
+                .iter()
+                .filter(|(_, refers)| refers.pods.iter().any(|selector| selector.matches(&gone.labels)));
+            selecting.map(|(name, _)| name.clone()).collect()
+        })
     }
 
     /// The pods of a namespace.
     pub fn pods(&self, namespace: &str) -> Vec<Arc<PodFacts>> {
-        self.lock()
-            .pods
-            .get(namespace)
-            .map(|pods| pods.values().cloned().collect())
-            .unwrap_or_default()
+        self.read(namespace, |space| space.pods.values().cloned().collect())
     }
 
     /// A SealConfig exists.
     pub fn saw_config(&self, namespace: &str, name: &str, uid: String) {
-        self.lock()
-            .living
-            .insert((namespace.to_owned(), name.to_owned()), uid);
+        self.change(namespace, |space| {
+            space.living.insert(name.to_owned(), uid);
+        });
     }
 
     /// A SealConfig is gone, and with it its references.
     pub fn lost_config(&self, namespace: &str, name: &str) {
-        self.refer(namespace, name, References::default());
-        let mut inner = self.lock();
-        let key = (namespace.to_owned(), name.to_owned());
-        inner.referring.remove(&key);
-        inner.unseals.remove(&key);
-        inner.living.remove(&key);
+        self.change(namespace, |space| {
+            space.refer(name, References::default());
+            space.unseals.remove(name);
+            space.living.remove(name);
+        });
     }
 
     /// A SealConfig unseals these pods, or none. Whether this is news.
     pub fn saw_unseal(&self, namespace: &str, name: &str, selector: Option<Selector>) -> bool {
-        let mut inner = self.lock();
-        let key = (namespace.to_owned(), name.to_owned());
-        match selector {
-            Some(selector) => inner.unseals.insert(key, selector.clone()) != Some(selector),
-            None => inner.unseals.remove(&key).is_some(),
-        }
+        self.change(namespace, |space| match selector {
+            Some(selector) => space.unseals.insert(name.to_owned(), selector.clone()) != Some(selector),
+            None => space.unseals.remove(name).is_some(),
+        })
     }
 
     /// The SealConfigs of a scope are listed anew: until all are known, nobody can say whose a pod is.
     pub fn listing_configs(&self, scope: Option<&str>) {
         let mut inner = self.lock();
         inner.listed.remove(&scope.map(ToOwned::to_owned));
-        inner
-            .unseals
-            .retain(|(namespace, _), _| scope.is_some_and(|scope| scope != namespace));
+        for (namespace, space) in &mut inner.spaces {
+            if scope.is_none_or(|scope| scope == namespace) {
+                space.unseals.clear();
+            }
+        }
     }
 
     /// All SealConfigs of a scope are known.
@@ -235,91 +330,68 @@ impl Index {
         if !inner.listed.contains(&None) && !inner.listed.contains(&Some(namespace.to_owned())) {
             return None;
         }
-        let of_namespace = inner.unseals.iter().filter(|((ns, _), _)| ns == namespace);
+        let unseals = inner.spaces.get(namespace).map(|space| &space.unseals);
         Some(
-            of_namespace
-                .map(|((_, name), selector)| (name.clone(), selector.clone()))
+            unseals
+                .into_iter()
+                .flatten()
+                .map(|(name, selector)| (name.clone(), selector.clone()))
                 .collect(),
         )
     }
 
-    /// UIDs of the SealConfigs of a namespace.
-    pub fn living(&self, namespace: &str) -> BTreeSet<String> {
-        self.lock()
-            .living
-            .iter()
-            .filter(|((ns, _), _)| ns == namespace)
-            .map(|(_, uid)| uid.clone())
-            .collect()
+    /// Those of these UIDs that are SealConfigs of a namespace.
+    pub fn living(&self, namespace: &str, uids: &BTreeSet<String>) -> BTreeSet<String> {
+        if uids.is_empty() {
+            return BTreeSet::new();
+        }
+        self.read(namespace, |space| {
+            let living = space.living.values().filter(|uid| uids.contains(*uid));
+            living.cloned().collect()
+        })
     }
 
     /// Names of the SealConfigs of a namespace.
     pub fn configs(&self, namespace: &str) -> Vec<String> {
-        self.lock()
-            .living
-            .keys()
-            .filter(|(ns, _)| ns == namespace)
-            .map(|(_, name)| name.clone())
-            .collect()
-    }
-
-    /// Names of the SealConfigs of a namespace that select pods.
-    pub fn configs_with_pods(&self, namespace: &str) -> Vec<String> {
-        let inner = self.lock();
-        let selecting = inner
-            .referring
-            .iter()
-            .filter(|((ns, _), refers)| ns == namespace && refers.selects_pods);
-        selecting.map(|((_, name), _)| name.clone()).collect()
+        self.read(namespace, |space| space.living.keys().cloned().collect())
     }
 
     /// Sets what a SealConfig refers to.
     pub fn refer(&self, namespace: &str, name: &str, references: References) {
-        let mut guard = self.lock();
-        let inner = &mut *guard;
-        let key = (namespace.to_owned(), name.to_owned());
-        if inner.referring.get(&key) == Some(&references) {
-            return;
-        }
-        let before = inner
-            .referring
-            .insert(key, references.clone())
-            .unwrap_or_default();
-        for (kind, object) in before.objects {
-            let place = (kind, (namespace.to_owned(), object));
-            if let Some(names) = inner.references.get_mut(&place) {
-                names.remove(name);
-                if names.is_empty() {
-                    inner.references.remove(&place);
-                }
+        self.change(namespace, |space| {
+            if space.referring.get(name) != Some(&references) {
+                space.refer(name, references);
             }
-        }
-        for (kind, object) in references.objects {
-            inner
-                .references
-                .entry((kind, (namespace.to_owned(), object)))
-                .or_default()
-                .insert(name.to_owned());
-        }
+        });
     }
 
     /// Names of the SealConfigs that refer to an object.
     pub fn referring(&self, kind: Kind, namespace: &str, name: &str) -> Vec<String> {
-        let place = (kind, (namespace.to_owned(), name.to_owned()));
-        self.lock()
-            .references
-            .get(&place)
-            .map(|names| names.iter().cloned().collect())
-            .unwrap_or_default()
+        self.read(namespace, |space| {
+            let names = space.referred.get(&(kind, name.to_owned()));
+            names.into_iter().flatten().cloned().collect()
+        })
     }
 
-    /// Secrets that any SealConfig of a namespace reads.
-    pub fn read_secrets(&self, namespace: &str) -> BTreeSet<String> {
-        let inner = self.lock();
-        let of_namespace = inner.referring.iter().filter(|((ns, _), _)| ns == namespace);
-        of_namespace
-            .flat_map(|(_, refers)| refers.read_secrets.iter().cloned())
-            .collect()
+    /// Those of these Secrets that any SealConfig of a namespace reads.
+    pub fn read_secrets<'a>(
+        &self,
+        namespace: &str,
+        names: impl Iterator<Item = &'a str>,
+    ) -> BTreeSet<String> {
+        self.read(namespace, |space| {
+            let is_read = |name: &str| {
+                let referring = space.referred.get(&(Kind::Secret, name.to_owned()));
+                referring.into_iter().flatten().any(|config| {
+                    let refers = space.referring.get(config);
+                    refers.is_some_and(|refers| refers.read_secrets.contains(name))
+                })
+            };
+            names
+                .filter(|name| is_read(name))
+                .map(ToOwned::to_owned)
+                .collect()
+        })
     }
 }
 
@@ -371,6 +443,61 @@ mod tests {
         index.listed_configs(Some("n"));
         index.listing_configs(None);
         assert!(index.unseals("n").is_some() && index.unseals("m").is_none());
+    }
+
+    #[test]
+    fn a_pod_concerns_those_who_select_it_now_or_did_before() {
+        let index = Index::default();
+        let pods = |app: &str| References {
+            pods: vec![Selector::from_iter([("app".to_owned(), app.to_owned())])],
+            ..References::default()
+        };
+        index.refer("n", "a", pods("a"));
+        index.refer("n", "b", pods("b"));
+        let pod = |app: &str| PodFacts {
+            name: "p".into(),
+            labels: BTreeMap::from([("app".to_owned(), app.to_owned())]),
+            ..PodFacts::default()
+        };
+        assert_eq!(index.saw_pod("n", pod("a")), Some(vec!["a".to_owned()]));
+        assert_eq!(index.saw_pod("n", pod("a")), None);
+        let mut both = index.saw_pod("n", pod("b")).unwrap();
+        both.sort();
+        assert_eq!(both, ["a", "b"]);
+        assert_eq!(index.saw_pod("other", pod("a")), Some(vec![]));
+        assert_eq!(
+            index.pod_names(Some("n")),
+            HashSet::from([("n".into(), "p".into())])
+        );
+        assert_eq!(index.lost_pod("n", "p"), ["b"]);
+        assert!(index.lost_pod("n", "p").is_empty());
+    }
+
+    #[test]
+    fn nothing_is_kept_of_what_is_gone() {
+        let index = Index::default();
+        index.saw_secret("n", "s", facts("1"));
+        index.saw_config("n", "c", "u".into());
+        index.refer(
+            "n",
+            "c",
+            References {
+                read_secrets: ["s".into()].into(),
+                objects: [(Kind::Secret, "s".into())].into(),
+                ..References::default()
+            },
+        );
+        assert_eq!(
+            index.read_secrets("n", ["s", "t"].into_iter()),
+            ["s".to_owned()].into()
+        );
+        assert_eq!(
+            index.living("n", &["u".into(), "v".into()].into()),
+            ["u".to_owned()].into()
+        );
+        index.lost_secret("n", "s", None);
+        index.lost_config("n", "c");
+        assert!(index.lock().spaces.is_empty());
     }
 
     #[test]

@@ -17,10 +17,12 @@ pub mod preflight;
 pub mod reconcile;
 pub mod report;
 pub mod restart;
+pub mod turnstile;
 pub mod unseal;
 pub mod watch;
 
 use std::{
+    collections::HashSet,
     future::Future,
     sync::{
         Arc,
@@ -55,6 +57,7 @@ use crate::{
     telemetry::{metrics::Metrics, server},
 };
 use context::Context;
+use turnstile::Pass;
 use watch::{Pending, Scope};
 
 /// Why the controller could not start.
@@ -253,6 +256,7 @@ async fn run_scope(
     let begun = Arc::new(AtomicBool::new(false));
     let begins = begun.clone();
     let seen_in = scope.clone();
+    let mut gone = HashSet::new();
     let changed = predicates::generation
         .combine(predicates::annotations)
         .combine(predicates::labels);
@@ -260,7 +264,7 @@ async fn run_scope(
         .default_backoff()
         .modify(|config| config.managed_fields_mut().clear())
         .inspect_ok(move |event| {
-            remember(&known, &seen_in, event);
+            remember(&known, &seen_in, event, &mut gone);
             if matches!(event, Event::InitDone) {
                 begins.store(true, Ordering::Relaxed);
                 if let Some(part) = part.take() {
@@ -279,10 +283,13 @@ async fn run_scope(
     let as_leader = move |config: Arc<DeserializeGuard<SealConfig>>, context: Arc<Context>| {
         let leads = term.holds();
         async move {
-            if leads {
-                Box::pin(reconcile::reconcile(config, context)).await
-            } else {
-                Ok(Action::await_change())
+            if !leads {
+                return Ok(Action::await_change());
+            }
+            let (namespace, name) = (config.namespace().unwrap_or_default(), config.name_any());
+            match Pass::take(&context, &namespace, &name) {
+                Some(_pass) => Box::pin(reconcile::reconcile(config, context)).await,
+                None => Ok(Action::requeue(turnstile::PARKED)),
             }
         }
     };
@@ -309,11 +316,22 @@ async fn run_scope(
     drop(watches);
 }
 
-fn remember(context: &Arc<Context>, scope: &Scope, event: &Event<DeserializeGuard<SealConfig>>) {
+/// `gone`: those that were known when a new list began, and were not in it yet.
+fn remember(
+    context: &Arc<Context>,
+    scope: &Scope,
+    event: &Event<DeserializeGuard<SealConfig>>,
+    gone: &mut HashSet<(String, String)>,
+) {
     let namespace = scope.namespace.as_deref();
+    let forget = |namespace: &str, name: &str| {
+        context.forget(namespace, name);
+        context.unsealers.sync(context, namespace);
+    };
     match event {
         Event::Apply(config) | Event::InitApply(config) => {
             let (namespace, name) = (config.namespace().unwrap_or_default(), config.name_any());
+            gone.remove(&(namespace.clone(), name.clone()));
             context
                 .index
                 .saw_config(&namespace, &name, config.uid().unwrap_or_default());
@@ -330,11 +348,16 @@ fn remember(context: &Arc<Context>, scope: &Scope, event: &Event<DeserializeGuar
         }
         Event::Delete(config) => {
             let (namespace, name) = (config.namespace().unwrap_or_default(), config.name_any());
-            context.forget(&namespace, &name);
-            context.unsealers.sync(context, &namespace);
+            forget(&namespace, &name);
         }
-        Event::Init => context.index.listing_configs(namespace),
+        Event::Init => {
+            *gone = context.index.config_names(namespace);
+            context.index.listing_configs(namespace);
+        }
         Event::InitDone => {
+            for (namespace, name) in gone.drain() {
+                forget(&namespace, &name);
+            }
             context.index.listed_configs(namespace);
             context.unsealers.sync_all(context);
         }

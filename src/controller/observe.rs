@@ -16,7 +16,7 @@ use crate::{
     seal::{
         Fault,
         model::{Model, Origin, SourceKind, SourceRef, Target},
-        observed::{NamespaceFacts, Observed, SourceFacts},
+        observed::{NamespaceFacts, Observed, SecretFacts, SourceFacts},
         store::{StoreFacts, secret_name, standing::needs_store},
     },
 };
@@ -49,10 +49,12 @@ pub fn references(model: &Model) -> References {
             .into_iter()
             .map(|name| (Kind::ServiceAccount, name.to_owned())),
     );
+    let targets = model.targets.iter().filter_map(|target| target.selector.clone());
+    let unseal = model.unseal.iter().map(|unseal| unseal.selector.clone());
     References {
         objects,
         read_secrets,
-        selects_pods: model.unseal.is_some() || model.targets.iter().any(|target| target.selector.is_some()),
+        pods: targets.chain(unseal).collect(),
     }
 }
 
@@ -78,10 +80,13 @@ pub async fn observe(
         }
         Origin::Brought | Origin::Generated { .. } => None,
     });
-    let secrets = model
+    let secrets: BTreeMap<String, SecretFacts> = model
         .targets
         .iter()
-        .filter_map(|target| Some((target.secret.clone(), index.secret(namespace, &target.secret)?)));
+        .filter_map(|target| Some((target.secret.clone(), index.secret(namespace, &target.secret)?)))
+        .collect();
+    let others = secrets.values().filter_map(|secret| secret.owner_uid.clone());
+    let owners = others.filter(|owner| *owner != model.id.uid).collect();
     let pods = if model.targets.iter().any(|target| target.selector.is_some()) {
         let selected = |pod: &crate::seal::observed::PodFacts| {
             model
@@ -103,7 +108,8 @@ pub async fn observe(
         jitter: provider::jitter(),
         namespace: namespace_facts(context, namespace),
         endpoints: context.settings.endpoints.clone(),
-        secrets: secrets.collect(),
+        living: index.living(namespace, &owners),
+        secrets,
         relics: if own {
             index.delivered_by(namespace, &model.id.name)
         } else {
@@ -113,8 +119,7 @@ pub async fn observe(
         store,
         old_copy_retention: context.settings.old_copy_retention,
         credentials: written_credentials(context, model),
-        read_secrets: index.read_secrets(namespace),
-        living: index.living(namespace),
+        read_secrets: index.read_secrets(namespace, model.targets.iter().map(|t| t.secret.as_str())),
         pods,
         status: status.clone(),
         memory: std::mem::take(&mut remembered.memory),

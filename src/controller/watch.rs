@@ -157,32 +157,40 @@ pub async fn config_maps(context: Arc<Context>, scope: Scope, pending: Pending) 
         from_cache(),
         "configmaps",
     );
+    let lost = |namespace: &str, name: &str| {
+        context.index.lost_config_map(namespace, name);
+        scope.look_at(
+            namespace,
+            context.index.referring(Kind::ConfigMap, namespace, name),
+        );
+    };
     let mut first = true;
+    let mut gone = HashSet::new();
     while let Some(event) = stream.next().await {
-        let map = match event {
-            Event::Init => continue,
-            Event::InitDone => {
-                listed(&pending, &mut first);
-                continue;
-            }
+        match event {
+            Event::Init => gone = context.index.config_map_names(scope.namespace.as_deref()),
             Event::InitApply(map) | Event::Apply(map) => {
                 let (namespace, name) = name_of(&map);
+                gone.remove(&(namespace.clone(), name.clone()));
                 context
                     .index
-                    .saw_config_map(&namespace, &name, map.resource_version().unwrap_or_default());
-                map
+                    .saw_config_map(&namespace, &name, &map.resource_version().unwrap_or_default());
+                scope.look_at(
+                    &namespace,
+                    context.index.referring(Kind::ConfigMap, &namespace, &name),
+                );
             }
             Event::Delete(map) => {
                 let (namespace, name) = name_of(&map);
-                context.index.lost_config_map(&namespace, &name);
-                map
+                lost(&namespace, &name);
             }
-        };
-        let (namespace, name) = name_of(&map);
-        scope.look_at(
-            &namespace,
-            context.index.referring(Kind::ConfigMap, &namespace, &name),
-        );
+            Event::InitDone => {
+                for (namespace, name) in gone.drain() {
+                    lost(&namespace, &name);
+                }
+                listed(&pending, &mut first);
+            }
+        }
     }
 }
 
@@ -212,30 +220,35 @@ pub async fn service_accounts(context: Arc<Context>, scope: Scope, pending: Pend
 /// Pods, kept as the few facts that decisions need.
 pub async fn pods(context: Arc<Context>, scope: Scope, pending: Pending) {
     let mut stream = events(scope.api::<Pod>(context.client.clone()), from_cache(), "pods");
+    let tell = |namespace: &str, selecting: Vec<String>| {
+        // Straight to who waits for it: no reconcile that waits for a KMS stands between a restart and its unsealing.
+        context.unsealers.sync(&context, namespace);
+        scope.look_at(namespace, selecting);
+    };
     let mut first = true;
+    let mut gone = HashSet::new();
     while let Some(event) = stream.next().await {
-        let namespace = match event {
-            Event::Init => continue,
-            Event::InitDone => {
-                listed(&pending, &mut first);
-                continue;
-            }
+        match event {
+            Event::Init => gone = context.index.pod_names(scope.namespace.as_deref()),
             Event::InitApply(pod) | Event::Apply(pod) => {
-                let namespace = pod.namespace().unwrap_or_default();
-                if !context.index.saw_pod(&namespace, facts::pod(&pod)) {
-                    continue;
+                let (namespace, name) = name_of(&pod);
+                let selecting = context.index.saw_pod(&namespace, facts::pod(&pod));
+                if let Some(selecting) = selecting {
+                    tell(&namespace, selecting);
                 }
-                namespace
+                gone.remove(&(namespace, name));
             }
             Event::Delete(pod) => {
                 let (namespace, name) = name_of(&pod);
-                context.index.lost_pod(&namespace, &name);
-                namespace
+                tell(&namespace, context.index.lost_pod(&namespace, &name));
             }
-        };
-        // Straight to who waits for it: no reconcile that waits for a KMS stands between a restart and its unsealing.
-        context.unsealers.sync(&context, &namespace);
-        scope.look_at(&namespace, context.index.configs_with_pods(&namespace));
+            Event::InitDone => {
+                for (namespace, name) in gone.drain() {
+                    tell(&namespace, context.index.lost_pod(&namespace, &name));
+                }
+                listed(&pending, &mut first);
+            }
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 use crate::api::Reason;
 pub use crate::api::WrappedFormat as Format;
 use crate::seal::{
-    Ciphertext, Fault, KeyBytes, StaticCredentials,
+    Ciphertext, Fault, KMS_REQUESTS_PER_SECOND, KeyBytes, StaticCredentials,
     endpoint::EndpointPolicy,
     model::{Cloud, Seal},
 };
@@ -27,6 +27,7 @@ mod cache;
 #[cfg(test)]
 mod double;
 mod guard;
+mod pace;
 mod recent;
 mod renewal;
 mod wire;
@@ -250,6 +251,16 @@ impl Settings {
             aws: aws::Settings::new(binding_domain, endpoints.clone(), environment.aws),
             oci: oci::Settings::new(endpoints, environment.oci),
         }
+        .paced(KMS_REQUESTS_PER_SECOND)
+    }
+
+    /// So many requests a second to the KMSes of all clouds.
+    #[must_use]
+    pub fn paced(mut self, requests_per_second: u32) -> Self {
+        let pace = pace::Pace::new(requests_per_second);
+        self.aws.pace = Arc::clone(&pace);
+        self.oci.pace = pace;
+        self
     }
 }
 

@@ -87,6 +87,10 @@ impl fmt::Display for Fault {
 
 impl std::error::Error for Fault {}
 
+/// Requests a second to the KMSes of all clouds together, unless a cluster admin says otherwise. AWS grants a region's
+/// account 10,000 and more cryptographic requests a second (AWS KMS request quotas), which are not the operator's alone.
+pub const KMS_REQUESTS_PER_SECOND: u32 = 1000;
+
 /// How long to wait after the `failures`-th failure in a row (1 = the first).
 ///
 /// `jitter` in 0.0..1.0 spreads objects that failed together: the wait is between 75 % and 125 %

@@ -32,6 +32,6 @@ pub mod unseal;
 mod tests;
 
 pub use ciphertext::Ciphertext;
-pub use fault::{Fault, FaultKind, backoff};
+pub use fault::{Fault, FaultKind, KMS_REQUESTS_PER_SECOND, backoff};
 pub use key_bytes::KeyBytes;
 pub use static_credentials::StaticCredentials;

@@ -37,9 +37,9 @@ pub struct Observed {
     pub old_copy_retention: SignedDuration,
     /// resourceVersions of the Secrets whose credentials are written into configuration, by name.
     pub credentials: BTreeMap<String, String>,
-    /// Secrets that any SealConfig of the namespace reads: never adopted.
+    /// Of the targets' Secrets, those that any SealConfig of the namespace reads: never adopted.
     pub read_secrets: BTreeSet<String>,
-    /// UIDs of the SealConfigs that live in the namespace.
+    /// Of the owners that the targets' Secrets name, those that are other SealConfigs of the namespace, by UID.
     pub living: BTreeSet<String>,
     /// The pods of the namespace that a target selects.
     pub pods: Vec<PodFacts>,

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     api::Reason,
-    provider::{Clock, Format, Observer, Opened, bound::Tie},
+    provider::{Clock, Format, Observer, Opened, bound::Tie, pace::Turns},
     seal::{
         Ciphertext, Fault, KeyBytes,
         aws::{AwsSeal, KeyArn, Region, accepts},
@@ -41,6 +41,7 @@ pub(super) struct Connection {
     pub(super) source: Arc<Source>,
     pub(super) clock: Clock,
     pub(super) observer: Arc<dyn Observer>,
+    pub(super) turns: Turns,
     /// Shared by all seals with one identity, region, endpoint and key.
     pub(super) description: Arc<Slot>,
 }
@@ -344,6 +345,7 @@ impl Kms {
         // Credentials first, outside of the request's bounds in time: getting them may take several requests, and
         // their faults are not the KMS's. The SDK then finds them ready.
         self.connection.source.get().await?;
+        self.connection.turns.next().await;
         let started = Instant::now();
         let outcome = request.await.map_err(|error| {
             let fault = error::fault(asked, sdk::failure(&error, (self.connection.clock)()));
@@ -352,6 +354,7 @@ impl Kms {
             }
             fault
         });
+        self.connection.turns.learn(outcome.as_ref().err());
         self.connection.observer.kms_request(
             "awskms",
             asked.operation.as_str(),

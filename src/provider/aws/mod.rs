@@ -256,12 +256,14 @@ impl Aws {
         let client = self.clients.get_or(&key, || {
             self.kms_client(base, &region, endpoint.as_ref(), &source)
         });
+        let turns = self.settings.pace.turns(tenant.namespace, &key);
         let key = (key, seal.key.to_string());
         let connection = Connection {
             client,
             source,
             clock: Arc::clone(&self.settings.clock),
             observer: Arc::clone(&self.observer),
+            turns,
             description: self.descriptions.get_or(&key, Arc::default),
         };
         let identity = Self::describe_identity(seal, tenant, &key.0.source);

@@ -4,8 +4,8 @@ use std::{fmt, sync::Arc, time::SystemTime};
 
 use super::operator_identity::Environment;
 use crate::{
-    provider::{Clock, Timeouts},
-    seal::endpoint::EndpointPolicy,
+    provider::{Clock, Timeouts, pace::Pace},
+    seal::{KMS_REQUESTS_PER_SECOND, endpoint::EndpointPolicy},
 };
 
 /// What the operator's flags and environment say.
@@ -21,6 +21,8 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// The time.
     pub clock: Clock,
+    /// How fast the KMS is asked.
+    pub(crate) pace: Arc<Pace>,
 }
 
 impl Settings {
@@ -32,6 +34,7 @@ impl Settings {
             environment,
             timeouts: Timeouts::default(),
             clock: Arc::new(SystemTime::now),
+            pace: Pace::new(KMS_REQUESTS_PER_SECOND),
         }
     }
 }

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     api::Reason,
-    provider::{Clock, Observer, Timeouts, bound::Tie, recent::Recent, wire},
+    provider::{Clock, Observer, Timeouts, bound::Tie, pace::Turns, recent::Recent, wire},
     seal::{Fault, endpoint::AllowedEndpoint, oci::KeyOcid},
 };
 
@@ -34,6 +34,7 @@ pub(super) struct Connection {
     pub(super) timeouts: Timeouts,
     pub(super) clock: Clock,
     pub(super) observer: Arc<dyn Observer>,
+    pub(super) turns: Turns,
     /// Shared by all seals with one identity, endpoint and key.
     pub(super) description: Arc<Recent<KeyFacts>>,
 }
@@ -85,11 +86,13 @@ impl Connection {
             // The session first, outside of the operation's bound in time: its faults are not the vault's.
             let session = self.identity.get().await?;
             check_realm(call.key, &session)?;
+            self.turns.next().await;
             tries += 1;
             let sent = Instant::now();
             let outcome = self.send(call, &session, bound.saturating_sub(spent)).await;
             let failure = match outcome {
                 Ok(answer) => {
+                    self.turns.learn(None);
                     self.observe(call.operation, "ok", sent);
                     return Ok(answer);
                 }
@@ -98,6 +101,7 @@ impl Connection {
             spent += sent.elapsed();
             let subject = self.identity.subject(&session);
             let fault = error::kms(&call.asked(&subject), &failure);
+            self.turns.learn(Some(&fault));
             self.observe(call.operation, fault.reason.as_str(), sent);
             // A token that was revoked, or whose certificate has rotated away: one new one is worth a try.
             if failure.is_unauthenticated() && session.expires.is_some() && !renewed {

@@ -17,11 +17,13 @@ use std::{fmt, sync::Arc, time::SystemTime};
 
 use aws_lc_rs::digest;
 
-use super::{Clock, Cluster, Observer, SecretEntries, Tenant, Timeouts, cache::Bounded, recent::Recent};
+use super::{
+    Clock, Cluster, Observer, SecretEntries, Tenant, Timeouts, cache::Bounded, pace::Pace, recent::Recent,
+};
 use crate::{
     api::Reason,
     seal::{
-        Fault,
+        Fault, KMS_REQUESTS_PER_SECOND,
         endpoint::{EndpointPolicy, VaultEndpoint, allow_oci},
         oci::{Credentials, OciSeal},
     },
@@ -74,6 +76,8 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// The time.
     pub clock: Clock,
+    /// How fast the KMS is asked.
+    pub(crate) pace: Arc<Pace>,
 }
 
 impl Settings {
@@ -84,6 +88,7 @@ impl Settings {
             environment,
             timeouts: Timeouts::default(),
             clock: Arc::new(SystemTime::now),
+            pace: Pace::new(KMS_REQUESTS_PER_SECOND),
         }
     }
 }
@@ -171,6 +176,7 @@ impl Oci {
                 self.settings.timeouts.operation,
             ))
         });
+        let turns = self.settings.pace.turns(tenant.namespace, &key);
         let place = (key, management.url.clone(), seal.key.to_string());
         let connection = Connection {
             crypto,
@@ -181,6 +187,7 @@ impl Oci {
             timeouts: self.settings.timeouts,
             clock: Arc::clone(&self.settings.clock),
             observer: Arc::clone(&self.observer),
+            turns,
             description: self.descriptions.get_or(&place, Arc::default),
         };
         Ok(Kms::new(connection, seal.key.clone()))

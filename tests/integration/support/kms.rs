@@ -110,6 +110,31 @@ struct State {
     scripts: HashMap<&'static str, VecDeque<Act>>,
     standing: HashMap<&'static str, Act>,
     malformed: Vec<String>,
+    limit: Option<Limit>,
+}
+
+/// A quota: so many requests a second, and as many at once.
+struct Limit {
+    per_second: f64,
+    left: f64,
+    at: Instant,
+    refused: usize,
+}
+
+impl Limit {
+    fn admits(&mut self) -> bool {
+        let now = Instant::now();
+        let earned = self.per_second * now.duration_since(self.at).as_secs_f64();
+        self.left = (self.left + earned).min(self.per_second);
+        self.at = now;
+        let admits = self.left >= 1.0;
+        if admits {
+            self.left -= 1.0;
+        } else {
+            self.refused += 1;
+        }
+        admits
+    }
 }
 
 /// The server.
@@ -219,6 +244,21 @@ impl Kms {
         let mut state = self.state();
         state.scripts.clear();
         state.standing.clear();
+    }
+
+    /// From now on only so many requests a second are answered, the others with `ThrottlingException`; `None` lifts it.
+    pub fn limit(&self, per_second: Option<f64>) {
+        self.state().limit = per_second.map(|per_second| Limit {
+            per_second,
+            left: per_second,
+            at: Instant::now(),
+            refused: 0,
+        });
+    }
+
+    /// Requests that the limit has refused.
+    pub fn refused(&self) -> usize {
+        self.state().limit.as_ref().map_or(0, |limit| limit.refused)
     }
 
     /// All calls so far.
@@ -360,6 +400,9 @@ fn answer(state: &Mutex<State>, request: &Request) -> Reply {
         session_token: request.header("x-amz-security-token").map(str::to_owned),
         at: Instant::now(),
     });
+    if !state.limit.as_mut().is_none_or(Limit::admits) {
+        return error(400, "ThrottlingException");
+    }
     let act = state
         .scripts
         .get_mut(operation.as_str())

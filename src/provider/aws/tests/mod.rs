@@ -176,6 +176,7 @@ impl Bench {
         let (cluster, notes) = (Arc::new(cluster), Arc::new(Notes::default()));
         let ahead = Arc::new(AtomicU64::new(0));
         let settings = Settings {
+            pace: crate::provider::pace::Pace::new(crate::seal::KMS_REQUESTS_PER_SECOND),
             binding_domain: "prod".into(),
             endpoints: EndpointPolicy {
                 environment: environment.endpoints.clone(),

@@ -1,0 +1,119 @@
+//! The kube-apiserver of `cargo xtask cluster`, killed and started again by the one who measures or breaks things.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How a process was started, so that it can be started again the same way.
+pub struct Process {
+    pid: u32,
+    words: Vec<String>,
+    folder: PathBuf,
+    environment: Vec<(String, String)>,
+    again: Option<Child>,
+}
+
+impl Process {
+    /// Finds the process among all of this machine's whose command line starts with a program of this name and holds
+    /// `mark`.
+    pub fn find(program: &str, mark: &str) -> Option<Self> {
+        let processes = fs::read_dir("/proc").ok()?.flatten();
+        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        pids.filter_map(Self::read).find(|process| {
+            let name = process
+                .words
+                .first()
+                .map(|word| word.rsplit('/').next() == Some(program));
+            name == Some(true) && process.words.iter().any(|word| word.contains(mark))
+        })
+    }
+
+    fn read(pid: u32) -> Option<Self> {
+        let text = |name: &str| {
+            let bytes = fs::read(format!("/proc/{pid}/{name}")).ok()?;
+            let parts = bytes.split(|byte| *byte == 0).filter(|part| !part.is_empty());
+            Some(
+                parts
+                    .map(|part| String::from_utf8_lossy(part).into_owned())
+                    .collect::<Vec<_>>(),
+            )
+        };
+        let environment = text("environ")?;
+        let pairs = environment.iter().filter_map(|pair| pair.split_once('='));
+        Some(Self {
+            pid,
+            words: text("cmdline")?,
+            folder: fs::read_link(format!("/proc/{pid}/cwd")).ok()?,
+            environment: pairs
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect(),
+            again: None,
+        })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) {
+            let _ = kill_process(pid, signal);
+        }
+    }
+
+    /// SIGKILL, and started again as it was.
+    pub fn restart(&mut self) {
+        self.signal(Signal::KILL);
+        match &mut self.again {
+            Some(child) => {
+                let _ = child.wait();
+            }
+            // Somebody else's child: gone when its files are.
+            None => {
+                while fs::read_link(format!("/proc/{}/exe", self.pid)).is_ok() {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+        }
+        let mut words = self.words.iter();
+        let mut command = Command::new(words.next().unwrap());
+        command
+            .args(words)
+            .env_clear()
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .current_dir(&self.folder)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let child = command.spawn().unwrap();
+        self.pid = child.id();
+        self.again = Some(child);
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.again {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// The API server that KUBECONFIG names, by its port.
+pub fn apiserver() -> Process {
+    let kubeconfig = std::env::var("KUBECONFIG").unwrap();
+    let text = fs::read_to_string(kubeconfig).unwrap();
+    let (_, rest) = text
+        .split_once("https://127.0.0.1:")
+        .expect("the test cluster's kubeconfig");
+    let port: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    Process::find("kube-apiserver", &format!("--secure-port={port}")).expect("the test cluster's apiserver")
+}
