@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::plane::Plane;
 
 /// The kinds that the operator writes, as the apiserver's metrics call them.
-const WRITTEN: [&str; 8] = [
+const WRITTEN: [&str; 7] = [
     "sealconfigs",
     "secrets",
     "events",
@@ -21,7 +21,6 @@ const WRITTEN: [&str; 8] = [
     "deployments",
     "statefulsets",
     "daemonsets",
-    "leases",
 ];
 
 /// What the operator's binary is; the operator module asks its parent for it.

@@ -234,16 +234,4 @@ impl World {
             .await;
         (start.elapsed(), PLAIN)
     }
-
-    /// Until the apiserver answers.
-    pub async fn answers(&self) {
-        let client = self.plane.client();
-        loop {
-            let request = ::http::Request::get("/readyz").body(Vec::new()).unwrap();
-            if client.request_text(request).await.is_ok() {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
 }

@@ -7,7 +7,9 @@ use std::{
 
 use kube::Client;
 
-use super::{events::Events, index::Index, turnstile::Turnstile, unseal::Unsealers, watch::Scope};
+use super::{
+    events::Events, index::Index, kept::Kept, turnstile::Turnstile, unseal::Unsealers, watch::Scope,
+};
 use crate::{
     api::SealConfigStatus,
     lease::Term,
@@ -44,7 +46,7 @@ pub struct Context {
     /// Until when this replica acts.
     pub term: Term,
     scopes: Mutex<Vec<Scope>>,
-    objects: Mutex<HashMap<(String, String), Remembered>>,
+    objects: Mutex<HashMap<(String, String), Box<Remembered>>>,
 }
 
 /// What is remembered of one SealConfig between reconciles.
@@ -107,22 +109,35 @@ impl Context {
 
     /// Takes what is remembered of an object; nothing if it is another of the same name. kube never reconciles one
     /// object twice at once, so nobody misses it meanwhile.
-    pub fn recall(&self, namespace: &str, name: &str, uid: &str) -> Remembered {
+    pub fn recall(&self, namespace: &str, name: &str, uid: &str) -> Box<Remembered> {
         let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (namespace.to_owned(), name.to_owned());
         objects
             .remove(&key)
             .filter(|remembered| remembered.uid == uid)
-            .unwrap_or_else(|| Remembered {
-                uid: uid.to_owned(),
-                ..Remembered::default()
+            .unwrap_or_else(|| {
+                Box::new(Remembered {
+                    uid: uid.to_owned(),
+                    ..Remembered::default()
+                })
             })
     }
 
     /// Puts back what is remembered.
-    pub fn remember(&self, namespace: &str, name: &str, remembered: Remembered) {
+    pub fn remember(&self, namespace: &str, name: &str, remembered: Box<Remembered>) {
         let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
         objects.insert((namespace.to_owned(), name.to_owned()), remembered);
+    }
+
+    /// The watch has shown an object: the status that it shows need not be remembered.
+    pub fn told(&self, namespace: &str, name: &str, config: &Kept) {
+        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = objects.get_mut(&(namespace.to_owned(), name.to_owned()));
+        if let Some(known) = known.filter(|known| known.status.is_some())
+            && config.status() == known.status
+        {
+            known.status = None;
+        }
     }
 
     /// Forgets an object that is gone.

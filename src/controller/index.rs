@@ -95,9 +95,9 @@ impl Space {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct References {
     /// Kind and name, in its own namespace.
-    pub objects: BTreeSet<(Kind, String)>,
+    pub objects: Vec<(Kind, String)>,
     /// Secrets that it reads.
-    pub read_secrets: BTreeSet<String>,
+    pub read_secrets: Vec<String>,
     /// The pods that it selects.
     pub pods: Vec<Selector>,
 }
@@ -196,12 +196,10 @@ impl Index {
     /// The Secrets of a namespace that name this SealConfig as the one that delivered keys to them.
     pub fn delivered_by(&self, namespace: &str, name: &str) -> BTreeMap<String, SecretFacts> {
         self.read(namespace, |space| {
-            let told = space.secrets.iter().filter_map(|(secret, known)| {
-                let facts = known.told()?;
-                let of_it = facts.owner_name.as_deref() == Some(name) && !facts.delivered.marks.is_empty();
-                of_it.then(|| (secret.to_string(), facts.clone()))
-            });
-            told.collect()
+            let of_it = space.secrets.iter().filter(|(_, known)| known.delivered_by(name));
+            of_it
+                .map(|(secret, known)| (secret.to_string(), known.facts()))
+                .collect()
         })
     }
 
@@ -384,7 +382,7 @@ impl Index {
                 let referring = space.referred.get(&(Kind::Secret, name.to_owned()));
                 referring.into_iter().flatten().any(|config| {
                     let refers = space.referring.get(config);
-                    refers.is_some_and(|refers| refers.read_secrets.contains(name))
+                    refers.is_some_and(|refers| refers.read_secrets.iter().any(|read| read == name))
                 })
             };
             names

@@ -11,6 +11,7 @@ pub mod finalize;
 pub mod hedge;
 pub mod index;
 pub mod keep;
+pub mod kept;
 pub mod observe;
 pub mod open;
 pub mod preflight;
@@ -39,7 +40,7 @@ use futures::{
 use kube::{
     ResourceExt,
     client::ClientBuilder,
-    core::{DeserializeGuard, Selector},
+    core::Selector,
     runtime::{
         Controller, WatchStreamExt,
         controller::{self, Action},
@@ -50,15 +51,18 @@ use kube::{
 };
 
 use crate::{
-    api::SealConfig,
     lease::{self, Candidacy, Term, election::Loss},
     provider::{self, Clouds},
     settings::Settings,
     telemetry::{metrics::Metrics, server},
 };
 use context::Context;
+use kept::Kept;
 use turnstile::Pass;
 use watch::{Pending, Scope};
+
+/// SealConfigs of one page of a list: a page is held several times while it is read.
+const CONFIGS_A_PAGE: u32 = 100;
 
 /// Why the controller could not start.
 #[derive(Debug, thiserror::Error)]
@@ -151,6 +155,7 @@ pub async fn run(
     } else {
         namespaces.iter().cloned().map(Some).collect()
     };
+    let streams = watch::streams_lists(&context.client).await;
     let running = scopes.into_iter().map(|namespace| {
         let mut stopped = stopped.clone();
         let stop = async move {
@@ -160,7 +165,7 @@ pub async fn run(
             term: term.clone(),
             leads: leads.clone(),
         };
-        run_scope(context.clone(), namespace, health.clone(), replica, stop)
+        run_scope(context.clone(), namespace, streams, health.clone(), replica, stop)
     });
     match election {
         None => {
@@ -213,6 +218,7 @@ fn random_word() -> Result<String, StartError> {
 async fn run_scope(
     context: Arc<Context>,
     namespace: Option<String>,
+    streams: bool,
     health: server::Health,
     replica: Replica,
     stop: impl Future<Output = ()> + Send + Sync + 'static,
@@ -221,6 +227,7 @@ async fn run_scope(
     let scope = Scope {
         namespace: namespace.clone(),
         trigger,
+        streams,
     };
     context.watches(scope.clone());
     let watches_namespaces = namespace.is_none();
@@ -250,8 +257,8 @@ async fn run_scope(
         return;
     }
 
-    let (reader, writer) = reflector::store::<DeserializeGuard<SealConfig>>();
-    let api = scope.api::<DeserializeGuard<SealConfig>>(context.client.clone());
+    let (reader, writer) = reflector::store::<Kept>();
+    let api = scope.api::<Kept>(context.client.clone());
     let known = context.clone();
     let begun = Arc::new(AtomicBool::new(false));
     let begins = begun.clone();
@@ -260,9 +267,9 @@ async fn run_scope(
     let changed = predicates::generation
         .combine(predicates::annotations)
         .combine(predicates::labels);
-    let configs = watcher(api, watcher::Config::default())
+    // Not from the apiserver's cache: a trigger for a rotation that is behind would be taken for a new one.
+    let configs = watcher(api, watcher::Config::default().page_size(CONFIGS_A_PAGE))
         .default_backoff()
-        .modify(|config| config.managed_fields_mut().clear())
         .inspect_ok(move |event| {
             remember(&known, &seen_in, event, &mut gone);
             if matches!(event, Event::InitDone) {
@@ -280,7 +287,7 @@ async fn run_scope(
     let elected = futures::stream::once(async move {
         let _ = leads.wait_for(|leads| *leads).await;
     });
-    let as_leader = move |config: Arc<DeserializeGuard<SealConfig>>, context: Arc<Context>| {
+    let as_leader = move |config: Arc<Kept>, context: Arc<Context>| {
         let leads = term.holds();
         async move {
             if !leads {
@@ -320,7 +327,7 @@ async fn run_scope(
 fn remember(
     context: &Arc<Context>,
     scope: &Scope,
-    event: &Event<DeserializeGuard<SealConfig>>,
+    event: &Event<Kept>,
     gone: &mut HashSet<(String, String)>,
 ) {
     let namespace = scope.namespace.as_deref();
@@ -336,12 +343,10 @@ fn remember(
                 .index
                 .saw_config(&namespace, &name, config.uid().unwrap_or_default());
             // Of every SealConfig, also of those that are another instance's or suspended: theirs is the pod as well.
-            let unseal = config
-                .0
-                .as_ref()
-                .ok()
-                .and_then(|config| config.spec.unseal.as_ref());
-            let selector = unseal.and_then(|unseal| Selector::try_from(unseal.pod_selector.clone()).ok());
+            let selector = config
+                .unseal()
+                .and_then(|unseal| Selector::try_from(unseal.pod_selector).ok());
+            context.told(&namespace, &name, config);
             if context.index.saw_unseal(&namespace, &name, selector) {
                 context.unsealers.sync(context, &namespace);
             }

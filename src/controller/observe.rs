@@ -52,8 +52,8 @@ pub fn references(model: &Model) -> References {
     let targets = model.targets.iter().filter_map(|target| target.selector.clone());
     let unseal = model.unseal.iter().map(|unseal| unseal.selector.clone());
     References {
-        objects,
-        read_secrets,
+        objects: objects.into_iter().collect(),
+        read_secrets: read_secrets.into_iter().collect(),
         pods: targets.chain(unseal).collect(),
     }
 }

@@ -3,11 +3,10 @@
 use std::{convert::Infallible, sync::Arc, time::Instant};
 
 use jiff::Timestamp;
-use kube::{ResourceExt, core::DeserializeGuard, runtime::controller::Action};
+use kube::{ResourceExt, runtime::controller::Action};
 
-use super::{apply, context::Context, finalize, observe, report, unseal};
+use super::{apply, context::Context, finalize, kept::Kept, observe, report, unseal};
 use crate::{
-    api::SealConfig,
     provider,
     seal::{FaultKind, backoff, checks, model, plan, status, store::StoreFacts},
 };
@@ -16,13 +15,10 @@ use crate::{
 ///
 /// # Errors
 /// None: every fault is a status and a time to look again.
-pub async fn reconcile(
-    object: Arc<DeserializeGuard<SealConfig>>,
-    context: Arc<Context>,
-) -> Result<Action, Infallible> {
+pub async fn reconcile(object: Arc<Kept>, context: Arc<Context>) -> Result<Action, Infallible> {
     let started = Instant::now();
-    let Ok(config) = &object.0 else {
-        // The apiserver lets nothing in that this version cannot read, but an older one may have. Its text is not logged.
+    let Some(config) = &object.read() else {
+        // Its text is not logged.
         tracing::warn!(
             namespace = object.namespace(),
             name = object.name_any(),
@@ -108,7 +104,8 @@ pub async fn reconcile(
     };
     let outcome = report::report(&context, config, &saved, &next).await;
     remembered.saved = outcome.is_err().then_some(saved);
-    remembered.status = Some(next);
+    // What the watch has shown already need not be remembered.
+    remembered.status = (config.status.as_ref() != Some(&next)).then_some(next);
     context.remember(&namespace, &name, remembered);
     context
         .metrics

@@ -16,8 +16,8 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-use super::{context::Context, index::Kind};
-use crate::{api::SealConfig, kube_ext::facts};
+use super::{context::Context, index::Kind, kept::Kept};
+use crate::kube_ext::facts;
 
 /// SealConfigs to look at again: namespace and name.
 pub type Trigger = UnboundedSender<(String, String)>;
@@ -29,6 +29,8 @@ pub struct Scope {
     pub namespace: Option<String>,
     /// Where triggers go.
     pub trigger: Trigger,
+    /// Whether the apiserver sends lists object by object.
+    pub streams: bool,
 }
 
 impl Scope {
@@ -57,6 +59,13 @@ impl Scope {
     }
 }
 
+/// Whether an apiserver sends lists object by object (KEP-3157): on by default for good from 1.34 on.
+pub async fn streams_lists(client: &Client) -> bool {
+    let version = client.apiserver_version().await.ok();
+    let number = |text: &str| text.trim_end_matches('+').parse::<u32>().ok();
+    version.is_some_and(|version| number(&version.major) == Some(1) && number(&version.minor) >= Some(34))
+}
+
 /// How many first lists are still awaited.
 pub type Pending = Arc<watch::Sender<usize>>;
 
@@ -80,9 +89,18 @@ where
         .boxed()
 }
 
-/// A first list from the apiserver's cache: what is missing in it comes with the watch, and a decision made by it does no harm.
-fn from_cache() -> watcher::Config {
-    watcher::Config::default().any_semantic()
+impl Scope {
+    /// A first list of what others own. Object by object and from the apiserver's cache, where it can do that: a list of
+    /// all Secrets of a large cluster would take more than everything else that is kept. What is missing in the cache
+    /// comes with the watch, and a decision made by it does no harm.
+    fn list(&self) -> watcher::Config {
+        let config = watcher::Config::default();
+        if self.streams {
+            config.streaming_lists()
+        } else {
+            config
+        }
+    }
 }
 
 fn listed(pending: &Pending, first: &mut bool) {
@@ -103,7 +121,7 @@ pub async fn secrets(context: Arc<Context>, scope: Scope, pending: Pending) {
         scope.api::<Meta<Secret>>(context.client.clone()),
         // A list that is behind shows a delivered Secret as touched or absent: it is applied once more, which changes
         // nothing (see `deliver`), and a start does not wait for the apiserver's cache.
-        from_cache(),
+        scope.list(),
         "secrets",
     );
     let mut first = true;
@@ -154,7 +172,7 @@ pub async fn secrets(context: Arc<Context>, scope: Scope, pending: Pending) {
 pub async fn config_maps(context: Arc<Context>, scope: Scope, pending: Pending) {
     let mut stream = events(
         scope.api::<Meta<ConfigMap>>(context.client.clone()),
-        from_cache(),
+        scope.list(),
         "configmaps",
     );
     let lost = |namespace: &str, name: &str| {
@@ -198,7 +216,7 @@ pub async fn config_maps(context: Arc<Context>, scope: Scope, pending: Pending) 
 pub async fn service_accounts(context: Arc<Context>, scope: Scope, pending: Pending) {
     let mut stream = events(
         scope.api::<Meta<ServiceAccount>>(context.client.clone()),
-        from_cache(),
+        scope.list(),
         "serviceaccounts",
     );
     let mut first = true;
@@ -219,7 +237,7 @@ pub async fn service_accounts(context: Arc<Context>, scope: Scope, pending: Pend
 
 /// Pods, kept as the few facts that decisions need.
 pub async fn pods(context: Arc<Context>, scope: Scope, pending: Pending) {
-    let mut stream = events(scope.api::<Pod>(context.client.clone()), from_cache(), "pods");
+    let mut stream = events(scope.api::<Pod>(context.client.clone()), scope.list(), "pods");
     let tell = |namespace: &str, selecting: Vec<String>| {
         // Straight to who waits for it: no reconcile that waits for a KMS stands between a restart and its unsealing.
         context.unsealers.sync(&context, namespace);
@@ -256,7 +274,7 @@ pub async fn pods(context: Arc<Context>, scope: Scope, pending: Pending) {
 pub async fn namespaces(context: Arc<Context>, scope: Scope, pending: Pending) {
     let mut stream = events(
         Api::<Meta<Namespace>>::all(context.client.clone()),
-        from_cache(),
+        scope.list(),
         "namespaces",
     );
     let mut first = true;
@@ -279,6 +297,6 @@ pub async fn namespaces(context: Arc<Context>, scope: Scope, pending: Pending) {
 /// The triggers as the controller takes them.
 pub fn as_references(
     receiver: impl Stream<Item = (String, String)> + Send + 'static,
-) -> impl Stream<Item = ObjectRef<kube::core::DeserializeGuard<SealConfig>>> + Send + 'static {
+) -> impl Stream<Item = ObjectRef<Kept>> + Send + 'static {
     receiver.map(|(namespace, name)| ObjectRef::new(&name).within(&namespace))
 }

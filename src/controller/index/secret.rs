@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::seal::observed::SecretFacts;
+use crate::seal::observed::{Mark, SecretFacts};
 
 /// What is known of a Secret.
 pub enum Known {
@@ -14,7 +14,13 @@ pub enum Known {
         version: u64,
     },
     /// One of ours, or one that is being deleted.
-    Told(Box<SecretFacts>),
+    Told(Box<Told>),
+}
+
+/// The facts, with the marks of its keys in a list: most have one, and a map has room for eleven.
+pub struct Told {
+    facts: SecretFacts,
+    marks: Box<[(String, Mark)]>,
 }
 
 impl Known {
@@ -22,7 +28,7 @@ impl Known {
     pub fn version(&self) -> Cow<'_, str> {
         match self {
             Known::Foreign { version, .. } => Cow::Owned(version.to_string()),
-            Known::Told(facts) => Cow::Borrowed(&facts.resource_version),
+            Known::Told(told) => Cow::Borrowed(&told.facts.resource_version),
         }
     }
 
@@ -34,15 +40,19 @@ impl Known {
                 resource_version: version.to_string(),
                 ..SecretFacts::default()
             },
-            Known::Told(facts) => (**facts).clone(),
+            Known::Told(told) => {
+                let mut facts = told.facts.clone();
+                facts.delivered.marks = told.marks.iter().cloned().collect();
+                facts
+            }
         }
     }
 
-    /// What it says of us, if it says anything.
-    pub fn told(&self) -> Option<&SecretFacts> {
+    /// Whether it says that keys were delivered to it by a SealConfig of this name.
+    pub fn delivered_by(&self, name: &str) -> bool {
         match self {
-            Known::Foreign { .. } => None,
-            Known::Told(facts) => Some(facts),
+            Known::Foreign { .. } => false,
+            Known::Told(told) => told.facts.owner_name.as_deref() == Some(name) && !told.marks.is_empty(),
         }
     }
 }
@@ -54,7 +64,14 @@ impl From<SecretFacts> for Known {
             .map(|(uid, version)| Known::Foreign { uid, version })
             // What would not come back as it was is kept as it is.
             .filter(|foreign| foreign.facts() == facts);
-        foreign.unwrap_or_else(|| Known::Told(Box::new(facts)))
+        foreign.unwrap_or_else(|| {
+            let mut facts = facts;
+            let marks = std::mem::take(&mut facts.delivered.marks);
+            Known::Told(Box::new(Told {
+                facts,
+                marks: marks.into_iter().collect(),
+            }))
+        })
     }
 }
 
@@ -96,6 +113,9 @@ mod tests {
             changed(|f| f.resource_version = "0042".into()),
             changed(|f| f.resource_version = "x".into()),
             changed(|f| f.owner_uid = Some("u".into())),
+            changed(|f| {
+                f.delivered.marks.insert("k".into(), Mark::default());
+            }),
             changed(|f| f.adopt_by = Some("c".into())),
             changed(|f| f.deleting = true),
             SecretFacts::default(),

@@ -117,3 +117,17 @@ pub fn apiserver() -> Process {
     let port: String = rest.chars().take_while(char::is_ascii_digit).collect();
     Process::find("kube-apiserver", &format!("--secure-port={port}")).expect("the test cluster's apiserver")
 }
+
+/// Waits until the API server is ready. With a client of its own: the usual one waits longer and longer between its tries.
+pub async fn answers() {
+    let mut config = kube::Config::infer().await.unwrap();
+    config.default_retry = false;
+    let client = kube::Client::try_from(config).unwrap();
+    loop {
+        let request = ::http::Request::get("/readyz").body(Vec::new()).unwrap();
+        if client.request_text(request).await.is_ok() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
