@@ -14,12 +14,15 @@
 
 mod bad_input;
 mod chart;
+mod chart_values;
 mod cli;
 mod crash;
 mod doctor;
 mod drift;
 mod endpoints;
+mod failover;
 mod generated;
+mod gitops;
 mod guards;
 mod imds;
 mod imported;
@@ -37,6 +40,7 @@ mod oci_over_time;
 mod oci_schema;
 mod oci_secrecy;
 mod oci_thrift;
+mod operations;
 mod operator_identity;
 mod own_identity;
 mod ownership;

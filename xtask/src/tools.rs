@@ -81,6 +81,14 @@ const WRAPPEDSTORE: Pinned = Pinned {
     sources: &["main.go"],
     variable: "TEST_ASSET_WRAPPEDSTORE",
 };
+/// Ours, around the libraries with which GitOps tools read a status.
+const GITOPS: Pinned = Pinned {
+    name: "gitops",
+    module: "gitops",
+    package: ".",
+    sources: &["main.go"],
+    variable: "TEST_ASSET_GITOPS",
+};
 
 /// The consumer of seal stanzas and their environment variables, of the last free version that builds as a dependency.
 const VAULT: Pinned = Pinned {
@@ -134,6 +142,8 @@ pub struct Tools {
     pub stanza: PathBuf,
     /// Opens a copy of the wrapped store.
     pub wrappedstore: PathBuf,
+    /// Reads a status as GitOps tools do.
+    pub gitops: PathBuf,
 }
 
 impl Tools {
@@ -173,6 +183,7 @@ impl Tools {
             openbao,
             stanza: workshop.provide(&STANZA)?,
             wrappedstore: workshop.provide(&WRAPPEDSTORE)?,
+            gitops: workshop.provide(&GITOPS)?,
         })
     }
 }
@@ -370,6 +381,7 @@ pub fn run(session: &Session, arguments: &[String]) -> Outcome<i32> {
         &tools.openbao,
         &tools.stanza,
         &tools.wrappedstore,
+        &tools.gitops,
         &deny,
     ];
     for path in programs.into_iter().chain(&tools.controller_manager) {
@@ -409,7 +421,7 @@ mod tests {
 
     #[test]
     fn every_source_in_the_folder_of_a_program_of_our_own_counts() {
-        for tool in [&OCIKMS, &STANZA] {
+        for tool in [&OCIKMS, &STANZA, &WRAPPEDSTORE, &GITOPS] {
             let files = std::fs::read_dir(folder_of(tool.module)).unwrap();
             let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
             let mut sources: Vec<String> = names
