@@ -20,7 +20,7 @@ const LABEL: &str = "autounseal.dev/operator-identity";
 const GRANTS: &str = "autounseal.dev/operator-identity-grants";
 
 /// The files of values that the chart is tried with.
-const VALUES: &[&str] = &["tenants", "cluster-wide", "everything"];
+pub const VALUES: &[&str] = &["tenants", "cluster-wide", "everything"];
 
 /// The path of one of them.
 pub fn values(name: &str) -> String {

@@ -47,6 +47,7 @@ mod ownership;
 mod pods;
 mod preflight;
 mod rights;
+mod scans;
 mod schema;
 mod scripted_servers;
 mod secrecy;

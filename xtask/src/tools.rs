@@ -89,6 +89,30 @@ const GITOPS: Pinned = Pinned {
     sources: &["main.go"],
     variable: "TEST_ASSET_GITOPS",
 };
+/// Evaluates alerts over written series.
+const PROMTOOL: Pinned = Pinned {
+    name: "promtool",
+    module: "promtool",
+    package: "github.com/prometheus/prometheus/cmd/promtool",
+    sources: &[],
+    variable: "TEST_ASSET_PROMTOOL",
+};
+/// Holds manifests against schemas.
+const KUBECONFORM: Pinned = Pinned {
+    name: "kubeconform",
+    module: "kubeconform",
+    package: "github.com/yannh/kubeconform/cmd/kubeconform",
+    sources: &[],
+    variable: "TEST_ASSET_KUBECONFORM",
+};
+/// Has opinions on manifests.
+const KUBE_SCORE: Pinned = Pinned {
+    name: "kube-score",
+    module: "kube-score",
+    package: "github.com/zegl/kube-score/cmd/kube-score",
+    sources: &[],
+    variable: "TEST_ASSET_KUBE_SCORE",
+};
 
 /// The consumer of seal stanzas and their environment variables, of the last free version that builds as a dependency.
 const VAULT: Pinned = Pinned {
@@ -144,6 +168,12 @@ pub struct Tools {
     pub wrappedstore: PathBuf,
     /// Reads a status as GitOps tools do.
     pub gitops: PathBuf,
+    /// Evaluates alerts.
+    pub promtool: PathBuf,
+    /// Holds manifests against schemas.
+    pub kubeconform: PathBuf,
+    /// Has opinions on manifests.
+    pub kube_score: PathBuf,
 }
 
 impl Tools {
@@ -184,6 +214,9 @@ impl Tools {
             stanza: workshop.provide(&STANZA)?,
             wrappedstore: workshop.provide(&WRAPPEDSTORE)?,
             gitops: workshop.provide(&GITOPS)?,
+            promtool: workshop.provide(&PROMTOOL)?,
+            kubeconform: workshop.provide(&KUBECONFORM)?,
+            kube_score: workshop.provide(&KUBE_SCORE)?,
         })
     }
 }
@@ -195,6 +228,11 @@ pub fn helm(session: &Session) -> Outcome<PathBuf> {
         go: OnceCell::new(),
     };
     workshop.provide(&HELM)
+}
+
+/// Finds or makes checkov, which scans manifests.
+pub fn checkov(session: &Session) -> Outcome<Environment> {
+    python::environment(session, "checkov", &folder_of("checkov").join("requirements.txt"))
 }
 
 /// Builds programs; looks for Go only once one has to be named or built.
@@ -209,9 +247,9 @@ impl Workshop<'_> {
             return Ok(path);
         }
         let module = folder_of(tool.module);
-        let linker = linker_flags(tool);
+        let (linker, tags) = (linker_flags(tool), build_tags(tool));
         let go = self.go(&module)?;
-        let key = key(tool, &linker, &go.version, |file| {
+        let key = key(tool, &format!("{linker}{tags}"), &go.version, |file| {
             repository::read(&module.join(file))
         })?;
         let folder = cache::ensure(self.session, tool.name, &key, |folder| {
@@ -223,6 +261,7 @@ impl Workshop<'_> {
                 module,
                 package: tool.package.to_owned(),
                 linker,
+                tags,
             };
             go.build(self.session, &build, &folder.join(tool.name))
         })?;
@@ -280,6 +319,14 @@ fn linker_flags(tool: &Pinned) -> String {
             format!("{strip}{}{}", version("chartutil"), version("lint/rules"))
         }
         _ => strip.to_owned(),
+    }
+}
+
+fn build_tags(tool: &Pinned) -> &'static str {
+    match tool.module {
+        // Without what finds targets in twenty clouds, which is most of what there is to compile.
+        "promtool" => "remove_all_sd",
+        _ => "",
     }
 }
 
@@ -382,6 +429,9 @@ pub fn run(session: &Session, arguments: &[String]) -> Outcome<i32> {
         &tools.stanza,
         &tools.wrappedstore,
         &tools.gitops,
+        &tools.promtool,
+        &tools.kubeconform,
+        &tools.kube_score,
         &deny,
     ];
     for path in programs.into_iter().chain(&tools.controller_manager) {
