@@ -24,6 +24,7 @@ mod failover;
 mod generated;
 mod gitops;
 mod guards;
+mod hardening;
 mod imds;
 mod imported;
 mod leader;

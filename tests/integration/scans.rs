@@ -202,8 +202,8 @@ fn every_opinion_of_kube_score_has_its_answer() {
     let folder = folder();
     for name in VALUES {
         let objects = render("r", "ops", &values(name));
-        let stream: String = objects.iter().map(|object| format!("---\n{object}\n")).collect();
-        std::fs::write(folder.join("chart.yaml"), stream).unwrap();
+        let stream: Vec<_> = objects.iter().map(Value::to_string).collect();
+        std::fs::write(folder.join("chart.yaml"), stream.join("\n---\n")).unwrap();
         let (_, said) = run(
             "AUTOUNSEAL_KUBE_SCORE",
             &folder,

@@ -17,6 +17,7 @@ use crate::{cache, process, repository};
 /// server's version.
 const KUBERNETES_VERSION: &str = "v1.35.4";
 const CARGO_DENY_VERSION: &str = "0.20.2";
+const CARGO_CYCLONEDX_VERSION: &str = "0.5.9";
 
 /// One program of a pinned Go module.
 struct Pinned {
@@ -379,28 +380,39 @@ pub fn iproute2(session: &Session) -> Outcome<()> {
 
 /// cargo-deny: the one on PATH if it is of the same minor version, else built into the cache.
 pub fn cargo_deny(session: &Session) -> Outcome<PathBuf> {
-    let version = process::answer(Command::new("cargo-deny").arg("--version")).unwrap_or_default();
-    if same_minor(version.trim_start_matches("cargo-deny "), CARGO_DENY_VERSION) {
-        return Ok(PathBuf::from("cargo-deny"));
+    cargo_program(session, "cargo-deny", CARGO_DENY_VERSION, &["--version"])
+}
+
+/// cargo-cyclonedx, likewise.
+pub fn cargo_cyclonedx(session: &Session) -> Outcome<PathBuf> {
+    cargo_program(
+        session,
+        "cargo-cyclonedx",
+        CARGO_CYCLONEDX_VERSION,
+        &["cyclonedx", "--version"],
+    )
+}
+
+fn cargo_program(session: &Session, name: &str, version: &str, ask: &[&str]) -> Outcome<PathBuf> {
+    let said = process::answer(Command::new(name).args(ask)).unwrap_or_default();
+    if same_minor(said.split_whitespace().last().unwrap_or_default(), version) {
+        return Ok(PathBuf::from(name));
     }
-    let folder = cache::ensure(session, "cargo-deny", CARGO_DENY_VERSION, |folder| {
-        eprintln!("==> building cargo-deny {CARGO_DENY_VERSION} (minutes, once on this machine)");
+    let folder = cache::ensure(session, name, version, |folder| {
+        eprintln!("==> building {name} {version} (minutes, once on this machine)");
         let scratch = folder.join("target");
         let mut install = repository::cargo(&scratch);
         install
-            .args([
-                "install",
-                "--locked",
-                "--version",
-                CARGO_DENY_VERSION,
-                "cargo-deny",
-                "--root",
-            ])
+            .args(["install", "--locked", "--version", version, name, "--root"])
             .arg(folder);
-        session.run_logged(&mut install, "building cargo-deny", &folder.join("install.log"))?;
+        session.run_logged(
+            &mut install,
+            &format!("building {name}"),
+            &folder.join("install.log"),
+        )?;
         std::fs::remove_dir_all(&scratch).doing(format!("remove {}", scratch.display()))
     })?;
-    Ok(folder.join("bin/cargo-deny"))
+    Ok(folder.join("bin").join(name))
 }
 
 fn same_minor(left: &str, right: &str) -> bool {
