@@ -4,11 +4,12 @@ use std::{convert::Infallible, sync::Arc, time::Instant};
 
 use jiff::Timestamp;
 use kube::{ResourceExt, core::DeserializeGuard, runtime::controller::Action};
+use tracing::Instrument;
 
 use super::{apply, context::Context, finalize, observe, report, unseal};
 use crate::{
     api::SealConfig,
-    provider,
+    provider::{self, TRACES},
     seal::{FaultKind, backoff, checks, model, plan, status, store::StoreFacts},
 };
 
@@ -17,6 +18,15 @@ use crate::{
 /// # Errors
 /// None: every fault is a status and a time to look again.
 pub async fn reconcile(
+    object: Arc<DeserializeGuard<SealConfig>>,
+    context: Arc<Context>,
+) -> Result<Action, Infallible> {
+    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+    let span = tracing::info_span!(target: TRACES, "reconcile", kind = "SealConfig", namespace, name);
+    Box::pin(look(object, context)).instrument(span).await
+}
+
+async fn look(
     object: Arc<DeserializeGuard<SealConfig>>,
     context: Arc<Context>,
 ) -> Result<Action, Infallible> {
