@@ -52,6 +52,7 @@ mod scans;
 mod schema;
 mod scripted_servers;
 mod secrecy;
+mod snooping;
 mod stanzas;
 mod store_binding;
 mod store_cli;
