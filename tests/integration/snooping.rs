@@ -118,7 +118,7 @@ fn attacks(scene: &Scene, victim: &str) -> Vec<(&'static str, Value)> {
         (
             "api-key",
             with("api-key", &|spec| {
-                oci(spec, json!({"apiKey": {"secretRef": {"name": victim}}}))
+                oci(spec, json!({"apiKey": {"secretRef": {"name": victim}}}));
             }),
         ),
         (
@@ -146,7 +146,7 @@ fn attacks(scene: &Scene, victim: &str) -> Vec<(&'static str, Value)> {
         (
             "target",
             with("target", &|spec| {
-                spec["targets"][0]["secret"]["name"] = json!(own)
+                spec["targets"][0]["secret"]["name"] = json!(own);
             }),
         ),
         (
