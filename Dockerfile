@@ -3,12 +3,17 @@ ARG RUST_VERSION=1.95.0
 FROM rust:${RUST_VERSION}-alpine AS build
 # aws-lc-rs builds its C and assembly from source.
 RUN apk add --no-cache ca-certificates cmake gcc make musl-dev perl
+# Writes the list of crates into the program, where scanners of images find it.
+RUN cargo install --locked --version 0.7.7 cargo-auditable
 WORKDIR /src
 COPY . .
-# The same sources give the same bytes wherever they lie: no paths of this machine, nothing incremental, only locked crates.
+# The same sources give the same bytes wherever they lie: no paths of this machine, no time, nothing incremental, only locked crates.
+ARG SOURCE_DATE_EPOCH=0
 ENV RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=/src=. --remap-path-prefix=/usr/local/cargo=cargo" \
-    CARGO_INCREMENTAL=0
-RUN cargo build --locked --release --bin autounseal \
+    CFLAGS="-ffile-prefix-map=/src=. -ffile-prefix-map=/usr/local/cargo=cargo" \
+    CARGO_INCREMENTAL=0 \
+    SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH}
+RUN cargo auditable build --locked --release --bin autounseal \
  && install -D -m 0555 target/release/autounseal /out/autounseal \
  && install -D -m 0444 /etc/ssl/certs/ca-certificates.crt /out/etc/ssl/certs/ca-certificates.crt
 

@@ -21,9 +21,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// Before anything is read: no core dump, no debugger, no reader of /proc/self/mem (security rule S13).
+/// Before anything is read: no core dump, no debugger, no reader of /proc/self/mem (security rule S13), and no page in swap.
 fn harden() {
-    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    use rustix::{
+        mm::{MlockAllFlags, mlockall},
+        process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit},
+    };
     // Both are forbidden by nothing but a kernel that knows them not; then there is nothing to switch off.
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     let _ = setrlimit(
@@ -33,4 +36,8 @@ fn harden() {
             maximum: Some(0),
         },
     );
+    // Under a limit an allocation that goes past it would fail, hours later.
+    if getrlimit(Resource::Memlock).current.is_none() {
+        let _ = mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT);
+    }
 }

@@ -80,6 +80,10 @@ pub struct ControllerArgs {
     /// Least level of the operator's own log lines. Libraries never log below warn.
     #[arg(long, env = "AUTOUNSEAL_LOG_LEVEL", default_value = "info")]
     pub log_level: LogLevel,
+    /// Where traces go by OTLP over HTTP, such as `http://collector:4318`. Default: nowhere.
+    #[cfg(feature = "otlp")]
+    #[arg(long, env = "AUTOUNSEAL_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
 }
 
 /// How log lines are written.

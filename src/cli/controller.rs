@@ -1,8 +1,12 @@
 //! `autounseal controller`: runs the operator.
 
 use tokio::signal::unix::{SignalKind, signal};
+#[cfg(feature = "otlp")]
+use tracing_subscriber::Layer;
 
 use super::{Done, Failure};
+#[cfg(feature = "otlp")]
+use crate::telemetry::traces::Traces;
 use crate::{
     controller, provider,
     settings::{ControllerArgs, Settings},
@@ -11,9 +15,18 @@ use crate::{
 
 /// Runs until SIGTERM or SIGINT, then finishes what was begun; a second signal ends at once.
 pub async fn run(args: &ControllerArgs) -> Done {
-    logs::start(args.log_format, args.log_level);
-    logs::quiet_panics();
     let misuse = |error: &dyn std::error::Error| Failure::Misuse(error.to_string());
+    #[cfg(feature = "otlp")]
+    let traces = match &args.otlp_endpoint {
+        Some(endpoint) => Some(Traces::to(endpoint).map_err(|error| misuse(&error))?),
+        None => None,
+    };
+    #[cfg(feature = "otlp")]
+    let layer = traces.as_ref().map(|traces| traces.layer().boxed());
+    #[cfg(not(feature = "otlp"))]
+    let layer = None;
+    logs::start(args.log_format, args.log_level, layer);
+    logs::quiet_panics();
     let environment = provider::Environment::read();
     let settings = Settings::from_args(args, |patterns| environment.endpoints(patterns))
         .map_err(|error| misuse(&error))?;
@@ -37,7 +50,10 @@ pub async fn run(args: &ControllerArgs) -> Done {
     let stop = async move {
         let _ = stop.await;
     };
-    controller::run(settings, clouds, stop)
-        .await
-        .map_err(|error| Failure::No(error.to_string()))
+    let ended = controller::run(settings, clouds, stop).await;
+    #[cfg(feature = "otlp")]
+    if let Some(traces) = traces {
+        traces.end().await;
+    }
+    ended.map_err(|error| Failure::No(error.to_string()))
 }

@@ -4,10 +4,11 @@ use std::{convert::Infallible, sync::Arc, time::Instant};
 
 use jiff::Timestamp;
 use kube::{ResourceExt, runtime::controller::Action};
+use tracing::Instrument;
 
 use super::{apply, context::Context, finalize, kept::Kept, observe, report, unseal};
 use crate::{
-    provider,
+    provider::{self, TRACES},
     seal::{FaultKind, backoff, checks, model, plan, status, store::StoreFacts},
 };
 
@@ -16,6 +17,12 @@ use crate::{
 /// # Errors
 /// None: every fault is a status and a time to look again.
 pub async fn reconcile(object: Arc<Kept>, context: Arc<Context>) -> Result<Action, Infallible> {
+    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+    let span = tracing::info_span!(target: TRACES, "reconcile", kind = "SealConfig", namespace, name);
+    Box::pin(look(object, context)).instrument(span).await
+}
+
+async fn look(object: Arc<Kept>, context: Arc<Context>) -> Result<Action, Infallible> {
     let started = Instant::now();
     let Some(config) = &object.read() else {
         // Its text is not logged.

@@ -81,6 +81,9 @@ impl Clouds {
     }
 }
 
+/// The target of spans that are sent as traces. They carry names and no text of anybody's.
+pub const TRACES: &str = "traces";
+
 /// One seal's key, with the credentials to use it. The clouds' futures are large and deep; here they end up in boxes.
 #[expect(
     clippy::large_enum_variant,
@@ -94,6 +97,13 @@ pub enum Kms {
 }
 
 impl Kms {
+    fn provider(&self) -> &'static str {
+        match self {
+            Kms::Aws(_) => "awskms",
+            Kms::Oci(_) => "ocikms",
+        }
+    }
+
     /// The role or principal, as far as known without asking anybody.
     pub fn identity(&self) -> Option<String> {
         match self {
@@ -106,6 +116,7 @@ impl Kms {
     ///
     /// # Errors
     /// Why there are none.
+    #[tracing::instrument(target = TRACES, name = "kms", skip_all, fields(provider = self.provider(), operation = "authenticate"))]
     pub async fn authenticate(&self) -> Result<(), Fault> {
         match self {
             Kms::Aws(kms) => kms.authenticate().boxed().await,
@@ -117,6 +128,7 @@ impl Kms {
     ///
     /// # Errors
     /// What kept the KMS from answering.
+    #[tracing::instrument(target = TRACES, name = "kms", skip_all, fields(provider = self.provider(), operation = "describe"))]
     pub async fn describe(&self) -> Result<Description, Fault> {
         match self {
             Kms::Aws(kms) => kms.describe().boxed().await.map(|described| Description {
@@ -133,6 +145,7 @@ impl Kms {
     ///
     /// # Errors
     /// `CiphertextInvalid`, `ContextMismatch`, `KeyNotAllowed`, and whatever the KMS or the credentials say.
+    #[tracing::instrument(target = TRACES, name = "kms", skip_all, fields(provider = self.provider(), operation = "unwrap"))]
     pub async fn unwrap(
         &self,
         format: Format,
@@ -149,6 +162,7 @@ impl Kms {
     ///
     /// # Errors
     /// `InvalidSpec` for what the format cannot hold; `KeyNotAllowed` if the KMS used another key; what it says.
+    #[tracing::instrument(target = TRACES, name = "kms", skip_all, fields(provider = self.provider(), operation = "wrap"))]
     pub async fn wrap(
         &self,
         key: &KeyBytes,
@@ -171,6 +185,7 @@ impl Kms {
     /// # Errors
     /// `KeyNotAllowed` if the KMS used another key; `InvalidSpec` for a context that is too long; what the KMS says. That
     /// the key's version cannot be asked for is none.
+    #[tracing::instrument(target = TRACES, name = "kms", skip_all, fields(provider = self.provider(), operation = "wrap_bound"))]
     pub async fn wrap_bound(&self, key: &KeyBytes, bound: &Bound<'_>) -> Result<Wrapped, Fault> {
         match self {
             Kms::Aws(kms) => kms.wrap_bound(key, bound).boxed().await,
@@ -185,6 +200,7 @@ impl Kms {
     /// `ContextMismatch` for a copy of another place; `KeyNotAllowed` for a recorded key that is not the seal's to use
     /// (nothing is decrypted then), or if another key opened it; `CiphertextInvalid` for what the operator never writes;
     /// and whatever the KMS or the credentials say.
+    #[tracing::instrument(target = TRACES, name = "kms", skip_all, fields(provider = self.provider(), operation = "unwrap_bound"))]
     pub async fn unwrap_bound(
         &self,
         ciphertext: &Ciphertext,

@@ -3,3 +3,5 @@
 pub mod logs;
 pub mod metrics;
 pub mod server;
+#[cfg(feature = "otlp")]
+pub mod traces;

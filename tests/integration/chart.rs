@@ -20,14 +20,16 @@ const LABEL: &str = "autounseal.dev/operator-identity";
 const GRANTS: &str = "autounseal.dev/operator-identity-grants";
 
 /// The files of values that the chart is tried with.
-const VALUES: &[&str] = &["tenants", "cluster-wide", "everything"];
+pub const VALUES: &[&str] = &["tenants", "cluster-wide", "everything"];
 
-fn values(name: &str) -> String {
+/// The path of one of them.
+pub fn values(name: &str) -> String {
     let path = repository("charts/auto-unseal-operator/ci").join(format!("{name}-values.yaml"));
     path.display().to_string()
 }
 
-fn render(release: &str, namespace: &str, values: &str) -> Vec<Value> {
+/// The objects that the chart makes of a file of values.
+pub fn render(release: &str, namespace: &str, values: &str) -> Vec<Value> {
     let (fine, text) = helm(&[
         "template",
         release,
@@ -38,13 +40,19 @@ fn render(release: &str, namespace: &str, values: &str) -> Vec<Value> {
         values,
     ]);
     assert!(fine, "{text}");
-    serde_yaml::Deserializer::from_str(&text)
+    objects_of(&text)
+}
+
+/// The objects of a stream of YAML.
+pub fn objects_of(stream: &str) -> Vec<Value> {
+    serde_yaml::Deserializer::from_str(stream)
         .map(|document| serde::Deserialize::deserialize(document).unwrap())
         .filter(|object: &Value| !object.is_null())
         .collect()
 }
 
-fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
+/// Those of one kind.
+pub fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
     objects.iter().filter(|object| object["kind"] == kind).collect()
 }
 
@@ -125,6 +133,9 @@ fn everything_that_can_be_asked_for_is_rendered() {
         .collect();
     kinds.sort_unstable();
     let expected = [
+        // Two of them are extraObjects.
+        "ConfigMap",
+        "ConfigMap",
         "ConfigMap",
         "ConfigMap",
         "CustomResourceDefinition",

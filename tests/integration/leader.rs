@@ -14,15 +14,18 @@ use crate::support::{
 };
 
 /// Longer than a Lease lasts.
-const PATIENCE: Duration = Duration::from_secs(90);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
-struct Replicas {
-    scene: Scene,
+/// Replicas of one operator, and what they share.
+pub struct Replicas {
+    /// Their namespace and their KMS.
+    pub scene: Scene,
     lease: String,
 }
 
 impl Replicas {
-    async fn new(name: &str) -> Self {
+    /// None yet.
+    pub async fn new(name: &str) -> Self {
         Self {
             scene: Scene::new(name).await,
             lease: format!("unseal-{}", unique()),
@@ -30,7 +33,7 @@ impl Replicas {
     }
 
     /// A replica under that name.
-    fn replica(&self, identity: &str) -> Operator {
+    pub fn replica(&self, identity: &str) -> Operator {
         self.scene.operator().flags([
             "--leader-elect",
             &format!("--leader-elect-namespace={}", self.scene.stage.namespace),
@@ -59,7 +62,8 @@ impl Replicas {
     }
 }
 
-fn leading(replica: &Running) -> bool {
+/// Whether it says that it leads.
+pub fn leading(replica: &Running) -> bool {
     replica
         .metrics()
         .lines()

@@ -556,7 +556,7 @@ async fn a_member_that_is_null_is_as_good_as_absent() {
 
 /// Fields and kinds that later work adds; their examples are not for this schema yet: to initialise servers, to keep
 /// recovery keys and root tokens, to migrate between seals.
-const LATER: [&str; 5] = [
+pub const LATER: [&str; 5] = [
     "kind: ManagedKey",
     "initialize:",
     "migrate:",

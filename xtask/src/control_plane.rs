@@ -251,6 +251,10 @@ impl<'a> ControlPlane<'a> {
             .env("AUTOUNSEAL_OPENBAO", &self.tools.openbao)
             .env("AUTOUNSEAL_STANZA", &self.tools.stanza)
             .env("AUTOUNSEAL_WRAPPEDSTORE", &self.tools.wrappedstore)
+            .env("AUTOUNSEAL_GITOPS", &self.tools.gitops)
+            .env("AUTOUNSEAL_PROMTOOL", &self.tools.promtool)
+            .env("AUTOUNSEAL_KUBECONFORM", &self.tools.kubeconform)
+            .env("AUTOUNSEAL_KUBE_SCORE", &self.tools.kube_score)
             .env("AUTOUNSEAL_CLUSTER_LOGS", &self.logs)
     }
 

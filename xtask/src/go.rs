@@ -68,6 +68,8 @@ impl Go {
                 "-buildvcs=false",
                 "-ldflags",
                 &build.linker,
+                "-tags",
+                build.tags,
                 "-o",
             ])
             .arg(output)
@@ -85,6 +87,8 @@ pub struct Build {
     pub package: String,
     /// Flags for the linker.
     pub linker: String,
+    /// Build tags, between commas.
+    pub tags: &'static str,
 }
 
 /// Go as this project uses it: no toolchain of its own choosing, no C, no settings of the developer's.

@@ -1,7 +1,8 @@
 //! `cargo xtask`: the one door for developers. Each command does one job from a fresh clone, bringing the
 //! tools that it needs into the user's cache folder, and leaves nothing running.
 //!
-//! The map: `cluster`, `test`, `demo`, `bench` and `generate` are the commands. They stand on [`control_plane`]
+//! The map: `cluster`, `test`, `demo`, `bench`, `drill_failover`, `reproduce`, `sbom`, `scan` and
+//! `generate` are the commands. They stand on [`control_plane`]
 //! (etcd, kube-apiserver and moto, started and made ready), which stands on [`tools`] (programs built once into
 //! the [`cache`], with [`go`] and [`python`]). [`session`] owns every process that is started, and its [`guard`]
 //! ends them even when xtask itself is killed.
@@ -19,6 +20,7 @@ mod control_plane;
 mod credentials;
 mod demo;
 mod deploy;
+mod drill_failover;
 mod failure;
 mod generate;
 mod go;
@@ -29,6 +31,9 @@ mod ports;
 mod process;
 mod python;
 mod repository;
+mod reproduce;
+mod sbom;
+mod scan;
 mod services;
 mod session;
 mod test;
@@ -56,6 +61,13 @@ cargo xtask COMMAND
   bench reconcile|oci|store|imds [ARGS...]
         Measures the release build on a throwaway control plane. ARGS go to the measuring program.
         imds lays networks of its own, and so needs root and iproute2.
+  drill failover [--kills N]
+        Kills the replica that acts N times (20) while SealConfigs come and change, holds every Secret against what was
+        asked for, and prints how long nobody led.
+  reproduce
+        Builds the release of HEAD twice, in two places, and compares the bytes. Takes two release builds.
+  sbom  Writes target/autounseal.cdx.json: every crate of the release, in CycloneDX.
+  scan  Has checkov look at the rendered chart; docs/scan-findings.md has the answers. Fetches 290 MB once.
   gen   Writes crds/ anew from the code, and in the chart its copy and the table of values.
   tools Builds or fetches every tool that the other commands need, and prints where they are.
 ";
@@ -91,6 +103,15 @@ fn dispatch(arguments: &[String]) -> Outcome<i32> {
         "test" => test::run(&session::Session::start()?, rest),
         "demo" => demo::run(&session::Session::start()?, rest),
         "bench" => bench::run(&session::Session::start()?, rest),
+        "drill" => match rest.split_first() {
+            Some((which, rest)) if which == "failover" => {
+                drill_failover::run(&session::Session::start()?, rest)
+            }
+            _ => Err("`drill` needs the name of a drill: cargo xtask drill failover".into()),
+        },
+        "reproduce" => reproduce::run(&session::Session::start()?, rest),
+        "sbom" => sbom::run(&session::Session::start()?, rest),
+        "scan" => scan::run(&session::Session::start()?, rest),
         "gen" => generate::run(&session::Session::start()?, rest),
         "tools" => tools::run(&session::Session::start()?, rest),
         "help" | "--help" | "-h" => {

@@ -17,6 +17,7 @@ use crate::{cache, process, repository};
 /// server's version.
 const KUBERNETES_VERSION: &str = "v1.35.4";
 const CARGO_DENY_VERSION: &str = "0.20.2";
+const CARGO_CYCLONEDX_VERSION: &str = "0.5.9";
 
 /// One program of a pinned Go module.
 struct Pinned {
@@ -81,6 +82,38 @@ const WRAPPEDSTORE: Pinned = Pinned {
     sources: &["main.go"],
     variable: "TEST_ASSET_WRAPPEDSTORE",
 };
+/// Ours, around the libraries with which GitOps tools read a status.
+const GITOPS: Pinned = Pinned {
+    name: "gitops",
+    module: "gitops",
+    package: ".",
+    sources: &["main.go"],
+    variable: "TEST_ASSET_GITOPS",
+};
+/// Evaluates alerts over written series.
+const PROMTOOL: Pinned = Pinned {
+    name: "promtool",
+    module: "promtool",
+    package: "github.com/prometheus/prometheus/cmd/promtool",
+    sources: &[],
+    variable: "TEST_ASSET_PROMTOOL",
+};
+/// Holds manifests against schemas.
+const KUBECONFORM: Pinned = Pinned {
+    name: "kubeconform",
+    module: "kubeconform",
+    package: "github.com/yannh/kubeconform/cmd/kubeconform",
+    sources: &[],
+    variable: "TEST_ASSET_KUBECONFORM",
+};
+/// Has opinions on manifests.
+const KUBE_SCORE: Pinned = Pinned {
+    name: "kube-score",
+    module: "kube-score",
+    package: "github.com/zegl/kube-score/cmd/kube-score",
+    sources: &[],
+    variable: "TEST_ASSET_KUBE_SCORE",
+};
 
 /// The consumer of seal stanzas and their environment variables, of the last free version that builds as a dependency.
 const VAULT: Pinned = Pinned {
@@ -134,6 +167,14 @@ pub struct Tools {
     pub stanza: PathBuf,
     /// Opens a copy of the wrapped store.
     pub wrappedstore: PathBuf,
+    /// Reads a status as GitOps tools do.
+    pub gitops: PathBuf,
+    /// Evaluates alerts.
+    pub promtool: PathBuf,
+    /// Holds manifests against schemas.
+    pub kubeconform: PathBuf,
+    /// Has opinions on manifests.
+    pub kube_score: PathBuf,
 }
 
 impl Tools {
@@ -173,6 +214,10 @@ impl Tools {
             openbao,
             stanza: workshop.provide(&STANZA)?,
             wrappedstore: workshop.provide(&WRAPPEDSTORE)?,
+            gitops: workshop.provide(&GITOPS)?,
+            promtool: workshop.provide(&PROMTOOL)?,
+            kubeconform: workshop.provide(&KUBECONFORM)?,
+            kube_score: workshop.provide(&KUBE_SCORE)?,
         })
     }
 }
@@ -184,6 +229,11 @@ pub fn helm(session: &Session) -> Outcome<PathBuf> {
         go: OnceCell::new(),
     };
     workshop.provide(&HELM)
+}
+
+/// Finds or makes checkov, which scans manifests.
+pub fn checkov(session: &Session) -> Outcome<Environment> {
+    python::environment(session, "checkov", &folder_of("checkov").join("requirements.txt"))
 }
 
 /// Builds programs; looks for Go only once one has to be named or built.
@@ -198,9 +248,9 @@ impl Workshop<'_> {
             return Ok(path);
         }
         let module = folder_of(tool.module);
-        let linker = linker_flags(tool);
+        let (linker, tags) = (linker_flags(tool), build_tags(tool));
         let go = self.go(&module)?;
-        let key = key(tool, &linker, &go.version, |file| {
+        let key = key(tool, &format!("{linker}{tags}"), &go.version, |file| {
             repository::read(&module.join(file))
         })?;
         let folder = cache::ensure(self.session, tool.name, &key, |folder| {
@@ -212,6 +262,7 @@ impl Workshop<'_> {
                 module,
                 package: tool.package.to_owned(),
                 linker,
+                tags,
             };
             go.build(self.session, &build, &folder.join(tool.name))
         })?;
@@ -272,6 +323,14 @@ fn linker_flags(tool: &Pinned) -> String {
     }
 }
 
+fn build_tags(tool: &Pinned) -> &'static str {
+    match tool.module {
+        // Without what finds targets in twenty clouds, which is most of what there is to compile.
+        "promtool" => "remove_all_sd",
+        _ => "",
+    }
+}
+
 /// The developer's own program, if one is named. A named one that is not there is an error rather than a
 /// silent build of another; but a folder of assets need not hold every program.
 fn ready_made(tool: &Pinned) -> Outcome<Option<PathBuf>> {
@@ -321,28 +380,39 @@ pub fn iproute2(session: &Session) -> Outcome<()> {
 
 /// cargo-deny: the one on PATH if it is of the same minor version, else built into the cache.
 pub fn cargo_deny(session: &Session) -> Outcome<PathBuf> {
-    let version = process::answer(Command::new("cargo-deny").arg("--version")).unwrap_or_default();
-    if same_minor(version.trim_start_matches("cargo-deny "), CARGO_DENY_VERSION) {
-        return Ok(PathBuf::from("cargo-deny"));
+    cargo_program(session, "cargo-deny", CARGO_DENY_VERSION, &["--version"])
+}
+
+/// cargo-cyclonedx, likewise.
+pub fn cargo_cyclonedx(session: &Session) -> Outcome<PathBuf> {
+    cargo_program(
+        session,
+        "cargo-cyclonedx",
+        CARGO_CYCLONEDX_VERSION,
+        &["cyclonedx", "--version"],
+    )
+}
+
+fn cargo_program(session: &Session, name: &str, version: &str, ask: &[&str]) -> Outcome<PathBuf> {
+    let said = process::answer(Command::new(name).args(ask)).unwrap_or_default();
+    if same_minor(said.split_whitespace().last().unwrap_or_default(), version) {
+        return Ok(PathBuf::from(name));
     }
-    let folder = cache::ensure(session, "cargo-deny", CARGO_DENY_VERSION, |folder| {
-        eprintln!("==> building cargo-deny {CARGO_DENY_VERSION} (minutes, once on this machine)");
+    let folder = cache::ensure(session, name, version, |folder| {
+        eprintln!("==> building {name} {version} (minutes, once on this machine)");
         let scratch = folder.join("target");
         let mut install = repository::cargo(&scratch);
         install
-            .args([
-                "install",
-                "--locked",
-                "--version",
-                CARGO_DENY_VERSION,
-                "cargo-deny",
-                "--root",
-            ])
+            .args(["install", "--locked", "--version", version, name, "--root"])
             .arg(folder);
-        session.run_logged(&mut install, "building cargo-deny", &folder.join("install.log"))?;
+        session.run_logged(
+            &mut install,
+            &format!("building {name}"),
+            &folder.join("install.log"),
+        )?;
         std::fs::remove_dir_all(&scratch).doing(format!("remove {}", scratch.display()))
     })?;
-    Ok(folder.join("bin/cargo-deny"))
+    Ok(folder.join("bin").join(name))
 }
 
 fn same_minor(left: &str, right: &str) -> bool {
@@ -370,6 +440,10 @@ pub fn run(session: &Session, arguments: &[String]) -> Outcome<i32> {
         &tools.openbao,
         &tools.stanza,
         &tools.wrappedstore,
+        &tools.gitops,
+        &tools.promtool,
+        &tools.kubeconform,
+        &tools.kube_score,
         &deny,
     ];
     for path in programs.into_iter().chain(&tools.controller_manager) {
@@ -409,7 +483,7 @@ mod tests {
 
     #[test]
     fn every_source_in_the_folder_of_a_program_of_our_own_counts() {
-        for tool in [&OCIKMS, &STANZA] {
+        for tool in [&OCIKMS, &STANZA, &WRAPPEDSTORE, &GITOPS] {
             let files = std::fs::read_dir(folder_of(tool.module)).unwrap();
             let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
             let mut sources: Vec<String> = names

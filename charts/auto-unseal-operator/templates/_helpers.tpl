@@ -36,6 +36,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- define "autounseal.labels" -}}
 {{ include "autounseal.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/component: controller
 app.kubernetes.io/part-of: auto-unseal-operator
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
@@ -45,6 +46,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- define "autounseal.leaseName" -}}
 {{- include "autounseal.fullname" . -}}
 {{- with .Values.controllerClass -}}-{{ . }}{{- end -}}
+{{- end -}}
+
+{{/* What the names of its pods match: Kubernetes cuts what it adds to at 58 characters. */}}
+{{- define "autounseal.podNames" -}}
+{{- $name := include "autounseal.fullname" . -}}
+{{- printf "%s.*" (printf "%s-" $name | trunc 58) -}}
 {{- end -}}
 
 {{- define "autounseal.image" -}}

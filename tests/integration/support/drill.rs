@@ -350,7 +350,8 @@ pub fn sha256(bytes: &[u8]) -> String {
     data_encoding::HEXLOWER.encode(digest(&SHA256, bytes).as_ref())
 }
 
-async fn record(api: Api<Secret>, history: Arc<Mutex<Vec<State>>>) {
+/// Writes down every state that a Secret is in, until it is aborted.
+pub async fn record(api: Api<Secret>, history: Arc<Mutex<Vec<State>>>) {
     let mut version = "0".to_owned();
     loop {
         let Ok(stream) = api.watch(&WatchParams::default(), &version).await else {

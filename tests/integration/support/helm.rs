@@ -40,11 +40,19 @@ pub fn file(content: &str) -> String {
     path.display().to_string()
 }
 
+/// A folder for one test, gone with the control plane.
+pub fn folder() -> PathBuf {
+    let path = logs().join(format!("folder-{}", unique()));
+    std::fs::create_dir(&path).unwrap();
+    path
+}
+
 fn logs() -> PathBuf {
     std::env::var("AUTOUNSEAL_CLUSTER_LOGS").map_or_else(|_| std::env::temp_dir(), PathBuf::from)
 }
 
-fn program(variable: &str) -> String {
+/// A program that `cargo xtask cluster` names.
+pub fn program(variable: &str) -> String {
     std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is set by cargo xtask cluster"))
 }
 
@@ -81,6 +89,15 @@ impl Release {
             plane: plane.clone(),
             namespace,
             notes,
+        }
+    }
+
+    /// One that is installed already, in the namespace of its name.
+    pub fn found(plane: &Plane, name: &str) -> Self {
+        Self {
+            plane: plane.clone(),
+            namespace: name.to_owned(),
+            notes: String::new(),
         }
     }
 

@@ -1,0 +1,74 @@
+//! `cargo xtask drill failover`: leaders killed under load, more often than in a test.
+
+use crate::cluster;
+use crate::control_plane::Options;
+use crate::failure::Outcome;
+use crate::operator::Profile;
+use crate::session::Session;
+use crate::{process, repository};
+
+/// The test that is the drill.
+const TEST: &str = "failover::leaders_that_are_killed_under_load_leave_nothing_undone_and_nothing_done_twice";
+/// As often as the promise is made for.
+const KILLS: u32 = 20;
+
+/// `cargo xtask drill failover [--kills N]`
+pub fn run(session: &Session, arguments: &[String]) -> Outcome<i32> {
+    let kills = kills(arguments)?;
+    let target = repository::target_folder(session)?;
+    let command = |more: &[&str]| {
+        let mut cargo = repository::cargo(&target);
+        cargo.args([
+            "test",
+            "--quiet",
+            "--package",
+            "auto-unseal-operator",
+            "--all-features",
+        ]);
+        cargo.args(["--test", "integration"]).args(more);
+        cargo
+    };
+    // Compiled before anything runs whose times count.
+    if !session.run(&mut command(&["--no-run"]))?.success() {
+        return Err("the drill does not build.".into());
+    }
+    cluster::with(session, &Options::default(), Profile::Debug, |stage| {
+        let mut drill = command(&["--", "--exact", TEST, "--nocapture"]);
+        drill.env("AUTOUNSEAL_DRILL_KILLS", kills.to_string());
+        Ok(process::status_number(session.run(stage.dress(&mut drill))?))
+    })
+}
+
+fn kills(arguments: &[String]) -> Outcome<u32> {
+    match arguments {
+        [] => Ok(KILLS),
+        [flag, number] if flag == "--kills" => number
+            .parse()
+            .ok()
+            .filter(|kills| *kills > 0)
+            .ok_or_else(|| format!("--kills takes a number above 0, not `{number}`.").into()),
+        _ => Err("the drill takes one flag: cargo xtask drill failover --kills 20".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_kills_is_read_or_refused() {
+        let of = |text: &str| kills(&text.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).ok();
+        assert_eq!((of(""), of("--kills 3")), (Some(20), Some(3)));
+        for wrong in ["--kills", "--kills 0", "--kills x", "3", "--times 3"] {
+            assert_eq!(of(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_drill_is_a_test_that_is_there() {
+        let (module, name) = TEST.split_once("::").unwrap();
+        let path = repository::root().join(format!("tests/integration/{module}.rs"));
+        let text = String::from_utf8(repository::read(&path).unwrap()).unwrap();
+        assert!(text.contains(&format!("async fn {name}()")));
+    }
+}
