@@ -344,6 +344,7 @@ fn key_text(model: &Model, key: &Key) -> String {
         Origin::Imported { secret, entry } => {
             format!("taken from Secret {secret}, entry {entry}, and wrapped {kept}")
         }
+        Origin::Initialized(_) => format!("answered by a server that was initialised, and wrapped {kept}"),
     };
     format!("key {}: {said}", key.name)
 }
@@ -441,6 +442,7 @@ fn plan_json(model: &Model) -> Value {
                     Origin::Brought => Provenance::Brought,
                     Origin::Generated { .. } => Provenance::Generated,
                     Origin::Imported { .. } => Provenance::Imported,
+                    Origin::Initialized(_) => Provenance::Initialized,
                 }.field(),
                 // By what the user brings, and by what the operator makes of it.
                 "openedBy": opened,

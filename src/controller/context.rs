@@ -7,7 +7,12 @@ use std::{
 
 use kube::Client;
 
-use super::{events::Events, index::Index, unseal::Unsealers, watch::Scope};
+use super::{
+    events::Events,
+    index::Index,
+    unseal::{Inits, Unsealers},
+    watch::Scope,
+};
 use crate::{
     api::SealConfigStatus,
     lease::Term,
@@ -25,6 +30,9 @@ use crate::{
 pub struct Context {
     /// The apiserver.
     pub client: Client,
+    /// The apiserver, past the end of the term: only for what a server answered when it was initialised, which would be
+    /// lost with this process, and which is written over the very marker that announced it.
+    pub keeper: Client,
     /// Flags.
     pub settings: Settings,
     /// The clouds' KMSes.
@@ -37,6 +45,8 @@ pub struct Context {
     pub events: Events,
     /// The servers that are unsealed.
     pub unsealers: Unsealers,
+    /// The servers that are being initialised.
+    pub inits: Arc<Inits>,
     /// The cluster's own CAs, which no server to unseal is trusted by.
     pub cluster_ca: Vec<Vec<u8>>,
     /// Until when this replica acts.
@@ -66,6 +76,7 @@ impl Context {
     /// Joins the parts.
     pub fn new(
         client: Client,
+        keeper: Client,
         settings: Settings,
         clouds: Clouds,
         metrics: Arc<Metrics>,
@@ -75,12 +86,14 @@ impl Context {
     ) -> Self {
         Self {
             client,
+            keeper,
             settings,
             clouds,
             index: Index::default(),
             metrics,
             events,
             unsealers: Unsealers::default(),
+            inits: Arc::default(),
             cluster_ca,
             term,
             scopes: Mutex::default(),

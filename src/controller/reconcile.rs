@@ -69,7 +69,7 @@ pub async fn reconcile(
                 wait,
             )
         }
-        Ok(model) => {
+        Ok(mut model) => {
             context
                 .index
                 .refer(&namespace, &name, observe::references(&model));
@@ -86,6 +86,7 @@ pub async fn reconcile(
                         )
                     }
                     Ok(mut observed) => {
+                        model.add_answers(&observed.store, &previous.keys);
                         let mut findings = checks::check(&model, &observed);
                         status::prune(&mut observed.memory, &model, &findings);
                         let plan = plan::plan(&model, &observed, &findings);

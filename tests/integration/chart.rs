@@ -218,6 +218,7 @@ fn told() -> BTreeMap<String, BTreeSet<String>> {
         seals_wrapping: 2,
         rotation_due: Some(1),
         pods_sealed: Some(1),
+        root_token_since: Some(5),
     };
     metrics.object("n", "a", &state);
     metrics.kms_request("awskms", "Decrypt", "ok", 0.01);

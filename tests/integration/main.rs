@@ -23,6 +23,7 @@ mod generated;
 mod guards;
 mod imds;
 mod imported;
+mod initialize;
 mod leader;
 mod main_job;
 mod moto_auth;
