@@ -4,7 +4,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
@@ -37,7 +37,7 @@ const AT_ONCE: usize = 3;
 
 /// One server, scripted.
 struct Drill {
-    scene: Scene,
+    scene: Arc<Scene>,
     vault: Vault,
     caller: Caller,
     /// Something was unsealed before its shares were stored.
@@ -45,22 +45,34 @@ struct Drill {
     /// The operator that is to be killed at a request; 0 = none.
     victim: Arc<AtomicU32>,
     struck: Arc<AtomicBool>,
+    /// Done when the server is asked to initialise itself, before it does.
+    upon_init: Arc<Mutex<Option<Upon>>>,
     _pki: Pki,
 }
+
+type Upon = Box<dyn FnOnce() + Send>;
 
 impl Drill {
     /// `cut`: the request of the server at which the operator is killed, and whether before it was carried out.
     async fn new(name: &str, cut: Option<(Asked, bool)>) -> Self {
-        let scene = Scene::new(name).await;
+        let scene = Arc::new(Scene::new(name).await);
         let pki = Pki::new(&[HOST]);
         trust(&scene, &pki).await;
         let (early, victim, struck): (Arc<AtomicBool>, Arc<AtomicU32>, Arc<AtomicBool>) =
             (Arc::default(), Arc::default(), Arc::default());
+        let upon_init: Arc<Mutex<Option<Upon>>> = Arc::default();
         let hook: Hook = {
             let (runtime, plane) = (tokio::runtime::Handle::current(), scene.stage.plane.clone());
             let namespace = scene.stage.namespace.clone();
             let (early, victim, struck) = (early.clone(), victim.clone(), struck.clone());
+            let upon_init = upon_init.clone();
             Arc::new(move |asked, before| {
+                if asked.what == "init"
+                    && before
+                    && let Some(upon) = upon_init.lock().unwrap().take()
+                {
+                    upon();
+                }
                 if asked.what == "unseal" && before {
                     let store = runtime.block_on(plane.get("Secret", &namespace, STORE));
                     // The first set, or one that lies beside it.
@@ -91,8 +103,13 @@ impl Drill {
             early,
             victim,
             struck,
+            upon_init,
             _pki: pki,
         }
+    }
+
+    fn upon_init(&self, upon: impl FnOnce() + Send + 'static) {
+        *self.upon_init.lock().unwrap() = Some(Box::new(upon));
     }
 
     fn operator(&self) -> Operator {
@@ -314,41 +331,42 @@ async fn killed_at_every_request_the_operator_asks_once_and_loses_no_share_untol
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_refuses_writes_delays_and_loses_nothing() {
-    // From the start, and once a server has answered: then the operator outlives even a request to end.
     let drill = Drill::new("init-refused", None).await;
-    let knife = Knife::new(drill.scene.stage.plane.client(), None).await;
-    knife.refuse(2);
+    let knife = Arc::new(Knife::new(drill.scene.stage.plane.client(), None).await);
+    // No marker can be written: nothing is asked.
+    knife.refuse(usize::MAX);
     let mut running = knife.start(&drill.operator());
     drill.apply().await;
-    // The marker cannot be written, and nothing is asked; then it can, and the set cannot.
-    eventually("the marker is written", async || {
-        let store = drill.store().await;
-        if store["header"]["init"].is_object() {
-            knife.refuse(usize::MAX);
-            return Ok(());
-        }
-        assert_eq!(drill.vault.count("init"), 0, "asked without a marker");
-        Err(store.to_string())
+    let message = told(&drill.scene, NAME, "False", "DeliveryFailed").await;
+    assert!(message.contains(STORE), "{message}");
+    assert_eq!(drill.vault.count("init"), 0, "asked without a marker");
+    // The marker can be written, and what the server answers cannot.
+    let refusing = knife.clone();
+    drill.upon_init(move || refusing.refuse(usize::MAX));
+    knife.refuse(0);
+    told(&drill.scene, NAME, "False", "InitResponseNotStored").await;
+    // It outlives a request to end.
+    running.signal(Signal::TERM);
+    eventually("it knows that it should end", async || {
+        let said = running
+            .output()
+            .contains("this process ends when what it answers is stored");
+        said.then_some(()).ok_or_else(|| "not yet".to_owned())
     })
     .await;
-    if drill.store().await["items"].as_array().is_some_and(Vec::is_empty) {
-        told(&drill.scene, NAME, "False", "InitResponseNotStored").await;
-        running.signal(Signal::TERM);
-        tokio::time::sleep(Duration::from_secs(3)).await;
-        assert_eq!(
-            running.exit_code(),
-            None,
-            "it ended with the only copy of the shares"
-        );
-        assert_eq!(drill.vault.count("unseal"), 0);
-        knife.refuse(0);
-        eventually("it ends", async || {
-            let code = running.exit_code();
-            (code == Some(0)).then_some(()).ok_or_else(|| format!("{code:?}"))
-        })
-        .await;
-    }
+    assert_eq!(
+        running.exit_code(),
+        None,
+        "it ended with the only copy of the shares"
+    );
+    assert_eq!(drill.vault.count("unseal"), 0);
+    assert!(drill.store().await["items"].as_array().unwrap().is_empty());
     knife.refuse(0);
+    eventually("it ends", async || {
+        let code = running.exit_code();
+        (code == Some(0)).then_some(()).ok_or_else(|| format!("{code:?}"))
+    })
+    .await;
     let output = running.output();
     drop(running);
     let running = drill.operator().start();
@@ -372,8 +390,14 @@ async fn a_kms_that_fails_after_the_answer_delays_and_loses_nothing() {
         "{message}"
     );
     assert_eq!(drill.vault.count("init"), 0);
-    assert!(drill.store().await["items"].as_array().unwrap().is_empty());
-    // The wrap of the test goes through, and those of the answer do not.
+    assert!(drill.store().await["header"]["init"].is_null());
+    // After: the wrap that is tried before goes through, and those of the answer do not.
+    let scene = drill.scene.clone();
+    drill.upon_init(move || scene.kms.always("Encrypt", Act::ServerFault));
+    drill.scene.kms.heal();
+    let message = told(&drill.scene, NAME, "False", "InitResponseNotStored").await;
+    assert!(message.contains("KMSUnavailable"), "{message}");
+    assert_eq!(drill.vault.count("unseal"), 0);
     drill.scene.kms.heal();
     assert_eq!(drill.settles().await, "well");
     assert_eq!(drill.vault.count("init"), 1);

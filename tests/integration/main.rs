@@ -24,6 +24,7 @@ mod guards;
 mod imds;
 mod imported;
 mod initialize;
+mod initialize_attacks;
 mod initialize_crash;
 mod leader;
 mod main_job;
