@@ -188,7 +188,9 @@ impl Connection {
         path: &'static str,
         token: &KeyBytes,
     ) -> Result<Token, Fault> {
-        let mut value = HeaderValue::from_bytes(token.expose())
+        // Wiped when the request is sent, as far as it is ours.
+        let bytes = Bytes::from_owner(Zeroizing::new(token.expose().to_vec()));
+        let mut value = HeaderValue::from_maybe_shared(bytes)
             .map_err(|_| stranger("the token that it answered cannot be sent"))?;
         value.set_sensitive(true);
         let (status, _) = self.send(method, path, Bytes::new(), Some(value)).await?;

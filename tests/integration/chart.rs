@@ -264,7 +264,7 @@ fn alerts_and_dashboard_speak_of_metrics_and_labels_that_are_there() {
         assert!(["warning", "critical"].contains(&rule["labels"]["severity"].as_str().unwrap()));
         used.push((text(&rule["expr"]), text(annotations[0]) + &text(annotations[1])));
     }
-    assert_eq!(used.len(), 8);
+    assert_eq!(used.len(), 9);
     let maps = of_kind(&objects, "ConfigMap");
     let map = maps
         .iter()

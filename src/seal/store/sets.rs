@@ -314,3 +314,246 @@ pub fn newest<'m>(keys: impl Iterator<Item = &'m Key>, store: &StoreFacts) -> Ve
         .filter(|key| newest.is_some() && current(key) == newest)
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        api::SealConfig,
+        seal::{
+            Ciphertext,
+            store::{CopyRecord, Header, Provenance, Revision, Sealed, Version, item_digest},
+        },
+    };
+
+    fn model() -> Model {
+        let config: SealConfig = serde_json::from_value(json!({
+            "apiVersion": "autounseal.dev/v1alpha1", "kind": "SealConfig",
+            "metadata": {"name": "vault", "namespace": "v", "uid": "u"},
+            "spec": {"seals": [{"name": "aws", "awskms": {"kmsKeyID": "alias/a"}}]},
+        }))
+        .unwrap();
+        crate::seal::model::parse(&config).unwrap()
+    }
+
+    fn marker(set: u32) -> Marker {
+        Marker {
+            id: "x".into(),
+            set,
+            pod: "vault-0".into(),
+            at: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    /// A store with these items, each of these sets, under one seal.
+    fn store(items: &[(&str, &[u32])], init: Option<Marker>, forgotten: Option<u32>) -> Store {
+        let bytes = Ciphertext::new(vec![1; 300]);
+        let record = CopyRecord {
+            provider: "awskms".into(),
+            key_id: "arn:aws:kms:eu-west-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab".into(),
+            key_version: None,
+            configured_key_id: "alias/a".into(),
+            endpoint: None,
+            made: Timestamp::UNIX_EPOCH,
+            digest: item_digest(&bytes),
+        };
+        let mut store = Store {
+            revision: Revision::default(),
+            header: Header {
+                format: 1,
+                counter: 1,
+                init,
+                forgotten,
+                keys: BTreeMap::new(),
+            },
+            items: BTreeMap::new(),
+        };
+        for (name, sets) in items {
+            let version = |set: &u32| {
+                let version = Version {
+                    created: Timestamp::UNIX_EPOCH,
+                    check_value: None,
+                    copies: [("aws".to_owned(), record.clone())].into(),
+                    former: BTreeMap::new(),
+                    exposed: BTreeSet::new(),
+                    init: Some(Initialized {
+                        id: "x".into(),
+                        pod: "vault-0".into(),
+                        cluster_id: (*name == "share.1").then(|| format!("c{set}")),
+                    }),
+                };
+                (*set, version)
+            };
+            let current = *sets.iter().max().unwrap();
+            let section = Section {
+                source: Provenance::Initialized,
+                counter: 1,
+                current,
+                next: current + 1,
+                trigger: None,
+                inputs: None,
+                versions: sets.iter().map(version).collect(),
+            };
+            for set in *sets {
+                store
+                    .items
+                    .insert(item(name, *set, "aws").unwrap(), bytes.clone());
+            }
+            store
+                .header
+                .keys
+                .insert((*name).to_owned(), Sealed { section, mac: None });
+        }
+        store
+    }
+
+    fn known(name: &str, version: u32) -> KeyStatus {
+        KeyStatus {
+            name: name.into(),
+            version,
+            ..KeyStatus::default()
+        }
+    }
+
+    fn found(store: Store) -> StoreFacts {
+        StoreFacts::Found(store)
+    }
+
+    #[test]
+    fn items_have_entries_of_their_own_and_no_key_of_a_spec_has_their_names() {
+        for (name, version, entry) in [
+            ("share.3", 1, "share.3.aws"),
+            ("share.3", 2, "set2.share.3.aws"),
+            ("recovery.1", 1, "recovery.1.aws"),
+            ("root-token.1", 1, "root-token.aws"),
+            ("root-token.1", 4, "set4.root-token.aws"),
+        ] {
+            assert_eq!(item(name, version, "aws").as_deref(), Some(entry));
+            assert!(key(name).is_some_and(|key| key.is_answer() && !key.is_brought()));
+        }
+        for name in [
+            "share",
+            "share.0",
+            "share.x",
+            "root-token",
+            "root-token.2",
+            "key.1",
+            "share-1",
+        ] {
+            assert_eq!((class(name), item(name, 1, "aws")), (None, None), "{name}");
+        }
+        for class in [Class::UnsealShare, Class::RecoveryShare, Class::RootToken] {
+            assert_eq!(super::class(&name(class, 1)), Some(class));
+        }
+    }
+
+    #[test]
+    fn a_set_or_a_marker_is_held_until_it_is_forgotten() {
+        let model = model();
+        let held = |facts: &StoreFacts, status: &[KeyStatus]| held(&model, facts, status);
+        let shares: &[(&str, &[u32])] = &[("share.1", &[1]), ("share.2", &[1])];
+        assert_eq!(held(&StoreFacts::Absent, &[]), Held::Nothing);
+        assert_eq!(held(&found(store(&[], None, None)), &[]), Held::Nothing);
+        let marked = found(store(&[], Some(marker(1)), None));
+        assert_eq!(held(&marked, &[]), Held::Marker(marker(1)));
+        for init in [None, Some(marker(1))] {
+            assert_eq!(held(&found(store(shares, init, None)), &[]), Held::Set);
+        }
+        let status = [known("share.1", 1)];
+        let forgotten = found(store(shares, None, Some(1)));
+        assert_eq!(held(&forgotten, &status), Held::Nothing);
+        assert_eq!(
+            held(&found(store(shares, Some(marker(2)), Some(1))), &status),
+            Held::Marker(marker(2))
+        );
+        let again: &[(&str, &[u32])] = &[("share.1", &[1, 2]), ("share.2", &[1])];
+        assert_eq!(
+            held(&found(store(again, Some(marker(2)), Some(1))), &status),
+            Held::Set
+        );
+        // A root token alone opens no server.
+        assert_eq!(
+            held(&found(store(&[("root-token.1", &[1])], None, None)), &[]),
+            Held::Nothing
+        );
+    }
+
+    #[test]
+    fn a_store_that_lost_a_set_holds_nothing_that_can_be_told() {
+        let model = model();
+        let reason = |facts: &StoreFacts, status: &[KeyStatus]| match held(&model, facts, status) {
+            Held::Unknown(fault) => fault.reason,
+            other => panic!("{other:?}"),
+        };
+        let status = [known("recovery.1", 1)];
+        assert_eq!(reason(&StoreFacts::Absent, &status), Reason::StoreMissing);
+        assert_eq!(
+            reason(&found(store(&[], None, None)), &status),
+            Reason::StoreMissing
+        );
+        assert_eq!(reason(&StoreFacts::NotLooked, &[]), Reason::Pending);
+        assert_eq!(reason(&StoreFacts::NotOwned, &[]), Reason::StoreNotOwned);
+        let corrupt = StoreFacts::Corrupt(Revision::default(), BTreeSet::new());
+        assert_eq!(reason(&corrupt, &[]), Reason::StoreCorrupt);
+        // Its header was replaced, and its shares lie there still.
+        let mut edited = store(&[("share.1", &[1])], None, None);
+        edited.header.keys.clear();
+        assert_eq!(reason(&found(edited), &[]), Reason::StoreCorrupt);
+        // Lost items stay known, to be told.
+        let names: Vec<String> = keys(
+            &StoreFacts::Absent,
+            &[known("share.1", 1), known("root-token.1", 1), known("root", 1)],
+        )
+        .into_iter()
+        .map(|key| key.name)
+        .collect();
+        assert_eq!(names, ["share.1"]);
+    }
+
+    #[test]
+    fn a_number_is_never_used_twice() {
+        assert_eq!(next(&StoreFacts::Absent, &[]), 1);
+        assert_eq!(next(&StoreFacts::Absent, &[known("share.1", 3)]), 4);
+        assert_eq!(next(&found(store(&[], Some(marker(2)), None)), &[]), 3);
+        assert_eq!(next(&found(store(&[], None, Some(5))), &[]), 6);
+        assert_eq!(next(&found(store(&[("share.1", &[1, 2])], None, None)), &[]), 3);
+    }
+
+    #[test]
+    fn servers_get_the_newest_set_in_its_order() {
+        let facts = found(store(
+            &[
+                ("share.1", &[1, 2]),
+                ("share.2", &[1, 2]),
+                ("share.10", &[1, 2]),
+                ("share.3", &[1]),
+                ("root-token.1", &[2]),
+            ],
+            Some(marker(2)),
+            Some(1),
+        ));
+        let all = keys(&facts, &[]);
+        let newest: Vec<&str> = newest(all.iter(), &facts)
+            .into_iter()
+            .map(|key| key.name.as_str())
+            .collect();
+        assert_eq!(newest, ["share.1", "share.2", "share.10"]);
+        assert_eq!(cluster_id(&facts), Some("c2"));
+        assert_eq!(token_since(&facts), Some(Timestamp::UNIX_EPOCH));
+        assert_eq!(token_since(&StoreFacts::Absent), None);
+    }
+
+    #[test]
+    fn more_than_fits_is_refused_before_anything_is_asked() {
+        let model = model();
+        fits(&model, &StoreFacts::Absent, 255, 1).unwrap();
+        assert_eq!(
+            fits(&model, &StoreFacts::Absent, 255, 2).unwrap_err().reason,
+            Reason::InvalidSpec
+        );
+    }
+}
