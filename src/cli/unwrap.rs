@@ -129,33 +129,13 @@ struct What {
 }
 
 impl What {
-    fn name(&self) -> String {
+    /// The name of a share's section.
+    fn share(&self) -> Option<String> {
         let share = self.share.map(|number| sets::name(Class::UnsealShare, number));
-        let recovery = || {
-            self.recovery
-                .map(|number| sets::name(Class::RecoveryShare, number))
-        };
-        let item = share.or_else(recovery);
-        let token = || self.root_token.then(|| sets::name(Class::RootToken, 1));
-        item.or_else(token)
-            .or_else(|| self.key.clone())
-            .unwrap_or_default()
-    }
-
-    /// The key, as the SealConfig has it or as a set does.
-    fn find(&self, model: &Model) -> Result<Key, Failure> {
-        let name = self.name();
-        if self.key.is_none() {
-            return sets::key(&name).ok_or_else(|| Failure::Misuse("shares are counted from 1".to_owned()));
-        }
-        let found = model.keys.iter().find(|key| key.name == name);
-        found.cloned().ok_or_else(|| {
-            let names: Vec<_> = model.keys.iter().map(|key| key.name.as_str()).collect();
-            Failure::Misuse(format!(
-                "the SealConfig has no key {name:?}; it has {}",
-                names.join(", ")
-            ))
-        })
+        let recovery = self
+            .recovery
+            .map(|number| sets::name(Class::RecoveryShare, number));
+        share.or(recovery)
     }
 }
 
@@ -170,7 +150,7 @@ pub(super) async fn run(args: &UnwrapArgs) -> Done {
         Some(file) => Case::of_file(args, file)?,
         None => Case::of_cluster(args).await?,
     };
-    let key = &args.what.find(&case.model)?;
+    let key = &case.find().await?;
     if key.is_brought() && args.key_version.is_some_and(|version| version != 1) {
         return Err(Failure::Misuse(format!(
             "key {:?} is brought and has one version; leave --key-version out",
@@ -235,6 +215,36 @@ impl<'a> Case<'a> {
             model,
             holder: Holder::Cluster(cluster.client),
             status: config.status.unwrap_or_default(),
+        })
+    }
+
+    /// The key, as the SealConfig has it or as a set does.
+    async fn find(&self) -> Result<Key, Failure> {
+        let what = &self.args.what;
+        if let Some(key) = what.share().and_then(|name| sets::key(&name)) {
+            return Ok(key);
+        }
+        if let Some(name) = &what.key {
+            let found = self.model.keys.iter().find(|key| key.name == *name);
+            return found.cloned().ok_or_else(|| {
+                let names: Vec<_> = self.model.keys.iter().map(|key| key.name.as_str()).collect();
+                Failure::Misuse(format!(
+                    "the SealConfig has no key {name:?}; it has {}",
+                    names.join(", ")
+                ))
+            });
+        }
+        let of_set = self.args.key_version.map(|set| sets::name(Class::RootToken, set));
+        let named = of_set.and_then(|name| sets::key(&name));
+        let newest = match self.store().await? {
+            Some(store) => sets::token(&StoreFacts::Found(store)),
+            None => None,
+        };
+        named.or(newest).ok_or_else(|| {
+            Failure::No(
+                "the wrapped store holds no root token: it was revoked, or no server was initialised by the operator"
+                    .to_owned(),
+            )
         })
     }
 

@@ -411,3 +411,67 @@ async fn openbao_is_initialised_and_its_root_token_revoked() {
     search(&needles(&secrets), &said(stage, &running.stop(), &metrics).await);
     drop(server);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_of_a_raft_cluster_is_initialised_and_the_others_join_it() {
+    let mut set = Set::new("init-raft", Product::Vault, "127.0.0.5").await;
+    let stage_name = set.scene.stage.namespace.clone();
+    let port = set.at.port();
+    let at = ["127.0.0.5", "127.0.0.6", "127.0.0.7"].map(|ip| SocketAddr::new(ip.parse().unwrap(), port));
+    let cluster = at.map(|at| SocketAddr::new(at.ip(), free_port().port()));
+    let ca = set.caller.file("ca.crt", set.pki.ca());
+    let disks = at.map(|_| Disk::new(Product::Vault));
+    let (certificate, key) = set.pki.files(HOST);
+    for (number, disk) in disks.iter().enumerate() {
+        let join: String = at
+            .iter()
+            .map(|leader| {
+                format!(
+                    "  retry_join {{\n    leader_api_addr = \"https://{leader}\"\n    leader_ca_cert_file = {ca:?}\n    \
+                     leader_tls_servername = {HOST:?}\n  }}\n"
+                )
+            })
+            .collect();
+        // Over the storage of the usual configuration.
+        let config = format!(
+            "storage \"raft\" {{\n  path = {:?}\n  node_id = \"vault-{number}\"\n{join}}}\napi_addr = \"https://{}\"\n\
+             cluster_addr = \"https://{}\"\n",
+            disk.mount().display().to_string(),
+            at[number],
+            cluster[number],
+        );
+        disk.mounted(&[("raft.hcl", config.as_bytes())]);
+    }
+    let start =
+        |number: usize| disks[number].listen(at[number], Some((&certificate, &key)), &["raft.hcl"], &[]);
+    let mut servers: Vec<Server> = (0..3).map(start).collect();
+    for (number, at) in at.iter().enumerate() {
+        pod(&set.scene, &format!("vault-{number}"), "vault", at.ip()).await;
+    }
+    let running = set.operator().start();
+    let spec = set.spec(&json!({"shamir": {"shares": 3, "threshold": 2}}));
+    set.scene.stage.apply(NAME, &spec).await;
+    let mut clusters = std::collections::BTreeSet::new();
+    for server in at {
+        set.at = server;
+        clusters.insert(set.unsealed().await["cluster_id"].to_string());
+    }
+    assert_eq!(clusters.len(), 1, "one cluster: {clusters:?}");
+    set.token_is_gone().await;
+    told(&set.scene, NAME, "True", "Ready").await;
+    // All of it is lost and comes back without anybody.
+    servers.clear();
+    servers.extend((0..3).map(start));
+    for (number, at) in at.iter().enumerate() {
+        container(&set.scene, &format!("vault-{number}"), at.ip(), true).await;
+    }
+    for server in at {
+        set.at = server;
+        set.unsealed().await;
+    }
+    let asked = running
+        .output()
+        .matches("the server is asked to initialise itself")
+        .count();
+    assert_eq!(asked, 1, "of {stage_name}");
+}

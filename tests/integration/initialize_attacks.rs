@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     initialize::{NAME, STORE},
+    store_cli::script,
     support::{
         drill::header,
         http::{Reply, Server},
@@ -222,6 +223,24 @@ async fn a_wiped_volume_is_told_and_a_new_set_lies_beside_the_old_one() {
     };
     assert_eq!(share("1"), secrets[1]);
     assert_eq!(share("2"), secrets[4 + 1]);
+    // By hand as well, as docs/store.md says.
+    let stage = &attack.scene.stage;
+    let store = stage.whole_secret(STORE).await.to_string();
+    let script = caller.file("open.py", script());
+    let python = std::env::var("AUTOUNSEAL_PYTHON").unwrap();
+    for (set, at) in [("1", 1), ("2", 4 + 1)] {
+        let arguments = [
+            &script,
+            "autounseal",
+            &stage.namespace,
+            NAME,
+            "share.2",
+            set,
+            "aws",
+        ];
+        let opened = caller.program(&python, &arguments, store.as_bytes()).ok();
+        assert_eq!(String::from_utf8(opened).unwrap(), secrets[at]);
+    }
     vault.restart();
     attack.restarts().await;
     eventually("unsealed with the new set", async || {

@@ -403,3 +403,59 @@ async fn a_kms_that_fails_after_the_answer_delays_and_loses_nothing() {
     assert_eq!(drill.vault.count("init"), 1);
     drill.holds(&running.output(), &running.metrics()).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_loses_its_lease_stores_the_answer_before_it_ends() {
+    let drill = Drill::new("init-lease", None).await;
+    let namespace = &drill.scene.stage.namespace;
+    let mut running = drill
+        .operator()
+        .flags([
+            "--leader-elect",
+            "--leader-elect-name=init",
+            &format!("--leader-elect-namespace={namespace}"),
+            "--leader-elect-identity=first",
+        ])
+        .start();
+    let scene = drill.scene.clone();
+    drill.upon_init(move || scene.kms.always("Encrypt", Act::ServerFault));
+    drill.apply().await;
+    told(&drill.scene, NAME, "False", "InitResponseNotStored").await;
+    drill.scene.stage.plane.delete("Lease", namespace, "init").await;
+    within(
+        Duration::from_mins(2),
+        "it knows that its term is over",
+        async || {
+            let output = running.output();
+            let said = output.contains("this process ends when what it answers is stored");
+            said.then_some(()).ok_or(output)
+        },
+    )
+    .await;
+    assert_eq!(
+        running.exit_code(),
+        None,
+        "it ended with the only copy of the shares"
+    );
+    assert!(drill.store().await["items"].as_array().unwrap().is_empty());
+    drill.scene.kms.heal();
+    within(Duration::from_mins(2), "it ends", async || {
+        let code = running.exit_code();
+        (code == Some(1)).then_some(()).ok_or_else(|| format!("{code:?}"))
+    })
+    .await;
+    assert_eq!(
+        drill.store().await["items"].as_array().unwrap().len(),
+        4,
+        "three shares and the token"
+    );
+    let output = running.output();
+    drop(running);
+    // Another one takes it up: unsealed from what the first one stored.
+    let running = drill.operator().start();
+    assert_eq!(drill.settles().await, "well");
+    assert_eq!(drill.vault.count("init"), 1);
+    drill
+        .holds(&(output + &running.output()), &running.metrics())
+        .await;
+}

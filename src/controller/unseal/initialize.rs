@@ -24,7 +24,7 @@ use crate::{
     kube_ext::{bounded, cluster::read_fault, facts},
     seal::{
         Fault, KeyBytes,
-        model::Key,
+        model::{Key, Origin},
         observed::{Observed, PodFacts},
         store::{
             Class, Version,
@@ -275,7 +275,7 @@ impl Work {
             .zip(1..)
             .map(|(bytes, number)| (class, number, bytes));
         shares
-            .chain([(Class::RootToken, 1, answered.token)])
+            .chain([(Class::RootToken, marker.set, answered.token)])
             .filter_map(|(class, number, bytes)| {
                 let key = item(class, number).ok()?;
                 let version = self.version(&key, &bytes, marker);
@@ -326,7 +326,13 @@ impl Work {
         if number != marker.set {
             // Somebody took the marker away: copies are bound to the number of their set, and made for another one.
             marker.set = number;
-            items.iter_mut().for_each(|item| item.copies.clear());
+            for item in &mut *items {
+                item.copies.clear();
+                if item.key.origin == Origin::Initialized(Class::RootToken) {
+                    item.key = self::item(Class::RootToken, number)?;
+                    item.version = self.version(&item.key, &item.bytes, marker);
+                }
+            }
         }
         for chunk in items.chunks_mut(AT_ONCE) {
             let mut wrapping = Vec::with_capacity(chunk.len());

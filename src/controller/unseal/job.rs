@@ -24,7 +24,7 @@ use crate::{
         outcome::Outcomes,
         plan::{Open, open_share},
         store::{
-            Class, StoreFacts,
+            StoreFacts,
             proof::{authentic, fits},
             sets::{self, Held as HeldSet},
         },
@@ -184,9 +184,8 @@ impl Job {
         let StoreFacts::Found(store) = &seen.observed.store else {
             return Err(missing());
         };
-        let name = sets::name(Class::RootToken, 1);
-        let key = sets::key(&name).ok_or_else(missing)?;
-        let sealed = store.header.keys.get(&name).ok_or_else(missing)?;
+        let key = sets::token(&seen.observed.store).ok_or_else(missing)?;
+        let sealed = store.header.keys.get(&key.name).ok_or_else(missing)?;
         let version = sealed.section.current;
         let (attempts, bytes) = open_version(context, &self.model, &key, store, version, None).await;
         let bytes = bytes.ok_or_else(|| {

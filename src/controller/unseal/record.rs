@@ -14,7 +14,7 @@ use crate::{
         model::{Key, Model},
         observed::Observed,
         store::{
-            Class, Edit, Header, NewCopy, Provenance, Sealed, Section, StoreFacts, Version,
+            Edit, Header, NewCopy, Provenance, Sealed, Section, StoreFacts, Version,
             edit::next_header,
             proof::mac_of,
             secret_name,
@@ -152,35 +152,32 @@ pub async fn keep(
     .await
 }
 
-/// Takes the root token out of the store: it is of no use to anybody any more.
+/// Takes a root token out of the store: it is of no use to anybody any more.
+///
+/// # Errors
+/// Why it was not written.
 pub async fn drop_token(
     context: &Context,
     model: &Model,
     observed: &Observed,
-    mac: Option<&str>,
+    name: &str,
+    revoked: &Sealed,
 ) -> Result<(), Fault> {
     let facts = find(&context.client, model).await?;
     let StoreFacts::Found(store) = &facts else {
         return Ok(());
     };
-    let name = sets::name(Class::RootToken, 1);
     let mut header = header(model, observed, &facts);
+    let version = revoked.section.current;
+    let id = |sealed: &Sealed| sealed.section.versions.get(&version)?.init.clone();
     // Another one than was revoked is not ours to drop.
-    if header.keys.get(&name).and_then(|sealed| sealed.mac.as_deref()) != mac {
+    if header.keys.get(name).and_then(id) != id(revoked) {
         return Ok(());
     }
-    header.keys.remove(&name);
+    header.keys.remove(name);
+    let entries = sets::item(name, version, "").unwrap_or_default();
     let items = store.items.keys();
-    let remove = items
-        .filter(|item| {
-            let item = item
-                .strip_prefix("set")
-                .and_then(|rest| rest.split_once('.'))
-                .map_or(item.as_str(), |(_, rest)| rest);
-            item.starts_with("root-token.")
-        })
-        .cloned()
-        .collect();
+    let remove = items.filter(|item| item.starts_with(&entries)).cloned().collect();
     save(
         context,
         &context.client,

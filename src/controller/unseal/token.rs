@@ -11,7 +11,7 @@ use crate::{
     seal::{
         Fault,
         observed::PodFacts,
-        store::{Class, StoreFacts, sets},
+        store::{StoreFacts, sets},
         unseal::{Place, Transport},
     },
     servers::{Connection, TOTAL_TIMEOUT, Token, late},
@@ -61,16 +61,12 @@ async fn attempt(
         )),
         Token::Refused => {
             let seen = job.seen();
-            let name = sets::name(Class::RootToken, 1);
-            let mac = match &seen.observed.store {
-                StoreFacts::Found(store) => store
-                    .header
-                    .keys
-                    .get(&name)
-                    .and_then(|sealed| sealed.mac.as_deref()),
-                _ => None,
-            };
-            record::drop_token(context, &job.model, &seen.observed, mac).await?;
+            let facts = &seen.observed.store;
+            if let (Some(key), StoreFacts::Found(store)) = (sets::token(facts), facts)
+                && let Some(sealed) = store.header.keys.get(&key.name)
+            {
+                record::drop_token(context, &job.model, &seen.observed, &key.name, sealed).await?;
+            }
             let id = &job.model.id;
             let (namespace, name) = (&id.namespace, &id.name);
             tracing::info!(namespace, name, pod = pod.name, "the root token is revoked");

@@ -60,8 +60,8 @@ pub enum Held {
     Unknown(Fault),
 }
 
-/// The name of an item's section, which no key of a spec can have. `number` counts from 1; a root token is the first of
-/// its set.
+/// The name of an item's section, which no key of a spec can have. `number`: which share, from 1; of a root token that of
+/// its set, so that one goes without the others.
 pub fn name(class: Class, number: u32) -> String {
     let word = match class {
         Class::RecoveryShare => "recovery",
@@ -78,7 +78,7 @@ pub fn class(name: &str) -> Option<Class> {
     match word {
         "share" => Some(Class::UnsealShare),
         "recovery" => Some(Class::RecoveryShare),
-        "root-token" if number == "1" => Some(Class::RootToken),
+        "root-token" => Some(Class::RootToken),
         _ => None,
     }
 }
@@ -271,16 +271,13 @@ pub fn cluster_id(store: &StoreFacts) -> Option<&str> {
     let StoreFacts::Found(store) = store else {
         return None;
     };
-    let newest = sections(store)
-        .filter(|(class, _)| *class != Class::RootToken)
-        .max_by_key(|(_, section)| section.current)?;
-    let current = newest.1.current;
+    let newest = newest_number(store)?;
     sections(store)
-        .filter(|(_, section)| section.current == current)
+        .filter(|(_, section)| section.current == newest)
         .find_map(|(_, section)| {
             section
                 .versions
-                .get(&current)?
+                .get(&newest)?
                 .init
                 .as_ref()?
                 .cluster_id
@@ -288,13 +285,30 @@ pub fn cluster_id(store: &StoreFacts) -> Option<&str> {
         })
 }
 
-/// Since when a root token is held.
-pub fn token_since(store: &StoreFacts) -> Option<Timestamp> {
+/// The number of the newest set.
+fn newest_number(store: &Store) -> Option<u32> {
+    let shares = sections(store).filter(|(class, _)| *class != Class::RootToken);
+    shares.map(|(_, section)| section.current).max()
+}
+
+/// The root token of the newest set, if it is held. Those of sets that were given up are of no account.
+pub fn token(store: &StoreFacts) -> Option<Key> {
     let StoreFacts::Found(store) = store else {
         return None;
     };
-    let token = sections(store).find(|(class, _)| *class == Class::RootToken)?.1;
-    token.versions.values().map(|version| version.created).min()
+    let name = name(Class::RootToken, newest_number(store)?);
+    store.header.keys.get(&name)?;
+    key(&name)
+}
+
+/// Since when a root token is held.
+pub fn token_since(store: &StoreFacts) -> Option<Timestamp> {
+    let name = token(store)?.name;
+    let StoreFacts::Found(store) = store else {
+        return None;
+    };
+    let versions = store.header.keys.get(&name)?.section.versions.values();
+    versions.map(|version| version.created).min()
 }
 
 /// The shares of the newest set, in their order: the only ones that are given to servers.
@@ -430,7 +444,7 @@ mod tests {
             ("share.3", 2, "set2.share.3.aws"),
             ("recovery.1", 1, "recovery.1.aws"),
             ("root-token.1", 1, "root-token.aws"),
-            ("root-token.1", 4, "set4.root-token.aws"),
+            ("root-token.4", 4, "set4.root-token.aws"),
         ] {
             assert_eq!(item(name, version, "aws").as_deref(), Some(entry));
             assert!(key(name).is_some_and(|key| key.is_answer() && !key.is_brought()));
@@ -531,7 +545,8 @@ mod tests {
                 ("share.2", &[1, 2]),
                 ("share.10", &[1, 2]),
                 ("share.3", &[1]),
-                ("root-token.1", &[2]),
+                ("root-token.1", &[1]),
+                ("root-token.2", &[2]),
             ],
             Some(marker(2)),
             Some(1),
@@ -544,6 +559,9 @@ mod tests {
         assert_eq!(newest, ["share.1", "share.2", "share.10"]);
         assert_eq!(cluster_id(&facts), Some("c2"));
         assert_eq!(token_since(&facts), Some(Timestamp::UNIX_EPOCH));
+        assert_eq!(token(&facts).unwrap().name, "root-token.2");
+        let given_up = found(store(&[("share.1", &[1, 2]), ("root-token.1", &[1])], None, None));
+        assert_eq!(token(&given_up), None);
         assert_eq!(token_since(&StoreFacts::Absent), None);
     }
 
