@@ -73,10 +73,9 @@ pub struct Remembered {
 }
 
 impl Context {
-    /// Joins the parts.
+    /// Joins the parts. Of the clients the second is the one that outlives the term.
     pub fn new(
-        client: Client,
-        keeper: Client,
+        (client, keeper): (Client, Client),
         settings: Settings,
         clouds: Clouds,
         metrics: Arc<Metrics>,

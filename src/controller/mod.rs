@@ -119,8 +119,7 @@ pub async fn run(
     let clouds = Clouds::new(provider_settings, Some(cluster), metrics.clone());
     let events = events::Events::new(client.clone());
     let context = Arc::new(Context::new(
-        client,
-        build()?.build(),
+        (client, build()?.build()),
         settings,
         clouds,
         metrics.clone(),

@@ -44,7 +44,7 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 pub const TOTAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a server may take to initialise itself: it makes its storage, and a native one asks its KMS.
-pub const INIT_TIMEOUT: Duration = Duration::from_secs(60);
+pub const INIT_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// The largest answer that is read.
 const MAX_ANSWER: usize = 64 * 1024;

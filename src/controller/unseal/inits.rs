@@ -15,7 +15,7 @@ use crate::seal::{
 };
 
 /// How long a server that was initialised is said to be, when no reconcile has seen its set: longer than one takes.
-const FRESH: Duration = Duration::from_secs(60);
+const FRESH: Duration = Duration::from_mins(1);
 
 /// Where an initialisation is.
 #[derive(Clone, Debug)]
