@@ -417,6 +417,28 @@ async fn openbao_is_initialised_and_its_root_token_revoked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn openbao_with_a_static_seal_answers_recovery_keys() {
+    let set = Set::new("init-static", Product::OpenBao, "127.0.0.8").await;
+    let key = set.disk.mount().join("current.key").display().to_string();
+    let stanza =
+        format!("seal \"static\" {{\n  current_key_id = \"k1\"\n  current_key = \"file://{key}\"\n}}\n");
+    set.disk
+        .mounted(&[("seal.hcl", stanza.as_bytes()), ("current.key", &[7; 32])]);
+    set.pod().await;
+    let server = set.start(&["seal.hcl"], &[]);
+    let _running = set.operator().start();
+    let spec = set.spec(&json!({"recovery": {"shares": 2, "threshold": 2}}));
+    set.scene.stage.apply(NAME, &spec).await;
+    set.unsealed().await;
+    told(&set.scene, NAME, "True", "Ready").await;
+    set.token_is_gone().await;
+    let mut items = set.items().await;
+    items.retain(|item| item != "header");
+    assert_eq!(items, ["recovery.1.aws", "recovery.2.aws"]);
+    drop(server);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_of_a_raft_cluster_is_initialised_and_the_others_join_it() {
     let mut set = Set::new("init-raft", Product::Vault, "127.0.0.5").await;
     let port = set.at.port();

@@ -130,6 +130,18 @@ async fn impostors_and_http_initialise_nothing() {
         .try_apply(&scene.stage.seal_config("http", &spec))
         .await;
     assert!(refused.is_err_and(|refusal| refusal.message.contains("initialize needs https")));
+    // A seal that this namespace may not use keeps nothing, and so nothing is asked.
+    let good = Vault::start(&attack.pki, HOST, None);
+    let mut spec = attack.spec("identity", &json!(good.port()));
+    spec["seals"][0]["awskms"]
+        .as_object_mut()
+        .unwrap()
+        .remove("credentials");
+    pod(scene, "identity", "identity", LOOPBACK).await;
+    scene.stage.apply("identity", &spec).await;
+    told(scene, "identity", "False", "OperatorIdentityNotAllowed").await;
+    assert_eq!((good.count("init"), scene.kms.count("Encrypt")), (0, 0));
+
     // The pod goes while it is asked, every time.
     let (runtime, plane) = (tokio::runtime::Handle::current(), scene.stage.plane.clone());
     let namespace = scene.stage.namespace.clone();

@@ -169,6 +169,11 @@ impl Work {
 
     /// Every enabled seal wraps and opens for this very place, before there is anything to lose. The KMS keys that do.
     async fn prove(&self, number: u32, seals: &[String]) -> Result<BTreeSet<String>, Fault> {
+        for seal in seals {
+            if let Some(fault) = self.job.barred(seal) {
+                return Err(cannot_keep(seal, fault));
+            }
+        }
         let key = item(self.class(), 1)?;
         let hand = Hand::new(
             &self.context,
@@ -179,13 +184,7 @@ impl Work {
         );
         let mut proven = BTreeSet::new();
         for (seal, result) in hand.wrap_all(number, &random(32)?, seals).await {
-            let copy = result.map_err(|mut fault| {
-                fault.message = format!(
-                    "it is initialised when every enabled seal can keep its shares, and seal {seal:?} cannot: {}",
-                    fault.message
-                );
-                fault
-            })?;
+            let copy = result.map_err(|fault| cannot_keep(&seal, fault))?;
             proven.insert(copy.record.key_id);
         }
         Ok(proven)
@@ -209,6 +208,12 @@ impl Work {
     /// Nothing is between this and the request (security rule S10).
     async fn ready(&self, connection: &mut Connection) -> Result<(), Fault> {
         same_pod(&self.context, &self.job, &self.pod, &self.place).await?;
+        if !self.context.unsealers.wants(&self.job) {
+            return Err(Fault::transient(
+                Reason::Pending,
+                "the SealConfig was changed a moment ago; it is looked at again",
+            ));
+        }
         let state = timeout(TOTAL_TIMEOUT, connection.seal_status())
             .await
             .map_err(|_| late())??;
@@ -418,6 +423,14 @@ fn wrapping_seals(job: &Job) -> Vec<String> {
 fn item(class: Class, number: u32) -> Result<Key, Fault> {
     sets::key(&sets::name(class, number))
         .ok_or_else(|| Fault::invalid(Reason::InvalidSpec, "no item of a set has that name"))
+}
+
+fn cannot_keep(seal: &str, mut fault: Fault) -> Fault {
+    fault.message = format!(
+        "it is initialised when every enabled seal can keep its shares, and seal {seal:?} cannot: {}",
+        fault.message
+    );
+    fault
 }
 
 fn unanswered(what: &str) -> Fault {

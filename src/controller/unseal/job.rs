@@ -145,6 +145,11 @@ impl Job {
         self.inputs.token && initialize.is_some_and(|initialize| !initialize.keep_token)
     }
 
+    /// Why a seal must not be used now, if it must not: its endpoint, or an identity that the namespace may not use.
+    pub fn barred(&self, seal: &str) -> Option<Fault> {
+        self.seen().findings.seals.get(seal).cloned()
+    }
+
     /// How the cluster is called whose shares these are; `None` = nobody knows yet, or there are none.
     pub fn cluster(&self) -> Option<String> {
         let seen = self.seen();
@@ -187,12 +192,20 @@ impl Job {
         let key = sets::token(&seen.observed.store).ok_or_else(missing)?;
         let sealed = store.header.keys.get(&key.name).ok_or_else(missing)?;
         let version = sealed.section.current;
-        let (attempts, bytes) = open_version(context, &self.model, &key, store, version, None).await;
+        let names = self.model.seals.iter().map(|seal| seal.name.clone());
+        let (barred, usable): (Vec<_>, Vec<_>) =
+            names.partition(|seal| seen.findings.seals.contains_key(seal));
+        let opened = open_version(context, &self.model, &key, store, version, Some(&usable));
+        let (attempts, bytes) = opened.await;
         let bytes = bytes.ok_or_else(|| {
+            let barred = barred.iter().find_map(|seal| {
+                let fault = seen.findings.seals.get(seal)?.clone();
+                Some(fault.of(format_args!("seal {seal:?}")))
+            });
             let mut faults = attempts
                 .into_iter()
                 .filter_map(|(seal, _, result)| Some(result.err()?.of(format_args!("seal {seal:?}"))));
-            faults.next().unwrap_or_else(missing)
+            faults.next().or(barred).unwrap_or_else(missing)
         })?;
         fits(&self.model, &key, sealed.section.versions.get(&version), &bytes)?;
         authentic(&self.model, &key, sealed, &bytes)?;

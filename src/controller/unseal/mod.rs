@@ -164,6 +164,17 @@ impl Unsealers {
         verdict::cluster(&self.records(namespace, name))
     }
 
+    /// Whether a SealConfig still is as this job has it, and not suspended.
+    fn wants(&self, job: &Job) -> bool {
+        let id = &job.model.id;
+        let entries = self.lock();
+        let entry = entries.get(&(id.namespace.clone(), id.name.clone()));
+        entry.is_some_and(|entry| {
+            let now = &entry.job.model;
+            (&now.id, now.generation) == (id, job.model.generation)
+        })
+    }
+
     /// Every other pod that a SealConfig selects, and what it said when it was last asked in this term.
     fn others(&self, context: &Context, job: &Job, uid: &str) -> Vec<(Arc<PodFacts>, Option<Said>)> {
         let (namespace, name) = (&job.model.id.namespace, &job.model.id.name);
