@@ -22,8 +22,8 @@ pub use status::{
     UnsealStatus, condition_types,
 };
 pub use unseal::{
-    CaRef, CaSource, UnsealAddress, UnsealAddressType, UnsealPolicy, UnsealProduct, UnsealScheme, UnsealSpec,
-    UnsealTls,
+    CaRef, CaSource, InitializeSpec, RootTokenPolicy, SharesSpec, UnsealAddress, UnsealAddressType,
+    UnsealPolicy, UnsealProduct, UnsealScheme, UnsealSpec, UnsealTls,
 };
 
 /// The API group of every kind, and the prefix of every label and annotation.

@@ -129,6 +129,14 @@ reasons! {
     Sealed "Sealed",
     /// A server has not been initialised.
     NotInitialized "NotInitialized",
+    /// A server says that it was never initialised, and the store holds what one answered before.
+    AlreadyInitializedElsewhere "AlreadyInitializedElsewhere",
+    /// A server was, or may have been, initialised, and what it answered is lost.
+    InitResponseLost "InitResponseLost",
+    /// A server was initialised, and what it answered lies in the operator's memory only.
+    InitResponseNotStored "InitResponseNotStored",
+    /// The root token is to be revoked and is not yet.
+    RootTokenHeld "RootTokenHeld",
     /// There are fewer unseal shares than the server asks for.
     UnsealKeysMissing "UnsealKeysMissing",
     /// A server refused the shares.

@@ -44,6 +44,10 @@ use super::{AwsKms, EnvSpec, OciKms, StanzaSpec, UnsealSpec, status::SealConfigS
         "message": "keys need a seal with use: Wrap",
     },
     {
+        "rule": "!has(self.unseal) || !has(self.unseal.initialize) || self.seals.exists(s, !s.disabled && s.use.exists(u, u == 'Wrap'))",
+        "message": "unseal.initialize needs an enabled seal with use: Wrap, under which the shares are kept",
+    },
+    {
         "rule": "!has(self.targets) || self.targets.all(t, !has(t.secret.data) || t.secret.data.all(d, !has(d.key) || (has(self.keys) && self.keys.exists(k, k.name == d.key.name && k.purpose != 'unseal-share'))))",
         "message": "every data entry must name one of spec.keys, and none of purpose unseal-share: shares are never delivered",
     },
@@ -85,7 +89,8 @@ pub struct SealConfigSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub targets: Vec<Target>,
-    /// The Vault or OpenBao servers that are unsealed over their API with the keys of purpose `unseal-share`.
+    /// The Vault or OpenBao servers that are unsealed over their API, with the keys of purpose
+    /// `unseal-share` or with the shares that they answered when the operator initialised them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unseal: Option<UnsealSpec>,
     /// Whether the wrapped store goes with the SealConfig.

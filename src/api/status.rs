@@ -63,6 +63,15 @@ pub struct UnsealStatus {
     /// Servers that said that they are sealed when they were last asked.
     #[serde(default)]
     pub sealed: u32,
+    /// The cluster that the servers are of, as it called itself when it was first seen unsealed: another one gets no share.
+    #[serde(rename = "clusterID", skip_serializing_if = "Option::is_none")]
+    pub cluster_id: Option<String>,
+    /// Digest of the shares that `clusterID` was seen with; tells nothing of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shares_digest: Option<String>,
+    /// Since when the wrapped store holds a root token; absent when it holds none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub root_token_held_since: Option<Time>,
     /// Each selected pod.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]

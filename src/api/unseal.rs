@@ -20,6 +20,10 @@ use serde::{Deserialize, Serialize};
         "rule": "self.scheme != 'http' || !has(self.tls)",
         "message": "http goes without tls",
     },
+    {
+        "rule": "self.scheme == 'https' || !has(self.initialize)",
+        "message": "initialize needs https: what a server answers to it opens everything",
+    },
 ]))]
 pub struct UnsealSpec {
     /// Which server it is.
@@ -44,6 +48,9 @@ pub struct UnsealSpec {
     /// What becomes of a server that was sealed while its container ran.
     #[serde(default)]
     pub policy: UnsealPolicy,
+    /// How servers that were never initialised are. Absent: they never are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initialize: Option<InitializeSpec>,
 }
 
 fn default_port() -> IntOrString {
@@ -151,4 +158,47 @@ pub enum UnsealPolicy {
     OnStart,
     /// It is unsealed.
     Always,
+}
+
+/// How servers are initialised. What the server says of its seal picks the member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    {"rule": "has(self.shamir) || has(self.recovery)", "message": "initialize takes shamir, recovery, or both"},
+]))]
+pub struct InitializeSpec {
+    /// For a server whose seal is opened by unseal shares.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shamir: Option<SharesSpec>,
+    /// For a server that has a native seal: shares of its recovery key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<SharesSpec>,
+    /// What becomes of the root token that the server answers.
+    #[serde(default)]
+    pub root_token: RootTokenPolicy,
+}
+
+/// Into how many shares a key is split, and how many of them it takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    {"rule": "self.threshold <= self.shares && (self.shares == 1 || self.threshold >= 2)", "message": "threshold is at most shares, and at least 2 when there are several shares"},
+]))]
+pub struct SharesSpec {
+    /// Shares that are made.
+    #[schemars(range(min = 1, max = 255))]
+    pub shares: u8,
+    /// Shares that it takes.
+    #[schemars(range(min = 1, max = 255))]
+    pub threshold: u8,
+}
+
+/// What becomes of the root token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RootTokenPolicy {
+    /// It is revoked once the server is unsealed.
+    #[default]
+    Revoke,
+    /// It is kept in the wrapped store until an admin fetches it.
+    Wrap,
 }

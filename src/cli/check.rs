@@ -12,7 +12,7 @@ use super::{
     sending,
 };
 use crate::{
-    api::{self, Encoding, KIND, KeyVersion, SealConfig, SecretType},
+    api::{self, Encoding, KIND, KeyVersion, SealConfig, SecretType, UnsealProduct},
     seal::{
         aws::{AwsSeal, Credentials},
         entry::EntryContent,
@@ -23,6 +23,7 @@ use crate::{
             Provenance, secret_name,
             standing::{needs_store, wrapping},
         },
+        unseal::{Unseal, initialize::Split},
     },
 };
 
@@ -283,7 +284,35 @@ fn plan_text(model: &Model) -> String {
             ));
         }
     }
+    lines.extend(model.unseal.as_ref().map(|unseal| servers_text(model, unseal)));
     indented(lines.iter())
+}
+
+/// Which servers are unsealed, and how they are initialised.
+fn servers_text(model: &Model, unseal: &Unseal) -> String {
+    let split =
+        |split: Split, what: &str| format!("{} {what} of which {} open", split.shares, split.threshold);
+    let initialized = match unseal.initialize {
+        None => "never initialised".to_owned(),
+        Some(initialize) => {
+            let shamir = initialize.shamir.map(|shamir| split(shamir, "unseal shares"));
+            let recovery = initialize
+                .recovery
+                .map(|recovery| split(recovery, "recovery keys (with a native seal)"));
+            let members: Vec<String> = shamir.into_iter().chain(recovery).collect();
+            let token = if initialize.keep_token { "kept" } else { "revoked" };
+            format!(
+                "initialised once with {}, kept in Secret {}; root token {token}",
+                members.join(" or "),
+                secret_name(&model.id.name)
+            )
+        }
+    };
+    let product = match unseal.product {
+        UnsealProduct::Vault => "Vault",
+        UnsealProduct::OpenBao => "OpenBao",
+    };
+    format!("unseal: {product} on pods {}, {initialized}", unseal.selector)
 }
 
 fn stanza_words(stanza: &Stanza) -> String {
@@ -344,6 +373,7 @@ fn key_text(model: &Model, key: &Key) -> String {
         Origin::Imported { secret, entry } => {
             format!("taken from Secret {secret}, entry {entry}, and wrapped {kept}")
         }
+        Origin::Initialized(_) => format!("answered by a server that was initialised, and wrapped {kept}"),
     };
     format!("key {}: {said}", key.name)
 }
@@ -441,6 +471,7 @@ fn plan_json(model: &Model) -> Value {
                     Origin::Brought => Provenance::Brought,
                     Origin::Generated { .. } => Provenance::Generated,
                     Origin::Imported { .. } => Provenance::Imported,
+                    Origin::Initialized(_) => Provenance::Initialized,
                 }.field(),
                 // By what the user brings, and by what the operator makes of it.
                 "openedBy": opened,

@@ -6,6 +6,7 @@ mod controller;
 mod crd;
 mod destination;
 mod doctor;
+mod forget_init;
 mod manifest;
 mod offline;
 mod output;
@@ -68,6 +69,7 @@ pub enum Command {
     Rewrap(rewrap::RewrapArgs),
     Status(status::StatusArgs),
     Doctor(doctor::DoctorArgs),
+    ForgetInit(forget_init::ForgetInitArgs),
     Version(version::VersionArgs),
 }
 
@@ -82,6 +84,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Rewrap(args) => rewrap::run(&args).await,
         Command::Status(args) => status::run(&args).await,
         Command::Doctor(args) => doctor::run(&args).await,
+        Command::ForgetInit(args) => forget_init::run(&args).await,
         Command::Version(args) => {
             version::run(&args);
             Ok(())

@@ -11,8 +11,9 @@ use super::{
     output,
 };
 use crate::{
-    api::{Reason, SealConfig, SealHealth, SealSpec},
+    api::{Reason, SealConfig, SealConfigStatus, SealHealth, SealSpec},
     kube_ext::{bounded, cluster::read_fault},
+    seal::store::{Class, sets},
 };
 
 /// SealConfigs that are asked for at once.
@@ -22,8 +23,8 @@ const PAGE: u32 = 500;
 ///
 /// Shows what the operator last wrote into each SealConfig's status: whether it is Ready and why not, each seal's KMS key and
 /// state, each key's version, the seals that it is wrapped under, its next rotation and the seals that once opened it and were
-/// taken out since (rotate it, if one of them is compromised), and how many pods run with what was delivered. Nothing but
-/// SealConfigs is read, and no KMS is asked; `doctor` does that.
+/// taken out since (rotate it, if one of them is compromised), how many pods run with what was delivered, which servers are
+/// unsealed, and which shares they answered when the operator initialised them. Nothing but SealConfigs is read, and no KMS is asked; `doctor` does that.
 ///
 /// Examples:
 ///
@@ -113,6 +114,67 @@ struct Row {
     seals: Vec<SealRow>,
     keys: Vec<KeyRow>,
     targets: Vec<TargetRow>,
+    servers: Option<ServersRow>,
+}
+
+/// The servers that are unsealed, and what they answered when they were initialised.
+struct ServersRow {
+    initialized: Option<bool>,
+    pods: usize,
+    sealed: u32,
+    cluster_id: Option<String>,
+    root_token_held_since: Option<String>,
+    sets: Vec<SetRow>,
+}
+
+struct SetRow {
+    what: &'static str,
+    /// Its number.
+    set: u32,
+    items: usize,
+    /// The seals under which every item of it is wrapped.
+    wrapped_under: Vec<String>,
+}
+
+impl ServersRow {
+    fn of(status: &SealConfigStatus) -> Option<Self> {
+        let unseal = status.unseal.as_ref()?;
+        let classes = [
+            (Class::UnsealShare, "unseal shares"),
+            (Class::RecoveryShare, "recovery keys"),
+            (Class::RootToken, "root token"),
+        ];
+        let sets = classes.into_iter().filter_map(|(class, what)| {
+            let of_class = || {
+                status
+                    .keys
+                    .iter()
+                    .filter(|key| sets::class(&key.name) == Some(class))
+            };
+            let set = of_class().map(|key| key.version).max()?;
+            let items: Vec<_> = of_class().filter(|key| key.version == set).collect();
+            let everywhere = |seal: &&String| items.iter().all(|key| key.wrapped_under.contains(seal));
+            Some(SetRow {
+                what,
+                set,
+                wrapped_under: items[0]
+                    .wrapped_under
+                    .iter()
+                    .filter(everywhere)
+                    .cloned()
+                    .collect(),
+                items: items.len(),
+            })
+        });
+        Some(Self {
+            initialized: unseal.initialized,
+            pods: unseal.pods.len(),
+            sealed: unseal.sealed,
+            cluster_id: unseal.cluster_id.clone(),
+            root_token_held_since: unseal.root_token_held_since.as_ref().map(|at| at.0.to_string()),
+            sets: sets.collect(),
+        })
+    }
 }
 
 struct SealRow {
@@ -196,6 +258,7 @@ impl Row {
             seals: seals.collect(),
             keys: keys.collect(),
             targets: targets.collect(),
+            servers: ServersRow::of(&status),
         }
     }
 
@@ -250,11 +313,23 @@ fn as_json(rows: &[Row]) -> Value {
             json!({
                 "namespace": row.namespace, "name": row.name, "ready": row.ready, "reason": row.reason,
                 "message": row.message, "upToDate": row.up_to_date, "suspended": row.suspended, "seals": seals,
-                "keys": keys, "targets": targets,
+                "keys": keys, "targets": targets, "unseal": row.servers.as_ref().map(servers_json),
             })
         })
         .collect();
     json!({"ok": rows.iter().all(Row::is_ready), "sealConfigs": configs})
+}
+
+fn servers_json(servers: &ServersRow) -> Value {
+    let sets: Vec<_> = servers
+        .sets
+        .iter()
+        .map(|set| json!({"what": set.what, "set": set.set, "items": set.items, "wrappedUnder": set.wrapped_under}))
+        .collect();
+    json!({
+        "initialized": servers.initialized, "pods": servers.pods, "sealed": servers.sealed,
+        "clusterID": servers.cluster_id, "rootTokenHeldSince": servers.root_token_held_since, "sets": sets,
+    })
 }
 
 fn as_text(rows: &[Row]) -> String {
@@ -279,6 +354,7 @@ fn as_text(rows: &[Row]) -> String {
         out.push_str(&seals_text(row));
         out.push_str(&keys_text(row));
         out.push_str(&targets_text(row));
+        out.push_str(&row.servers.as_ref().map(servers_text).unwrap_or_default());
         out.push('\n');
     }
     if rows.len() > 1 {
@@ -353,6 +429,45 @@ fn targets_text(row: &Row) -> String {
         vec![target.name.clone(), target.secret.clone(), pods]
     });
     table(&["TARGET", "SECRET", "PODS"], targets.collect())
+}
+
+fn servers_text(servers: &ServersRow) -> String {
+    let known = match servers.initialized {
+        None => "no server has answered yet".to_owned(),
+        Some(false) => "not initialised".to_owned(),
+        Some(true) => format!(
+            "{}/{} unsealed",
+            servers.pods.saturating_sub(servers.sealed as usize),
+            servers.pods
+        ),
+    };
+    let cluster = servers.cluster_id.as_ref().map(|id| format!(", cluster {id}"));
+    let token = servers
+        .root_token_held_since
+        .as_ref()
+        .map(|since| format!(", root token held since {since}"));
+    let mut out = format!(
+        "  servers: {known}{}{}\n",
+        cluster.unwrap_or_default(),
+        token.unwrap_or_default()
+    );
+    let sets = servers.sets.iter().map(|set| {
+        vec![
+            set.what.to_owned(),
+            set.set.to_string(),
+            set.items.to_string(),
+            if set.wrapped_under.is_empty() {
+                "-".to_owned()
+            } else {
+                set.wrapped_under.join(",")
+            },
+        ]
+    });
+    out.push_str(&table(
+        &["ANSWERED", "SET", "ITEMS", "WRAPPED UNDER"],
+        sets.collect(),
+    ));
+    out
 }
 
 /// Columns as wide as their widest cell; nothing for no rows.
@@ -434,6 +549,36 @@ bao/openbao: Ready
     }
 
     #[test]
+    fn servers_are_told_with_what_they_answered() {
+        let row = Row::of(&config(|value| {
+            value["status"]["unseal"] = json!({"initialized": true, "sealed": 1, "clusterID": "c1",
+                "rootTokenHeldSince": "2026-01-02T00:00:00Z", "pods": [{"name": "a"}, {"name": "b"}]});
+            let item = |name: &str, set: u32, under: &[&str]| json!({"name": name, "version": set, "wrappedUnder": under});
+            let keys = value["status"]["keys"].as_array_mut().unwrap();
+            keys.extend([
+                item("share.1", 2, &["aws", "oci"]),
+                item("share.2", 2, &["aws"]),
+                item("share.3", 1, &["aws"]),
+                item("root-token.1", 2, &[]),
+            ]);
+        }));
+        let text = as_text(std::slice::from_ref(&row));
+        let want = "  servers: 1/2 unsealed, cluster c1, root token held since 2026-01-02T00:00:00Z
+  ANSWERED       SET  ITEMS  WRAPPED UNDER
+  unseal shares  2    2      aws
+  root token     2    1      -
+
+";
+        assert!(text.ends_with(want), "{text}");
+        let report = as_json(&[row]);
+        let sets = &report["sealConfigs"][0]["unseal"]["sets"];
+        assert_eq!(
+            sets[0],
+            json!({"what": "unseal shares", "set": 2, "items": 2, "wrappedUnder": ["aws"]})
+        );
+    }
+
+    #[test]
     fn what_is_not_ready_says_why() {
         let failed = Row::of(&config(|value| {
             value["status"]["conditions"][0]["status"] = json!("False");
@@ -479,6 +624,7 @@ bao/openbao: Ready
             "keys": [{"name": "static", "version": 2, "wrappedUnder": ["aws", "oci"],
                 "nextRotationTime": "2026-04-01T00:00:00Z", "exposedUnder": ["old"]}],
             "targets": [{"name": "server", "secret": "seal", "pods": {"selected": 4, "using": 3, "current": 2}}],
+            "unseal": null,
         }]});
         assert_eq!(report, want);
     }

@@ -27,7 +27,7 @@ use crate::{
         endpoint::EndpointPolicy,
         model::{Copy, Key, Model, Source},
         observed::{Memory, NamespaceFacts, Observed, SourceFacts},
-        store::{Provenance, Store, StoreFacts, proof::value_of, secret_name},
+        store::{Class, Provenance, Store, StoreFacts, proof::value_of, secret_name, sets},
     },
 };
 
@@ -47,6 +47,9 @@ use out_file::OutFile;
 /// the operator's own copies of brought ones. With -f a file is read instead. A copy in a Secret or ConfigMap is found when
 /// that object is in the same file; the wrapped store when it is, too, or with --store.
 ///
+/// What a server answered when the operator initialised it lies in the wrapped store too: --share, --recovery and --root-token
+/// write it as the server printed it, without a newline.
+///
 /// A stored copy opens only with the binding that the operator made it with; where the operator runs with another
 /// --binding-domain than the default, say it here too. It must be the version that was recorded, and the record must be
 /// authenticated by the version in use.
@@ -59,6 +62,8 @@ use out_file::OutFile;
 ///
 ///   autounseal unwrap -n openbao openbao --key static --out-file static.key
 ///   autounseal unwrap -n openbao openbao --key static --key-version 1 | sha256sum
+///   autounseal unwrap -n vault vault --share 1 --out-file share-1
+///   autounseal unwrap -n vault vault --root-token | vault login -
 ///   autounseal unwrap -f seal.yaml --key master --out-file master.key
 ///   autounseal unwrap -f seal.yaml --store store.yaml --key static --key-version 3 --out-file static.key
 ///
@@ -72,10 +77,9 @@ pub struct UnwrapArgs {
     /// A file with the SealConfig, YAML or JSON, at most 1 MiB; - reads standard input
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Name of the key
-    #[arg(long, value_name = "NAME")]
-    key: String,
-    /// Which version of a generated key. Default: the one in use
+    #[command(flatten)]
+    what: What,
+    /// Which version of a generated key, or which set of shares. Default: the one in use
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     key_version: Option<u32>,
     /// A file with the wrapped store, as `kubectl get secret NAME.sealconfig.wrapped -o yaml` prints it, at most 1 MiB
@@ -106,6 +110,35 @@ pub struct UnwrapArgs {
     cluster: ClusterArgs,
 }
 
+/// What is opened.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct What {
+    /// Name of the key
+    #[arg(long, value_name = "NAME")]
+    key: Option<String>,
+    /// An unseal share that a server answered when the operator initialised it, from 1
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=255))]
+    share: Option<u32>,
+    /// A share of the recovery key, from 1
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=255))]
+    recovery: Option<u32>,
+    /// The root token, as long as it is kept
+    #[arg(long)]
+    root_token: bool,
+}
+
+impl What {
+    /// The name of a share's section.
+    fn share(&self) -> Option<String> {
+        let share = self.share.map(|number| sets::name(Class::UnsealShare, number));
+        let recovery = self
+            .recovery
+            .map(|number| sets::name(Class::RecoveryShare, number));
+        share.or(recovery)
+    }
+}
+
 pub(super) async fn run(args: &UnwrapArgs) -> Done {
     if args.out_file.is_none() && !args.force && io::stdout().is_terminal() {
         return Err(Failure::Misuse(
@@ -117,15 +150,7 @@ pub(super) async fn run(args: &UnwrapArgs) -> Done {
         Some(file) => Case::of_file(args, file)?,
         None => Case::of_cluster(args).await?,
     };
-    let key = case.model.keys.iter().find(|key| key.name == args.key);
-    let key = key.ok_or_else(|| {
-        let names: Vec<_> = case.model.keys.iter().map(|key| key.name.as_str()).collect();
-        Failure::Misuse(format!(
-            "the SealConfig has no key {:?}; it has {}",
-            args.key,
-            names.join(", ")
-        ))
-    })?;
+    let key = &case.find().await?;
     if key.is_brought() && args.key_version.is_some_and(|version| version != 1) {
         return Err(Failure::Misuse(format!(
             "key {:?} is brought and has one version; leave --key-version out",
@@ -190,6 +215,36 @@ impl<'a> Case<'a> {
             model,
             holder: Holder::Cluster(cluster.client),
             status: config.status.unwrap_or_default(),
+        })
+    }
+
+    /// The key, as the SealConfig has it or as a set does.
+    async fn find(&self) -> Result<Key, Failure> {
+        let what = &self.args.what;
+        if let Some(key) = what.share().and_then(|name| sets::key(&name)) {
+            return Ok(key);
+        }
+        if let Some(name) = &what.key {
+            let found = self.model.keys.iter().find(|key| key.name == *name);
+            return found.cloned().ok_or_else(|| {
+                let names: Vec<_> = self.model.keys.iter().map(|key| key.name.as_str()).collect();
+                Failure::Misuse(format!(
+                    "the SealConfig has no key {name:?}; it has {}",
+                    names.join(", ")
+                ))
+            });
+        }
+        let of_set = self.args.key_version.map(|set| sets::name(Class::RootToken, set));
+        let named = of_set.and_then(|name| sets::key(&name));
+        let newest = match self.store().await? {
+            Some(store) => sets::token(&StoreFacts::Found(store)),
+            None => None,
+        };
+        named.or(newest).ok_or_else(|| {
+            Failure::No(
+                "the wrapped store holds no root token: it was revoked, or no server was initialised by the operator"
+                    .to_owned(),
+            )
         })
     }
 
@@ -380,6 +435,7 @@ fn seen(sources: Vec<(crate::seal::model::SourceRef, SourceFacts)>) -> Observed 
         read_secrets: std::collections::BTreeSet::new(),
         living: std::collections::BTreeSet::new(),
         pods: Vec::new(),
+        cluster_id: None,
         status: SealConfigStatus::default(),
         memory: Memory::default(),
     }

@@ -8,7 +8,12 @@ use std::{
 use kube::Client;
 
 use super::{
-    events::Events, index::Index, kept::Kept, turnstile::Turnstile, unseal::Unsealers, watch::Scope,
+    events::Events,
+    index::Index,
+    kept::Kept,
+    turnstile::Turnstile,
+    unseal::{Inits, Unsealers},
+    watch::Scope,
 };
 use crate::{
     api::SealConfigStatus,
@@ -27,6 +32,9 @@ use crate::{
 pub struct Context {
     /// The apiserver.
     pub client: Client,
+    /// The apiserver, past the end of the term: only for what a server answered when it was initialised, which would be
+    /// lost with this process, and which is written over the very marker that announced it.
+    pub keeper: Client,
     /// Flags.
     pub settings: Settings,
     /// The clouds' KMSes.
@@ -41,6 +49,8 @@ pub struct Context {
     pub turnstile: Turnstile,
     /// The servers that are unsealed.
     pub unsealers: Unsealers,
+    /// The servers that are being initialised.
+    pub inits: Arc<Inits>,
     /// The cluster's own CAs, which no server to unseal is trusted by.
     pub cluster_ca: Vec<Vec<u8>>,
     /// Until when this replica acts.
@@ -67,9 +77,9 @@ pub struct Remembered {
 }
 
 impl Context {
-    /// Joins the parts.
+    /// Joins the parts. Of the clients the second is the one that outlives the term.
     pub fn new(
-        client: Client,
+        (client, keeper): (Client, Client),
         settings: Settings,
         clouds: Clouds,
         metrics: Arc<Metrics>,
@@ -80,12 +90,14 @@ impl Context {
         Self {
             client,
             turnstile: Turnstile::new(settings.concurrency),
+            keeper,
             settings,
             clouds,
             index: Index::default(),
             metrics,
             events,
             unsealers: Unsealers::default(),
+            inits: Arc::default(),
             cluster_ca,
             term,
             scopes: Mutex::default(),

@@ -213,6 +213,7 @@ async fn draft<'a>(
         observed,
         store,
         key,
+        proven: BTreeSet::new(),
         asked: Mutex::default(),
     };
     let drafted = match work {
@@ -228,16 +229,37 @@ async fn draft<'a>(
 type Asked = Vec<(String, Result<(), Fault>)>;
 
 /// What the work on one key needs.
-struct Hand<'w, 'a> {
+pub struct Hand<'w, 'a> {
     context: &'w Context,
     model: &'w Model,
     observed: &'w Observed,
     store: Option<&'w Store>,
     key: &'a Key,
+    /// KMS keys whose heed of the context is proven, though no copy under them is stored yet.
+    proven: BTreeSet<String>,
     asked: Mutex<Asked>,
 }
 
-impl<'a> Hand<'_, 'a> {
+impl<'w, 'a> Hand<'w, 'a> {
+    /// For work on a key that is not in the store yet.
+    pub fn new(
+        context: &'w Context,
+        model: &'w Model,
+        observed: &'w Observed,
+        key: &'a Key,
+        proven: BTreeSet<String>,
+    ) -> Self {
+        Self {
+            context,
+            model,
+            observed,
+            store: None,
+            key,
+            proven,
+            asked: Mutex::default(),
+        }
+    }
+
     fn start(&self, section: Section) -> Draft<'a> {
         Draft {
             key: self.key,
@@ -259,6 +281,7 @@ impl<'a> Hand<'_, 'a> {
         let (source, trigger, inputs) = match &self.key.origin {
             Origin::Generated { trigger, .. } => (Provenance::Generated, trigger.clone(), None),
             Origin::Imported { .. } => (Provenance::Imported, None, None),
+            Origin::Initialized(_) => (Provenance::Initialized, None, None),
             Origin::Brought => {
                 let inputs = brought_inputs(self.key, self.observed);
                 (Provenance::Brought, None, Some(inputs))
@@ -281,13 +304,15 @@ impl<'a> Hand<'_, 'a> {
         }
     }
 
-    fn version(&self, bytes: &KeyBytes) -> Version {
+    /// What is recorded of a version with these bytes.
+    pub fn version(&self, bytes: &KeyBytes) -> Version {
         Version {
             created: self.observed.now,
             check_value: value_of(self.model, self.key, bytes),
             copies: BTreeMap::new(),
             former: BTreeMap::new(),
             exposed: BTreeSet::new(),
+            init: None,
         }
     }
 
@@ -307,6 +332,12 @@ impl<'a> Hand<'_, 'a> {
             }
             (Origin::Brought, None) => {
                 return Err(Fault::transient(Reason::Pending, "it has not been opened yet"));
+            }
+            (Origin::Initialized(_), None) => {
+                return Err(Fault::denied(
+                    Reason::StoreMissing,
+                    "only its server can make it, and does so once; restore the wrapped store from a backup",
+                ));
             }
         };
         let mut draft = self.start(self.fresh(1));
@@ -374,7 +405,8 @@ impl<'a> Hand<'_, 'a> {
         }
     }
 
-    async fn wrap_all(
+    /// Wraps a version under each of these seals.
+    pub async fn wrap_all(
         &self,
         version: u32,
         bytes: &KeyBytes,
@@ -461,7 +493,7 @@ impl<'a> Hand<'_, 'a> {
         let mut copies = sections
             .flat_map(|sealed| sealed.section.versions.values())
             .filter_map(|version| version.copies.get(&seal.name));
-        copies.any(|copy| copy.key_id == key_id)
+        self.proven.contains(key_id) || copies.any(|copy| copy.key_id == key_id)
     }
 
     /// The key as it was delivered.
@@ -555,8 +587,11 @@ impl<'a> Hand<'_, 'a> {
         }
         let trigger = match &self.key.origin {
             Origin::Generated { trigger, .. } => trigger.clone(),
-            Origin::Imported { .. } | Origin::Brought => None,
+            Origin::Imported { .. } | Origin::Brought | Origin::Initialized(_) => None,
         };
+        if let Some(cluster) = &due.cluster {
+            draft.edit.note_cluster(cluster);
+        }
         if due.trigger {
             draft.edit.note_trigger(trigger.clone());
         }
@@ -774,7 +809,11 @@ fn unfit(key_id: &str) -> Fault {
     )
 }
 
-fn random(bytes: usize) -> Result<KeyBytes, Fault> {
+/// So many random bytes.
+///
+/// # Errors
+/// The operating system gives none.
+pub fn random(bytes: usize) -> Result<KeyBytes, Fault> {
     let mut key = Zeroizing::new(vec![0; bytes]);
     aws_lc_rs::rand::fill(&mut key).map_err(|_| {
         Fault::transient(

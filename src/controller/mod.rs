@@ -126,7 +126,7 @@ pub async fn run(
     let clouds = Clouds::new(provider_settings, Some(cluster), metrics.clone());
     let events = events::Events::new(client.clone());
     let context = Arc::new(Context::new(
-        client,
+        (client, build()?.build()),
         settings,
         clouds,
         metrics.clone(),
@@ -156,6 +156,8 @@ pub async fn run(
         namespaces.iter().cloned().map(Some).collect()
     };
     let streams = watch::streams_lists(&context.client).await;
+    // What a server answered when it was initialised is stored before this process ends, however it ends.
+    let inits = context.inits.clone();
     let running = scopes.into_iter().map(|namespace| {
         let mut stopped = stopped.clone();
         let stop = async move {
@@ -167,9 +169,11 @@ pub async fn run(
         };
         run_scope(context.clone(), namespace, streams, health.clone(), replica, stop)
     });
+    let running: Vec<_> = running.collect();
     match election {
         None => {
             join_all(running).await;
+            inits.settled().await;
         }
         Some((client, candidacy)) => {
             // The Lease is held until the last worker has finished what it began, and then given up.
@@ -177,13 +181,18 @@ pub async fn run(
             let holding = lease::hold(client, candidacy, term.clone(), elected, finish);
             let work = async move {
                 join_all(running).await;
+                inits.settled().await;
                 let _ = finished.send(());
                 std::future::pending::<()>().await;
             };
-            tokio::select! {
-                held = holding => held?,
-                () = work => {}
+            let held = tokio::select! {
+                held = holding => held,
+                () = work => Ok(()),
+            };
+            if held.is_err() {
+                context.inits.settled().await;
             }
+            held?;
         }
     }
     tracing::info!("stopped");

@@ -17,7 +17,7 @@ use crate::{
         Fault,
         model::{Model, Origin, SourceKind, SourceRef, Target},
         observed::{NamespaceFacts, Observed, SecretFacts, SourceFacts},
-        store::{StoreFacts, secret_name, standing::needs_store},
+        store::{StoreFacts, secret_name, sets, standing::needs_store},
     },
 };
 
@@ -34,7 +34,8 @@ pub fn references(model: &Model) -> References {
     let read_secrets: std::collections::BTreeSet<String> =
         model.read_secrets().into_iter().map(Into::into).collect();
     objects.extend(read_secrets.iter().map(|name| (Kind::Secret, name.clone())));
-    if needs_store(model) {
+    // Servers may have been initialised before, and what they answered lies there.
+    if needs_store(model) || model.unseal.is_some() {
         objects.insert((Kind::Secret, secret_name(&model.id.name)));
     }
     objects.extend(
@@ -71,14 +72,14 @@ pub async fn observe(
     let namespace = &model.id.namespace;
     let index = &context.index;
     let sources = sources(context, model, remembered).await?;
-    let store = store(context, model, remembered).await?;
+    let store = store(context, model, status, remembered).await?;
     let own = model.keys.iter().any(|key| !key.is_brought());
     let plain = model.keys.iter().filter_map(|key| match &key.origin {
         Origin::Imported { secret, .. } => {
             let version = index.secret(namespace, secret)?.resource_version;
             Some((secret.clone(), version))
         }
-        Origin::Brought | Origin::Generated { .. } => None,
+        Origin::Brought | Origin::Generated { .. } | Origin::Initialized(_) => None,
     });
     let secrets: BTreeMap<String, SecretFacts> = model
         .targets
@@ -121,6 +122,7 @@ pub async fn observe(
         credentials: written_credentials(context, model),
         read_secrets: index.read_secrets(namespace, model.targets.iter().map(|t| t.secret.as_str())),
         pods,
+        cluster_id: context.unsealers.cluster(namespace, &model.id.name),
         status: status.clone(),
         memory: std::mem::take(&mut remembered.memory),
         sources,
@@ -157,16 +159,23 @@ fn namespace_facts(context: &Context, namespace: &str) -> NamespaceFacts {
 
 /// Reads the wrapped store, unless it is known to be as it was. What looks as if it did not exist is looked for once more
 /// at the apiserver itself: a watch may be behind.
-async fn store(context: &Context, model: &Model, remembered: &mut Remembered) -> Result<StoreFacts, Fault> {
+async fn store(
+    context: &Context,
+    model: &Model,
+    status: &SealConfigStatus,
+    remembered: &mut Remembered,
+) -> Result<StoreFacts, Fault> {
     let before = remembered.store.take();
-    if !needs_store(model) {
-        return Ok(StoreFacts::NotLooked);
-    }
     let (namespace, name) = (&model.id.namespace, secret_name(&model.id.name));
     let seen = context
         .index
         .secret(namespace, &name)
         .map(|facts| facts.resource_version);
+    // What servers answered when they were initialised is looked after as long as it is there, whatever the spec says.
+    let answers = || status.keys.iter().any(|key| sets::class(&key.name).is_some());
+    if !needs_store(model) && !answers() && (model.unseal.is_none() || seen.is_none()) {
+        return Ok(StoreFacts::NotLooked);
+    }
     if let Some(StoreFacts::Found(store)) = &before
         && Some(&store.revision.resource_version) == seen.as_ref()
     {

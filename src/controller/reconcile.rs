@@ -72,7 +72,7 @@ async fn look(object: Arc<Kept>, context: Arc<Context>) -> Result<Action, Infall
                 wait,
             )
         }
-        Ok(model) => {
+        Ok(mut model) => {
             context
                 .index
                 .refer(&namespace, &name, observe::references(&model));
@@ -89,6 +89,7 @@ async fn look(object: Arc<Kept>, context: Arc<Context>) -> Result<Action, Infall
                         )
                     }
                     Ok(mut observed) => {
+                        model.add_answers(&observed.store, &previous.keys);
                         let mut findings = checks::check(&model, &observed);
                         status::prune(&mut observed.memory, &model, &findings);
                         let plan = plan::plan(&model, &observed, &findings);

@@ -63,6 +63,10 @@ pub async fn report(
                 .filter_map(|key| Some(key.next_rotation_time.as_ref()?.0.as_second()))
                 .min(),
             pods_sealed: next.unseal.as_ref().map(|unseal| unseal.sealed),
+            root_token_since: next
+                .unseal
+                .as_ref()
+                .and_then(|unseal| Some(unseal.root_token_held_since.as_ref()?.0.as_second())),
         };
         context.metrics.object(&namespace, &name, &state);
     }

@@ -181,6 +181,16 @@ pub fn key_inputs(model: &Model, key: &Key, observed: &Observed) -> String {
     parts.hex()
 }
 
+/// What all shares together are.
+pub fn shares_inputs(model: &Model, keys: &BTreeMap<String, String>) -> String {
+    let mut parts = Parts::new("shares/v1");
+    for share in model.shares() {
+        parts.text(&share.name);
+        parts.text(keys.get(&share.name).map_or("", String::as_str));
+    }
+    parts.hex()
+}
+
 /// What a target is made from: its keys, its entries, its metadata.
 pub fn target_inputs(
     model: &Model,

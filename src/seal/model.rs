@@ -15,6 +15,7 @@ use super::{
     aws::{self, AssumeRole, AwsSeal, KeyRef},
     entry::{Entry, entries},
     oci::{self, OciSeal},
+    store::{Class, StoreFacts, sets},
     unseal::Unseal,
 };
 use crate::api::{
@@ -234,6 +235,8 @@ pub enum Origin {
         /// Name of the entry.
         entry: String,
     },
+    /// A server answered it when it was initialised: an item of such a set (`store::sets`).
+    Initialized(Class),
 }
 
 impl Key {
@@ -244,7 +247,12 @@ impl Key {
 
     /// Whether it is a share, which is given to servers and never delivered (security rule S8).
     pub fn is_share(&self) -> bool {
-        self.purpose == Purpose::UnsealShare
+        self.purpose == Purpose::UnsealShare || self.origin == Origin::Initialized(Class::UnsealShare)
+    }
+
+    /// Whether it is what a server answered, and no key of the spec.
+    pub fn is_answer(&self) -> bool {
+        matches!(self.origin, Origin::Initialized(_))
     }
 
     /// Whether a version before the current one may be delivered.
@@ -422,6 +430,15 @@ pub fn parse(config: &SealConfig) -> Result<Model, Fault> {
             .as_ref()
             .and_then(|annotations| annotations.get(ACCEPT_STORE)?.parse().ok()),
     };
+    let initializes = model
+        .unseal
+        .as_ref()
+        .is_some_and(|unseal| unseal.initialize.is_some());
+    if initializes && !model.seals.iter().any(|seal| seal.wraps && !seal.disabled) {
+        return Err(invalid(
+            "unseal.initialize needs an enabled seal with use: Wrap, under which the shares are kept",
+        ));
+    }
     if let Some(target) = model
         .targets
         .iter()
@@ -460,6 +477,13 @@ impl Model {
             .collect()
     }
 
+    /// Adds what servers answered when they were initialised. Such items are looked after like other stored keys, and
+    /// nothing of a spec can name them.
+    pub fn add_answers(&mut self, store: &StoreFacts, known: &[api::KeyStatus]) {
+        self.keys.retain(|key| !key.is_answer());
+        self.keys.extend(sets::keys(store, known));
+    }
+
     /// The keys that are shares, in the order of the spec.
     pub fn shares(&self) -> impl Iterator<Item = &Key> {
         self.keys.iter().filter(|key| key.is_share())
@@ -478,7 +502,7 @@ impl Model {
             .filter_map(|seal| seal.cloud.credentials_secret());
         let plain = self.keys.iter().filter_map(|key| match &key.origin {
             Origin::Imported { secret, .. } => Some(secret.as_str()),
-            Origin::Brought | Origin::Generated { .. } => None,
+            Origin::Brought | Origin::Generated { .. } | Origin::Initialized(_) => None,
         });
         copies.chain(credentials).chain(plain).collect()
     }

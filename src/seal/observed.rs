@@ -43,6 +43,8 @@ pub struct Observed {
     pub living: BTreeSet<String>,
     /// The pods of the namespace that a target selects.
     pub pods: Vec<PodFacts>,
+    /// How the unsealed servers say that their cluster is called.
+    pub cluster_id: Option<String>,
     /// The status as we last wrote it.
     pub status: SealConfigStatus,
     /// What this process remembers of the object.

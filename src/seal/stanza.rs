@@ -475,7 +475,9 @@ fn sized(key: &Key, consumer: &str) -> Result<(), Fault> {
             "{consumer} takes keys of {KEY_BYTES} bytes, but key {:?} is generated with {bytes}; set generate.bytes: {KEY_BYTES}",
             key.name
         ))),
-        Origin::Generated { .. } | Origin::Brought | Origin::Imported { .. } => Ok(()),
+        Origin::Generated { .. } | Origin::Brought | Origin::Imported { .. } | Origin::Initialized(_) => {
+            Ok(())
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use super::{
     Fault, FaultKind,
     checks::{Findings, check},
-    digest::seal_inputs,
+    digest::{seal_inputs, shares_inputs},
     model::{Model, Seal, Target},
     native,
     observed::{Delivered, Memory, Observed},
@@ -17,7 +17,7 @@ use super::{
     pods::{TargetPods, pods},
     rollout::look_again,
     store::{
-        StoreFacts,
+        StoreFacts, sets,
         standing::{needs_store, next_due},
     },
     unseal::{PodRecord, verdict},
@@ -235,7 +235,17 @@ pub fn status(
         seals,
         keys,
         targets,
-        unseal: servers.map(verdict::status),
+        unseal: servers.map(|pods| {
+            let before = observed.status.unseal.as_ref();
+            let cluster =
+                before.and_then(|before| Some((before.cluster_id.clone()?, before.shares_digest.clone()?)));
+            let known = verdict::Known {
+                cluster,
+                shares: shares_inputs(model, &findings.key_inputs),
+                token_since: sets::token_since(&observed.store),
+            };
+            verdict::status(pods, known)
+        }),
     }
 }
 
@@ -268,7 +278,11 @@ fn summary(seals: &[SealStatus], keys: &[(&str, Option<Fault>)], targets: &[Targ
         .iter()
         .filter(|seal| seal.state == SealHealth::Healthy)
         .count();
-    let open = keys.iter().filter(|(_, fault)| fault.is_none()).count();
+    // Those of the spec: what servers answered is not counted among them.
+    let open = keys
+        .iter()
+        .filter(|(name, fault)| fault.is_none() && sets::class(name).is_none())
+        .count();
     let counts = targets.iter().filter_map(|target| target.pods);
     let (using, current) = counts.fold((0, 0), |(using, current), pods| {
         (using + pods.using, current + pods.current)

@@ -64,6 +64,7 @@ fn world() -> Observed {
         read_secrets: std::collections::BTreeSet::new(),
         living: ["uid-1".to_owned()].into(),
         pods: Vec::new(),
+        cluster_id: None,
         status: SealConfigStatus::default(),
         memory: Memory::default(),
     }

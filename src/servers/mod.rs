@@ -3,6 +3,7 @@
 //!
 //! No pool, no proxy, no redirects; answers are bounded, and their text goes nowhere (security rule S13).
 
+mod answer;
 mod tls;
 
 use std::{
@@ -11,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, header};
+use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
@@ -21,15 +22,19 @@ use tokio::{
     task::JoinHandle,
     time::timeout,
 };
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::{
     api::Reason,
     seal::{
-        Fault,
-        unseal::exchange::{Answer, SealState},
+        Fault, KeyBytes,
+        unseal::{
+            exchange::{Answer, SealState},
+            initialize::Ask,
+        },
     },
 };
+pub use answer::Answered;
 pub use tls::Trust;
 
 /// How long a server may take to accept a connection.
@@ -38,8 +43,31 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long everything on one connection may take, but for what we do between.
 pub const TOTAL_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a server may take to initialise itself: it makes its storage, and a native one asks its KMS.
+pub const INIT_TIMEOUT: Duration = Duration::from_mins(1);
+
 /// The largest answer that is read.
 const MAX_ANSWER: usize = 64 * 1024;
+
+/// What became of the request to initialise a server.
+#[derive(Debug)]
+pub enum Init {
+    /// It did.
+    Done(Answered),
+    /// It refused, with this status.
+    Refused(u16),
+    /// It answered with something else: whether it is initialised now, nobody knows.
+    Unknown,
+}
+
+/// What a server makes of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Token {
+    /// It did what was asked with it.
+    Good,
+    /// It does not know it (any more), or does not let it do this.
+    Refused,
+}
 
 /// The one connection to a server.
 pub struct Connection {
@@ -93,7 +121,7 @@ impl Connection {
     /// `TargetUnreachable`; `TargetNotVerified` if it does not answer as these servers do.
     pub async fn seal_status(&mut self) -> Result<SealState, Fault> {
         let (status, body) = self
-            .send(Method::GET, "/v1/sys/seal-status", Bytes::new())
+            .send(Method::GET, "/v1/sys/seal-status", Bytes::new(), None)
             .await?;
         state(status, &body)
     }
@@ -104,7 +132,7 @@ impl Connection {
     /// As [`Connection::seal_status`].
     pub async fn reset(&mut self) -> Result<SealState, Fault> {
         let body = Bytes::from_static(b"{\"reset\":true}");
-        let (status, body) = self.send(Method::PUT, "/v1/sys/unseal", body).await?;
+        let (status, body) = self.send(Method::PUT, "/v1/sys/unseal", body, None).await?;
         state(status, &body)
     }
 
@@ -114,7 +142,7 @@ impl Connection {
     /// As [`Connection::seal_status`].
     pub async fn give(&mut self, share: Zeroizing<Vec<u8>>) -> Result<Answer, Fault> {
         let (status, body) = self
-            .send(Method::PUT, "/v1/sys/unseal", Bytes::from_owner(share))
+            .send(Method::PUT, "/v1/sys/unseal", Bytes::from_owner(share), None)
             .await?;
         if status == StatusCode::BAD_REQUEST {
             return Ok(Answer::Refused);
@@ -122,15 +150,68 @@ impl Connection {
         state(status, &body).map(Answer::State)
     }
 
+    /// Has the server initialise itself (`sys/init`). It answers only once.
+    ///
+    /// # Errors
+    /// `TargetUnreachable`, `TargetNotVerified`: then whether it is initialised, nobody knows.
+    pub async fn initialize(&mut self, ask: Ask) -> Result<Init, Fault> {
+        let body = Bytes::from(ask.body());
+        let (status, body) = self.send(Method::PUT, "/v1/sys/init", body, None).await?;
+        if status.is_client_error() {
+            return Ok(Init::Refused(status.as_u16()));
+        }
+        let answered = Answered::read(&body, ask.native).filter(|_| status == StatusCode::OK);
+        Ok(answered.map_or(Init::Unknown, Init::Done))
+    }
+
+    /// Revokes a token by itself (`auth/token/revoke-self`).
+    ///
+    /// # Errors
+    /// As [`Connection::seal_status`].
+    pub async fn revoke(&mut self, token: &KeyBytes) -> Result<Token, Fault> {
+        self.with_token(Method::POST, "/v1/auth/token/revoke-self", token)
+            .await
+    }
+
+    /// Asks after a token by itself (`auth/token/lookup-self`).
+    ///
+    /// # Errors
+    /// As [`Connection::seal_status`].
+    pub async fn look_up(&mut self, token: &KeyBytes) -> Result<Token, Fault> {
+        self.with_token(Method::GET, "/v1/auth/token/lookup-self", token)
+            .await
+    }
+
+    async fn with_token(
+        &mut self,
+        method: Method,
+        path: &'static str,
+        token: &KeyBytes,
+    ) -> Result<Token, Fault> {
+        // Wiped when the request is sent, as far as it is ours.
+        let bytes = Bytes::from_owner(Zeroizing::new(token.expose().to_vec()));
+        let mut value = HeaderValue::from_maybe_shared(bytes)
+            .map_err(|_| stranger("the token that it answered cannot be sent"))?;
+        value.set_sensitive(true);
+        let (status, _) = self.send(method, path, Bytes::new(), Some(value)).await?;
+        match status {
+            status if status.is_success() => Ok(Token::Good),
+            StatusCode::FORBIDDEN => Ok(Token::Refused),
+            // One that has just been unsealed, or that stands by and does not reach the active one.
+            status => Err(unreachable(&format!("answers with status {}", status.as_u16()))),
+        }
+    }
+
     async fn send(
         &mut self,
         method: Method,
         path: &'static str,
         body: Bytes,
-    ) -> Result<(StatusCode, Bytes), Fault> {
+        token: Option<HeaderValue>,
+    ) -> Result<(StatusCode, Zeroizing<Vec<u8>>), Fault> {
         let gone = || unreachable("closed the connection before it answered");
         self.sender.ready().await.map_err(|_| gone())?;
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, &self.host)
@@ -142,6 +223,9 @@ impl Connection {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|_| gone())?;
+        if let Some(token) = token {
+            request.headers_mut().insert("x-vault-token", token);
+        }
         let answer = self.sender.send_request(request).await.map_err(|error| {
             if error.is_parse() {
                 stranger("what it answers is not HTTP")
@@ -150,15 +234,30 @@ impl Connection {
             }
         })?;
         let status = answer.status();
-        let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
-        let body = body.map_err(|error| {
-            if error.is::<http_body_util::LengthLimitError>() {
-                stranger("its answer is larger than 64 KiB")
-            } else {
-                unreachable("closed the connection in the middle of an answer")
+        let mut answered = Limited::new(answer.into_body(), MAX_ANSWER);
+        // Its capacity never changes, so nothing of a key is left behind where it grew.
+        let mut body = Zeroizing::new(Vec::with_capacity(MAX_ANSWER));
+        while let Some(frame) = answered.frame().await {
+            let frame = frame.map_err(|error| {
+                if error.is::<http_body_util::LengthLimitError>() {
+                    stranger("its answer is larger than 64 KiB")
+                } else {
+                    unreachable("closed the connection in the middle of an answer")
+                }
+            })?;
+            if let Ok(data) = frame.into_data() {
+                body.extend_from_slice(&data);
+                wipe(data);
             }
-        })?;
-        Ok((status, body.to_bytes()))
+        }
+        Ok((status, body))
+    }
+}
+
+/// Wipes what was read from the network, where nobody else holds it.
+fn wipe(data: Bytes) {
+    if let Ok(mut data) = data.try_into_mut() {
+        data.zeroize();
     }
 }
 

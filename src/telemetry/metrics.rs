@@ -85,6 +85,8 @@ pub struct ObjectState<'a> {
     pub rotation_due: Option<i64>,
     /// Servers that are sealed; `None` = it unseals none.
     pub pods_sealed: Option<u32>,
+    /// Since when its wrapped store holds a root token, in seconds of Unix time; `None` = it holds none.
+    pub root_token_since: Option<i64>,
 }
 
 /// Everything that is counted.
@@ -104,6 +106,7 @@ pub struct Metrics {
     imds_probes: Family<ResultLabels, Counter>,
     leader: Gauge,
     pods_sealed: Family<NameLabels, Gauge>,
+    root_token_since: Family<NameLabels, Gauge>,
     unseals: Family<OutcomeLabels, Counter>,
     unseal_seconds: Histogram,
     /// The reason of each object that is not ready, to count them.
@@ -141,6 +144,7 @@ impl Metrics {
             imds_probes: Family::default(),
             leader: Gauge::default(),
             pods_sealed: Family::default(),
+            root_token_since: Family::default(),
             unseals: Family::default(),
             unseal_seconds: seconds(),
             reasons: Mutex::default(),
@@ -210,6 +214,11 @@ impl Metrics {
             metrics.pods_sealed.clone(),
         );
         registry.register(
+            "root_token_held_since_timestamp_seconds",
+            "Since when the wrapped store of the object holds a root token",
+            metrics.root_token_since.clone(),
+        );
+        registry.register(
             "unseal",
             "Attempts to unseal a server; outcome is ok or a reason",
             metrics.unseals.clone(),
@@ -270,6 +279,7 @@ impl Metrics {
             (&self.key_copies_min, state.key_copies_min.map(count)),
             (&self.rotation_due, state.rotation_due),
             (&self.pods_sealed, state.pods_sealed.map(i64::from)),
+            (&self.root_token_since, state.root_token_since),
         ];
         for (family, value) in optional {
             match value {
@@ -302,6 +312,7 @@ impl Metrics {
             &self.key_copies_min,
             &self.rotation_due,
             &self.pods_sealed,
+            &self.root_token_since,
         ] {
             family.remove(&names);
         }
@@ -389,6 +400,7 @@ mod tests {
             seals_wrapping: 3,
             rotation_due: Some(99),
             pods_sealed: Some(2),
+            root_token_since: None,
         };
         let ready = ObjectState {
             ready: true,
@@ -398,6 +410,7 @@ mod tests {
             seals_wrapping: 1,
             rotation_due: None,
             pods_sealed: None,
+            root_token_since: None,
         };
         metrics.object("n", "a", &denied);
         metrics.object("n", "b", &denied);

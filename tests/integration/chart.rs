@@ -229,6 +229,7 @@ fn told() -> BTreeMap<String, BTreeSet<String>> {
         seals_wrapping: 2,
         rotation_due: Some(1),
         pods_sealed: Some(1),
+        root_token_since: Some(5),
     };
     metrics.object("n", "a", &state);
     metrics.kms_request("awskms", "Decrypt", "ok", 0.01);
@@ -274,7 +275,7 @@ fn alerts_and_dashboard_speak_of_metrics_and_labels_that_are_there() {
         assert!(["warning", "critical"].contains(&rule["labels"]["severity"].as_str().unwrap()));
         used.push((text(&rule["expr"]), text(annotations[0]) + &text(annotations[1])));
     }
-    assert_eq!(used.len(), 8);
+    assert_eq!(used.len(), 9);
     let maps = of_kind(&objects, "ConfigMap");
     let map = maps
         .iter()

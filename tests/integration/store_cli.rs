@@ -187,7 +187,7 @@ async fn a_go_program_that_knows_the_documentation_opens_both_copies_and_none_ou
 }
 
 /// The script of docs/store.md.
-fn script() -> String {
+pub fn script() -> String {
     let page = std::fs::read_to_string(repository("docs/store.md")).unwrap();
     let (_, rest) = page.split_once("```python\n").unwrap();
     rest.split_once("\n```").unwrap().0.to_owned()

@@ -13,15 +13,21 @@ use crate::{
     api::Reason,
     controller::{
         context::Context,
-        open::{Held, open_all},
+        open::{Held, open_all, open_version},
     },
     seal::{
         Fault, KeyBytes,
         checks::Findings,
+        digest::shares_inputs,
         model::{Key, Model},
         observed::{Observed, SourceFacts},
         outcome::Outcomes,
         plan::{Open, open_share},
+        store::{
+            StoreFacts,
+            proof::{authentic, fits},
+            sets::{self, Held as HeldSet},
+        },
         unseal::Unseal,
     },
 };
@@ -45,6 +51,8 @@ pub struct Job {
     ttl: Duration,
     /// Locked while shares are opened, so that servers that restart together open them once.
     held: tokio::sync::Mutex<BTreeMap<String, Arc<KeyBytes>>>,
+    /// Locked while a root token is revoked, so that several servers do not do it at once.
+    pub revoking: tokio::sync::Mutex<()>,
 }
 
 /// What makes another job.
@@ -54,11 +62,15 @@ struct Inputs {
     generation: i64,
     shares: Vec<Option<String>>,
     ca: Option<SourceFacts>,
+    set: HeldSet,
+    token: bool,
 }
 
 /// The world as the last reconcile saw it.
-struct Seen {
-    observed: Observed,
+pub struct Seen {
+    /// What was observed.
+    pub observed: Observed,
+    /// What stands in the way.
     findings: Findings,
 }
 
@@ -73,6 +85,8 @@ impl Inputs {
                 .map(|share| findings.key_inputs.get(&share.name).cloned())
                 .collect(),
             ca: ca.and_then(|ca| observed.sources.get(ca)).cloned(),
+            set: sets::held(model, &observed.store, &observed.status.keys),
+            token: sets::token_since(&observed.store).is_some(),
         }
     }
 }
@@ -97,6 +111,7 @@ impl Job {
             })),
             ttl,
             held: tokio::sync::Mutex::default(),
+            revoking: tokio::sync::Mutex::default(),
         }
     }
 
@@ -112,6 +127,89 @@ impl Job {
             findings: findings.clone(),
         });
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = seen;
+    }
+
+    /// The world as the last reconcile saw it, at this time.
+    pub fn seen(&self) -> Arc<Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What the store holds of initialisations.
+    pub fn set(&self) -> &HeldSet {
+        &self.inputs.set
+    }
+
+    /// Whether the store holds a root token that is to be revoked.
+    pub fn revokes(&self) -> bool {
+        let initialize = self.unseal.initialize.as_ref();
+        self.inputs.token && initialize.is_some_and(|initialize| !initialize.keep_token)
+    }
+
+    /// Why a seal must not be used now, if it must not: its endpoint, or an identity that the namespace may not use.
+    pub fn barred(&self, seal: &str) -> Option<Fault> {
+        self.seen().findings.seals.get(seal).cloned()
+    }
+
+    /// How the cluster is called whose shares these are; `None` = nobody knows yet, or there are none.
+    pub fn cluster(&self) -> Option<String> {
+        let seen = self.seen();
+        let Seen { observed, findings } = &*seen;
+        self.model.shares().next()?;
+        let stored = sets::cluster_id(&observed.store).map(ToOwned::to_owned);
+        let told = || {
+            let status = observed.status.unseal.as_ref()?;
+            let same = status.shares_digest.as_ref()? == &shares_inputs(&self.model, &findings.key_inputs);
+            status.cluster_id.clone().filter(|_| same)
+        };
+        stored.or_else(told)
+    }
+
+    /// The shares that servers are given: those of the newest set, or else those that the user brings.
+    fn candidates(&self, observed: &Observed) -> Vec<&Key> {
+        let set = sets::newest(self.model.keys.iter(), &observed.store);
+        if set.is_empty() {
+            self.model.shares().filter(|share| !share.is_answer()).collect()
+        } else {
+            set
+        }
+    }
+
+    /// How many shares there are.
+    pub fn count(&self) -> usize {
+        self.candidates(&self.seen().observed).len()
+    }
+
+    /// Opens the root token that the store holds.
+    ///
+    /// # Errors
+    /// Why it does not open.
+    pub async fn token(&self, context: &Context) -> Result<KeyBytes, Fault> {
+        let seen = self.seen();
+        let missing = || Fault::transient(Reason::Pending, "the wrapped store is read again");
+        let StoreFacts::Found(store) = &seen.observed.store else {
+            return Err(missing());
+        };
+        let key = sets::token(&seen.observed.store).ok_or_else(missing)?;
+        let sealed = store.header.keys.get(&key.name).ok_or_else(missing)?;
+        let version = sealed.section.current;
+        let names = self.model.seals.iter().map(|seal| seal.name.clone());
+        let (barred, usable): (Vec<_>, Vec<_>) =
+            names.partition(|seal| seen.findings.seals.contains_key(seal));
+        let opened = open_version(context, &self.model, &key, store, version, Some(&usable));
+        let (attempts, bytes) = opened.await;
+        let bytes = bytes.ok_or_else(|| {
+            let barred = barred.iter().find_map(|seal| {
+                let fault = seen.findings.seals.get(seal)?.clone();
+                Some(fault.of(format_args!("seal {seal:?}")))
+            });
+            let mut faults = attempts
+                .into_iter()
+                .filter_map(|(seal, _, result)| Some(result.err()?.of(format_args!("seal {seal:?}"))));
+            faults.next().or(barred).unwrap_or_else(missing)
+        })?;
+        fits(&self.model, &key, sealed.section.versions.get(&version), &bytes)?;
+        authentic(&self.model, &key, sealed, &bytes)?;
+        Ok(bytes)
     }
 
     /// The certificates of `tls.ca`.
@@ -136,15 +234,16 @@ impl Job {
         if ready.len() == needed {
             return Ok(ready);
         }
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let seen = self.seen();
         let Seen { observed, findings } = &*seen;
+        let candidates = self.candidates(observed);
         let mut observed = Observed {
             now: Timestamp::now(),
             ..observed.clone()
         };
-        let mut rest: Vec<&Key> = self
-            .model
-            .shares()
+        let mut rest: Vec<&Key> = candidates
+            .iter()
+            .copied()
             .filter(|share| !held.contains_key(&share.name))
             .collect();
         while ready.len() < needed && !rest.is_empty() {

@@ -2,25 +2,28 @@
 
 use std::{sync::Arc, time::Instant};
 
-use k8s_openapi::api::core::v1::Pod;
-use kube::Api;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use super::job::Job;
+use super::{
+    initialize::{consider, same_pod},
+    job::Job,
+    token,
+};
 use crate::{
     api::Reason,
     controller::context::Context,
-    kube_ext::{bounded, cluster::read_fault, facts},
     provider,
     seal::{
         Fault,
         observed::PodFacts,
+        store::sets::Held,
         unseal::{
             Place, PodRecord, Said, Transport,
-            exchange::{After, Answer, First, Known, after, busy, first, malformed},
+            exchange::{After, Answer, First, Known, SealState, after, busy, first, malformed, same_cluster},
+            initialize::lost,
             share,
-            verify::{Allowed, may_speak, still_there},
+            verify::{Allowed, may_speak},
             watch::Look,
         },
     },
@@ -28,7 +31,7 @@ use crate::{
 };
 
 /// Looks at a server, and unseals it if that is what it needs.
-pub async fn look(context: &Context, job: &Arc<Job>, pod: &PodFacts, record: &PodRecord) -> Look {
+pub async fn look(context: &Arc<Context>, job: &Arc<Job>, pod: &PodFacts, record: &PodRecord) -> Look {
     let mut look = Look::default();
     let Some(place) = job.unseal.place(pod) else {
         return look;
@@ -40,7 +43,7 @@ pub async fn look(context: &Context, job: &Arc<Job>, pod: &PodFacts, record: &Po
 }
 
 async fn visit(
-    context: &Context,
+    context: &Arc<Context>,
     job: &Arc<Job>,
     pod: &PodFacts,
     place: &Place,
@@ -48,28 +51,32 @@ async fn visit(
     look: &mut Look,
 ) -> Result<(), Fault> {
     let namespace = &job.model.id.namespace;
-    let allowed = Allowed {
-        insecure: context.settings.insecure_unseal.contains(namespace),
-        loopback: context.settings.unseal_loopback,
-    };
-    let forbidden = provider::is_forbidden(place.ip);
-    may_speak(&job.unseal, place, namespace, forbidden, allowed)?;
-    let trust = trust(context, job, pod)?;
-    let asked = async {
-        let mut connection = Connection::open(place.ip, place.port, trust.as_ref()).await?;
-        let state = connection.seal_status().await?;
-        Ok((connection, state))
-    };
-    let (mut connection, state) = timeout(TOTAL_TIMEOUT, asked).await.map_err(|_| late())??;
+    let Reach { trust, .. } = reach(context, job, pod)?;
+    let (mut connection, state) = connected(place, trust.as_ref()).await?;
     look.said = Some(state.said());
+    same_cluster(&state, job.cluster().as_deref())?;
+    look.cluster = state.cluster().map(ToOwned::to_owned);
+    if state.initialized
+        && let Held::Marker(marker) = job.set()
+    {
+        let (namespace, name) = (&job.model.id.namespace, &job.model.id.name);
+        let told = context.inits.told(namespace, name);
+        return Err(told.unwrap_or_else(|| lost(&marker.pod, true)));
+    }
     let known = Known {
         policy: job.unseal.policy,
         was_unsealed: record.was_unsealed(&place.container),
-        shares: job.model.shares().count(),
+        shares: job.count(),
         before: record.look.as_ref().and_then(|look| look.begun.as_ref()),
     };
     let (shares, reset) = match first(&state, known) {
+        First::Nothing if job.revokes() => {
+            return token::revoke(context, job, pod, place, &mut connection).await;
+        }
         First::Nothing => return Ok(()),
+        First::Uninitialized => {
+            return Err(consider(context, job, pod, place, connection, &state).await);
+        }
         First::Stays(fault) => return Err(fault),
         First::Busy(attempt) => {
             look.begun = Some(attempt);
@@ -92,8 +99,54 @@ async fn visit(
             took_ms = took,
             "a server was unsealed"
         );
+        if job.revokes() {
+            return Err(token::held("the server was unsealed a moment ago"));
+        }
     }
     outcome
+}
+
+/// Where a server is and whom to trust there.
+pub struct Reach {
+    /// Where.
+    pub place: Place,
+    /// Whom; `None` over http.
+    pub trust: Option<Trust>,
+}
+
+/// Where a pod's server is, if it may be spoken to.
+///
+/// # Errors
+/// `TargetNotVerified`; `TargetUnreachable` for a pod that does not run.
+pub fn reach(context: &Context, job: &Job, pod: &PodFacts) -> Result<Reach, Fault> {
+    let namespace = &job.model.id.namespace;
+    let place = job.unseal.place(pod).ok_or_else(|| {
+        Fault::transient(
+            Reason::TargetUnreachable,
+            "the pod does not run; it is looked at when it does",
+        )
+    })?;
+    let allowed = Allowed {
+        insecure: context.settings.insecure_unseal.contains(namespace),
+        loopback: context.settings.unseal_loopback,
+    };
+    let forbidden = provider::is_forbidden(place.ip);
+    may_speak(&job.unseal, &place, namespace, forbidden, allowed)?;
+    let trust = trust(context, job, pod)?;
+    Ok(Reach { place, trust })
+}
+
+/// A connection, and what the server says of itself over it.
+///
+/// # Errors
+/// As `Connection::open` and `Connection::seal_status`.
+pub async fn connected(place: &Place, trust: Option<&Trust>) -> Result<(Connection, SealState), Fault> {
+    let asked = async {
+        let mut connection = Connection::open(place.ip, place.port, trust).await?;
+        let state = connection.seal_status().await?;
+        Ok((connection, state))
+    };
+    timeout(TOTAL_TIMEOUT, asked).await.map_err(|_| late())?
 }
 
 /// Whom to trust; `None` over http.
@@ -137,23 +190,7 @@ async fn unseal(
         })
         .collect::<Result<Vec<_>, _>>()?;
     // From here to the first share nothing is waited for but the apiserver's own word on the pod.
-    let api: Api<Pod> = Api::namespaced(context.client.clone(), &job.model.id.namespace);
-    let now = bounded(api.get_opt(&pod.name)).await.map_err(|error| {
-        read_fault(
-            &error,
-            "get pods",
-            &job.model.id.namespace,
-            Reason::TargetNotVerified,
-        )
-    })?;
-    let now = now.map(|now| facts::pod(&now));
-    still_there(&job.unseal, &pod.uid, place, now.as_ref())?;
-    if !context.term.holds() {
-        return Err(Fault::transient(
-            Reason::Pending,
-            "another replica of the operator acts from now on",
-        ));
-    }
+    same_pod(context, job, pod, place).await?;
     timeout(TOTAL_TIMEOUT, give(connection, bodies, needed, reset, look))
         .await
         .map_err(|_| late())?
@@ -176,12 +213,15 @@ async fn give(
         given.push(key);
         match after(&given, needed, nonce.as_deref(), &answer) {
             After::Next => {
-                if let Answer::State(state) = answer {
-                    nonce.get_or_insert(state.nonce);
+                if let Answer::State(state) = &answer {
+                    nonce.get_or_insert_with(|| state.nonce.clone());
                 }
             }
             After::Done => {
                 look.said = Some(Said::Unsealed);
+                if let Answer::State(state) = &answer {
+                    look.cluster = state.cluster().map(ToOwned::to_owned);
+                }
                 return Ok(());
             }
             After::Disturbed(attempt) => {

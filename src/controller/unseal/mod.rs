@@ -5,8 +5,12 @@
 //! wants ([`follow`]) and what came of it so far; the watch of pods wakes the tasks itself ([`Unsealers::sync`]); and a task
 //! that learned something has its SealConfig looked at again, which tells it. Decisions are `seal::unseal`'s.
 
+mod initialize;
+mod inits;
 mod job;
 mod look;
+mod record;
+mod token;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -26,12 +30,14 @@ use crate::{
         checks::Findings,
         model::Model,
         observed::{Observed, PodFacts},
+        store::sets::{Held, held},
         unseal::{
-            PodRecord,
+            PodRecord, Said, verdict,
             watch::{Next, next},
         },
     },
 };
+pub use inits::Inits;
 use job::Job;
 
 type Name = (String, String);
@@ -76,6 +82,9 @@ pub fn follow(
     findings: &Findings,
 ) -> Vec<PodRecord> {
     let (namespace, name) = (&model.id.namespace, &model.id.name);
+    if held(model, &observed.store, &observed.status.keys) == Held::Set {
+        context.inits.seen(namespace, name);
+    }
     let Some(unseal) = &model.unseal else {
         context.unsealers.forget(namespace, name);
         return Vec::new();
@@ -148,6 +157,41 @@ impl Unsealers {
         // A pod that goes and its successor share a name, which the status takes once.
         records.dedup_by(|a, b| a.name == b.name);
         records
+    }
+
+    /// How a SealConfig's unsealed servers call their cluster.
+    pub fn cluster(&self, namespace: &str, name: &str) -> Option<String> {
+        verdict::cluster(&self.records(namespace, name))
+    }
+
+    /// Whether a SealConfig still is as this job has it, and not suspended.
+    fn wants(&self, job: &Job) -> bool {
+        let id = &job.model.id;
+        let entries = self.lock();
+        let entry = entries.get(&(id.namespace.clone(), id.name.clone()));
+        entry.is_some_and(|entry| {
+            let now = &entry.job.model;
+            (&now.id, now.generation) == (id, job.model.generation)
+        })
+    }
+
+    /// Every other pod that a SealConfig selects, and what it said when it was last asked in this term.
+    fn others(&self, context: &Context, job: &Job, uid: &str) -> Vec<(Arc<PodFacts>, Option<Said>)> {
+        let (namespace, name) = (&job.model.id.namespace, &job.model.id.name);
+        let pods = context.index.pods(namespace);
+        let entries = self.lock();
+        let entry = entries.get(&(namespace.clone(), name.clone()));
+        let said = |uid: &str| {
+            let record = lock(&entry?.pods.get(uid)?.record);
+            record.look.as_ref()?.said
+        };
+        pods.into_iter()
+            .filter(|pod| pod.uid != uid && job.unseal.selects(pod))
+            .map(|pod| {
+                let said = said(&pod.uid);
+                (pod, said)
+            })
+            .collect()
     }
 
     /// Gives every task of a namespace its pod as it is now.

@@ -107,6 +107,15 @@ impl Edit {
         self.changed = true;
     }
 
+    /// How the cluster calls itself that the version in use is of.
+    pub fn note_cluster(&mut self, id: &str) {
+        let current = self.section.versions.get_mut(&self.section.current);
+        if let Some(init) = current.and_then(|version| version.init.as_mut()) {
+            init.cluster_id = Some(id.to_owned());
+            self.changed = true;
+        }
+    }
+
     /// Moves an undamaged copy out of the way, to be kept for its retention.
     fn supersede(&mut self, store: &Store, version: u32, seal: &str, now: Timestamp) {
         let name = item(&self.key, version, seal);
@@ -138,6 +147,8 @@ pub fn next_header(found: &StoreFacts, seen: u64) -> Header {
             Header {
                 format: header::FORMAT,
                 counter: 0,
+                init: None,
+                forgotten: None,
                 keys: BTreeMap::new(),
             }
         }

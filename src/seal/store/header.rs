@@ -7,6 +7,7 @@ use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::sets::{Initialized, Marker};
 use crate::seal::{KeyBytes, consumer_id::GUESSABLE_BELOW};
 
 const DOMAIN: &[u8] = b"autounseal.dev/store-header/v1";
@@ -22,6 +23,13 @@ pub struct Header {
     pub format: u32,
     /// Grows with each write of the store.
     pub counter: u64,
+    /// A server was asked to initialise itself, or is about to be. Stays beside what it answered. Not authenticated, for
+    /// there is no key yet: one that somebody else wrote keeps servers from being initialised, and does nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<Marker>,
+    /// Sets up to this number do not keep servers from being initialised any more (`autounseal forget-init`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forgotten: Option<u32>,
     /// By key.
     pub keys: BTreeMap<String, Sealed>,
 }
@@ -48,6 +56,8 @@ pub enum Provenance {
     Imported,
     /// The user brings it; the store holds copies under seals for which the user brings none.
     Brought,
+    /// A server answered it when it was initialised.
+    Initialized,
 }
 
 impl Provenance {
@@ -57,6 +67,7 @@ impl Provenance {
             Provenance::Generated => "generate",
             Provenance::Imported => "import",
             Provenance::Brought => "wrapped",
+            Provenance::Initialized => "unseal.initialize",
         }
     }
 }
@@ -100,6 +111,9 @@ pub struct Version {
     /// Seals that once opened this version and are not in the spec any more (security rule S17).
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub exposed: BTreeSet<String>,
+    /// Which initialisation it comes from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<Initialized>,
 }
 
 /// What is known of a copy.

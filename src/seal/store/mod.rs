@@ -14,6 +14,7 @@ pub mod edit;
 pub mod header;
 pub mod place;
 pub mod proof;
+pub mod sets;
 pub mod standing;
 
 pub use edit::{Edit, NewCopy};
@@ -37,7 +38,7 @@ pub fn secret_name(seal_config: &str) -> String {
 
 /// The entry of a copy.
 pub fn item(key: &str, version: u32, seal: &str) -> String {
-    format!("key.{key}.v{version}.{seal}")
+    sets::item(key, version, seal).unwrap_or_else(|| format!("key.{key}.v{version}.{seal}"))
 }
 
 /// The highest version of a key that any entry of a store is of: its number was used, whatever a header says.

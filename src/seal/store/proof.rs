@@ -7,7 +7,7 @@ use crate::{
     seal::{
         Fault, KeyBytes,
         check_value::{Binding, check_value},
-        model::{Key, Model},
+        model::{Key, Model, Origin},
         observed::Mark,
     },
 };
@@ -19,10 +19,10 @@ pub fn place<'a>(domain: &'a str, model: &'a Model, key: &'a Key, version: u32) 
         kind: KIND,
         namespace: &model.id.namespace,
         name: &model.id.name,
-        class: if key.is_share() {
-            Class::UnsealShare
-        } else {
-            Class::Key
+        class: match key.origin {
+            Origin::Initialized(class) => class,
+            _ if key.is_share() => Class::UnsealShare,
+            _ => Class::Key,
         },
         item: &key.name,
         version,

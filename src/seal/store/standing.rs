@@ -5,7 +5,7 @@
 
 use jiff::SignedDuration;
 
-use super::{CopyRecord, Provenance, Sealed, Section, Store, StoreFacts, Version, item, secret_name};
+use super::{Class, CopyRecord, Provenance, Sealed, Section, Store, StoreFacts, Version, item, secret_name};
 use crate::{
     api::{Encoding, KeyVersion, Reason},
     seal::{
@@ -15,6 +15,7 @@ use crate::{
         entry::EntryContent,
         model::{Cloud, Key, Model, Origin, Seal, Target},
         observed::{Mark, Observed},
+        unseal::Unseal,
     },
 };
 
@@ -91,6 +92,8 @@ pub struct Due {
     pub rotate: bool,
     /// The brought copies have changed.
     pub renew: bool,
+    /// How the cluster calls itself that the set is of: it was seen unsealed for the first time.
+    pub cluster: Option<String>,
 }
 
 impl Due {
@@ -127,12 +130,14 @@ pub fn seen(key: &Key, observed: &Observed) -> Seen {
     seen
 }
 
-/// Whether any key of the model may have something in the store.
+/// Whether any key of the model may have something in the store, or servers may be initialised, whose answers lie there.
 pub fn needs_store(model: &Model) -> bool {
-    model
-        .keys
-        .iter()
-        .any(|key| !key.is_brought() || lacking(model, key).next().is_some())
+    let keys = || {
+        let mut keys = model.keys.iter();
+        keys.any(|key| !key.is_brought() || lacking(model, key).next().is_some())
+    };
+    let initializes = |unseal: &Unseal| unseal.initialize.is_some();
+    model.unseal.as_ref().is_some_and(initializes) || keys()
 }
 
 /// The seals under which a key may be stored: for a brought key those for which the user brings no copy.
@@ -176,7 +181,9 @@ pub fn standing(model: &Model, key: &Key, observed: &Observed) -> Standing {
         StoreFacts::Found(store) => store.header.keys.get(&key.name).map(|sealed| (store, sealed)),
     };
     let Some((store, sealed)) = section else {
-        if seen(key, observed) == Seen::default() {
+        // Only a server makes these, and only when it is initialised.
+        let made = !matches!(key.origin, Origin::Initialized(_));
+        if made && seen(key, observed) == Seen::default() {
             return Standing::New;
         }
         return match rebuild(model, key, observed) {
@@ -187,6 +194,7 @@ pub fn standing(model: &Model, key: &Key, observed: &Observed) -> Standing {
     let section = &sealed.section;
     let provenance = match key.origin {
         Origin::Imported { .. } => Provenance::Imported,
+        Origin::Initialized(_) => Provenance::Initialized,
         Origin::Generated { .. } | Origin::Brought => Provenance::Generated,
     };
     if section.source != provenance {
@@ -237,8 +245,20 @@ pub fn standing(model: &Model, key: &Key, observed: &Observed) -> Standing {
             trigger,
             rotate,
             renew: false,
+            cluster: cluster(key, section, observed),
         },
     })
+}
+
+/// Written down once, with the first item of a set.
+fn cluster(key: &Key, section: &Section, observed: &Observed) -> Option<String> {
+    let first = matches!(
+        key.origin,
+        Origin::Initialized(Class::UnsealShare | Class::RecoveryShare)
+    ) && key.name.ends_with(".1");
+    let init = section.versions.get(&section.current)?.init.as_ref()?;
+    let unknown = first && init.cluster_id.is_none();
+    observed.cluster_id.clone().filter(|_| unknown)
 }
 
 /// Whether this very state of a section is the one that was written or checked last.

@@ -185,6 +185,7 @@ impl World {
             read_secrets: BTreeSet::new(),
             living: ["uid-1".to_owned()].into(),
             pods: Vec::new(),
+            cluster_id: None,
             status: self.status.clone(),
             memory: std::mem::take(&mut self.memory),
         }
@@ -263,6 +264,7 @@ impl World {
             copies: BTreeMap::new(),
             former: BTreeMap::new(),
             exposed: BTreeSet::new(),
+            init: None,
         }
     }
 

@@ -30,6 +30,12 @@ pub struct SealState {
     /// It is between two seals.
     #[serde(default)]
     pub migration: bool,
+    /// The type of the seal, `shamir` or that of a native one; older servers tell the recovery seal's here.
+    #[serde(rename = "type", default)]
+    pub kind: String,
+    /// How the cluster calls itself; only an unsealed server says it.
+    #[serde(default)]
+    pub cluster_id: Option<String>,
 }
 
 impl SealState {
@@ -45,6 +51,18 @@ impl SealState {
             (true, true) => Said::Sealed,
             (true, false) => Said::Unsealed,
         }
+    }
+
+    /// Whether it unseals itself.
+    pub fn is_native(&self) -> bool {
+        self.recovery_seal || !["", "shamir"].contains(&self.kind.as_str())
+    }
+
+    /// How the cluster calls itself: a UUID, and no other text of a server's is believed or repeated.
+    pub fn cluster(&self) -> Option<&str> {
+        let id = self.cluster_id.as_deref()?;
+        let is_uuid = id.len() == 36 && id.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
+        is_uuid.then_some(id)
     }
 
     fn attempt(&self) -> Attempt {
@@ -82,6 +100,8 @@ pub struct Known<'a> {
 pub enum First {
     /// Nothing: it is unsealed.
     Nothing,
+    /// It was never initialised: `initialize` decides.
+    Uninitialized,
     /// Nothing, and why.
     Stays(Fault),
     /// Somebody else is at it: it is asked again soon.
@@ -99,12 +119,7 @@ pub enum First {
 pub fn first(state: &SealState, known: Known<'_>) -> First {
     let stays = |reason: Reason, message: String| First::Stays(Fault::denied(reason, message));
     if !state.initialized {
-        return stays(
-            Reason::NotInitialized,
-            "it is not initialised, and this version does not initialise servers; run `operator init` there (or join it to \
-             its cluster), and bring the shares as keys of purpose unseal-share"
-                .into(),
-        );
+        return First::Uninitialized;
     }
     if !state.sealed {
         return First::Nothing;
@@ -136,7 +151,8 @@ pub fn first(state: &SealState, known: Known<'_>) -> First {
         return stays(
             Reason::UnsealKeysMissing,
             format!(
-                "it asks for {} shares, and {} keys of purpose unseal-share are there; bring the missing ones",
+                "it asks for {} shares, and {} keys of purpose unseal-share are there, and no set that it answered when it was \
+                 initialised; bring the missing ones",
                 state.t, known.shares
             ),
         );
@@ -209,6 +225,20 @@ pub fn after(given: &[&str], needed: usize, nonce: Option<&str>, answer: &Answer
     }
 }
 
+/// Holds that a server is of the cluster whose shares these are (security rule S11).
+///
+/// # Errors
+/// `UnsealRejected`.
+pub fn same_cluster(state: &SealState, known: Option<&str>) -> Result<(), Fault> {
+    match (state.cluster(), known) {
+        (Some(cluster), Some(known)) if cluster != known => Err(rejected(format!(
+            "it is of cluster {cluster}, and the shares are of cluster {known}, so it gets none; correct podSelector, or bring \
+             the shares of this one in another SealConfig"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Somebody else is at it.
 pub fn busy() -> Fault {
     Fault::transient(
@@ -241,6 +271,8 @@ mod tests {
             nonce: nonce.into(),
             recovery_seal: false,
             migration: false,
+            kind: "shamir".into(),
+            cluster_id: None,
         }
     }
 
@@ -285,6 +317,24 @@ mod tests {
     }
 
     #[test]
+    fn a_server_of_another_cluster_is_told_and_text_that_is_no_id_is_not_repeated() {
+        let of = |id: &str| SealState {
+            cluster_id: Some(id.into()),
+            ..unsealed()
+        };
+        let (one, other) = (
+            "0b0a1c1e-6d3b-4f6f-9d3c-0123456789ab",
+            "1b0a1c1e-6d3b-4f6f-9d3c-0123456789ab",
+        );
+        same_cluster(&of(one), Some(one)).unwrap();
+        same_cluster(&of(one), None).unwrap();
+        same_cluster(&unsealed(), Some(one)).unwrap();
+        same_cluster(&of("hvs.token"), Some(one)).unwrap();
+        let fault = same_cluster(&of(one), Some(other)).unwrap_err();
+        assert_eq!(fault.reason, Reason::UnsealRejected);
+    }
+
+    #[test]
     fn a_server_that_was_sealed_by_hand_stays_so_unless_the_policy_says_always() {
         let was = Known {
             was_unsealed: true,
@@ -305,7 +355,11 @@ mod tests {
             change(&mut state);
             reason(first(&state, KNOWN))
         };
-        assert_eq!(with(|s| s.initialized = false), Reason::NotInitialized);
+        let raw = SealState {
+            initialized: false,
+            ..sealed(0, "")
+        };
+        assert_eq!(first(&raw, KNOWN), First::Uninitialized);
         assert_eq!(with(|s| s.recovery_seal = true), Reason::Sealed);
         assert_eq!(with(|s| s.migration = true), Reason::Sealed);
         assert_eq!(with(|s| s.t = 6), Reason::UnsealKeysMissing);

@@ -16,11 +16,13 @@ use crate::api::{
 };
 
 pub mod exchange;
+pub mod initialize;
 pub mod share;
 pub mod verdict;
 pub mod verify;
 pub mod watch;
 
+pub use initialize::Initialize;
 pub use watch::{PodRecord, Said};
 
 /// The ConfigMap in which every namespace holds the cluster's own CA: it signs far more than the servers to unseal.
@@ -41,6 +43,8 @@ pub struct Unseal {
     pub port: Port,
     /// What becomes of a server that was sealed while its container ran.
     pub policy: UnsealPolicy,
+    /// How servers that were never initialised are; `None` = they never are.
+    pub initialize: Option<Initialize>,
 }
 
 /// How a server is spoken to.
@@ -120,6 +124,12 @@ impl Unseal {
                 .map(Port::Number),
             IntOrString::String(name) => Some(Port::Name(name.clone())).filter(|_| !name.is_empty()),
         };
+        let initialize = spec.initialize.as_ref().map(Initialize::parse).transpose()?;
+        if initialize.is_some() && transport == Transport::Plain {
+            return Err(invalid(
+                "initialize needs scheme: https, for what a server answers to it opens everything",
+            ));
+        }
         Ok(Self {
             product: spec.product,
             selector: parse_selector(&spec.pod_selector)?,
@@ -129,6 +139,7 @@ impl Unseal {
                 invalid("port is a number from 1 to 65535, or the name of a container's port")
             })?,
             policy: spec.policy,
+            initialize,
         })
     }
 
@@ -285,6 +296,14 @@ pub(crate) mod tests {
             (
                 "a Service without PodDNS",
                 vec![("address", json!({"type": "PodIP", "serviceName": "s"}))],
+            ),
+            (
+                "initialize over http",
+                vec![
+                    ("scheme", json!("http")),
+                    ("tls", Value::Null),
+                    ("initialize", json!({"shamir": {"shares": 1, "threshold": 1}})),
+                ],
             ),
             ("no port", vec![("port", json!(0))]),
             ("no pods", vec![("podSelector", json!({}))]),

@@ -39,6 +39,8 @@ pub struct Look {
     pub fault: Option<Fault>,
     /// An unsealing that somebody else has begun.
     pub begun: Option<Attempt>,
+    /// How its cluster calls itself, once it is unsealed.
+    pub cluster: Option<String>,
 }
 
 /// What is remembered of a pod.
@@ -204,7 +206,13 @@ impl PodRecord {
         let told = |record: &Self| {
             let look = record.look.as_ref();
             let fault = look.and_then(|look| look.fault.clone());
-            (look.map(|look| look.said), fault, record.unsealed.clone())
+            let cluster = look.and_then(|look| look.cluster.clone());
+            (
+                look.map(|look| look.said),
+                fault,
+                cluster,
+                record.unsealed.clone(),
+            )
         };
         let before = told(self);
         let seen = seen(unseal, pod);
@@ -247,15 +255,21 @@ pub fn again(look: &Look, times: u32, jitter: f64) -> Duration {
     match fault.reason {
         Reason::TargetUnreachable if times > PATIENCE => sweep,
         Reason::TargetUnreachable => growing(0.025, 1.5, 1.0),
-        // A follower of a raft cluster is initialised when it has joined.
-        Reason::NotInitialized => growing(0.25, 1.5, 15.0),
+        // A follower of a raft cluster is initialised when it has joined, and others when their turn comes.
+        Reason::NotInitialized | Reason::InitResponseNotStored => growing(0.25, 1.5, 15.0),
+        // It cannot be revoked before the server has found its place in the cluster.
+        Reason::RootTokenHeld => growing(0.25, 2.0, 60.0),
         // The pod changed under our hands: it is a new one a moment later.
         Reason::TargetNotVerified if fault.kind == FaultKind::Transient => growing(0.1, 2.0, 60.0),
         Reason::TargetNotVerified => growing(1.0, 2.0, 60.0),
         // Asking again and again with shares that were refused helps nobody.
         Reason::UnsealRejected => growing(60.0, 2.0, 3600.0),
         Reason::Sealed if fault.kind == FaultKind::Transient => growing(0.25, 1.5, 15.0),
-        Reason::Sealed | Reason::UnsealKeysMissing | Reason::PodContested => sweep,
+        Reason::Sealed
+        | Reason::UnsealKeysMissing
+        | Reason::PodContested
+        | Reason::AlreadyInitializedElsewhere
+        | Reason::InitResponseLost => sweep,
         // A seal that does not open the shares.
         _ => backoff(fault, times, jitter),
     }

@@ -46,6 +46,8 @@ struct Shared {
     pid: AtomicU32,
     struck: AtomicBool,
     seen: Mutex<Vec<String>>,
+    /// How many of the next writes of Secrets are refused.
+    refused: AtomicUsize,
 }
 
 /// The proxy; it ends with the test's runtime.
@@ -66,6 +68,7 @@ impl Knife {
             pid: AtomicU32::new(0),
             struck: AtomicBool::new(false),
             seen: Mutex::default(),
+            refused: AtomicUsize::new(0),
         });
         let handler = shared.clone();
         let router = Router::new().fallback(move |request: Request| {
@@ -104,6 +107,11 @@ impl Knife {
         self.shared.cut.is_some_and(|cut| self.writes() >= cut.write)
     }
 
+    /// Refuses so many of the next writes of Secrets; 0 = none any more.
+    pub fn refuse(&self, writes: usize) {
+        self.shared.refused.store(writes, Ordering::SeqCst);
+    }
+
     /// Writes so far.
     pub fn writes(&self) -> usize {
         self.shared.writes.load(Ordering::SeqCst)
@@ -138,6 +146,16 @@ impl Shared {
         let cut = self.cut.filter(|cut| mine.is_some_and(|mine| mine >= cut.write));
         if cut.is_some_and(|cut| cut.side == Side::Before || mine != Some(cut.write)) {
             return self.kill().await;
+        }
+        let secret = mine.is_some() && request.uri().path().contains("/secrets");
+        let one_less = |left: usize| left.checked_sub(1);
+        let refused = &self.refused;
+        if secret
+            && refused
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less)
+                .is_ok()
+        {
+            return Response::builder().status(500).body(Body::empty()).unwrap();
         }
         let (parts, body) = request.into_parts();
         let body = body.collect().await.map(|body| body.to_bytes().to_vec());

@@ -22,6 +22,7 @@ pub mod server;
 pub mod stage;
 pub mod sts;
 pub mod tls;
+pub mod vault;
 
 /// The operator's binary: what `cargo xtask cluster` built, else what cargo built for this test.
 pub fn binary() -> String {
