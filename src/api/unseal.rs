@@ -44,6 +44,10 @@ pub struct UnsealSpec {
     /// What becomes of a server that was sealed while its container ran.
     #[serde(default)]
     pub policy: UnsealPolicy,
+    /// Whether a server that says that it is between two seals (Shamir to auto seal, or back) is given its old seal's shares
+    /// with `migrate`.
+    #[serde(default)]
+    pub migrate: bool,
 }
 
 fn default_port() -> IntOrString {

@@ -15,7 +15,7 @@ use super::{
     aws::{self, AssumeRole, AwsSeal, KeyRef},
     entry::{Entry, entries},
     oci::{self, OciSeal},
-    unseal::Unseal,
+    unseal::{ShareKind, Unseal},
 };
 use crate::api::{
     self, Armor, ChangePolicy, DeletionPolicy, Purpose, Reason, SealConfig, SealUse, SecretType,
@@ -242,9 +242,9 @@ impl Key {
         self.origin == Origin::Brought
     }
 
-    /// Whether it is a share, which is given to servers and never delivered (security rule S8).
-    pub fn is_share(&self) -> bool {
-        self.purpose == Purpose::UnsealShare
+    /// Whether it is a share or a root token, which are never delivered (security rule S8).
+    pub fn is_withheld(&self) -> bool {
+        is_withheld(self.purpose)
     }
 
     /// Whether a version before the current one may be delivered.
@@ -460,9 +460,9 @@ impl Model {
             .collect()
     }
 
-    /// The keys that are shares, in the order of the spec.
-    pub fn shares(&self) -> impl Iterator<Item = &Key> {
-        self.keys.iter().filter(|key| key.is_share())
+    /// The keys that are shares of that kind, in the order of the spec.
+    pub fn shares(&self, kind: ShareKind) -> impl Iterator<Item = &Key> {
+        self.keys.iter().filter(move |key| key.purpose == kind.purpose())
     }
 
     /// Secrets that hold copies, credentials or plain keys.
@@ -659,6 +659,13 @@ fn at_most_one<T, const N: usize>(members: [Option<T>; N], names: &str) -> Resul
     }
 }
 
+fn is_withheld(purpose: Purpose) -> bool {
+    matches!(
+        purpose,
+        Purpose::UnsealShare | Purpose::RecoveryShare | Purpose::RootToken
+    )
+}
+
 fn parse_key(spec: &api::RootKey, seals: &[Seal], namespace: &str) -> Result<Key, Fault> {
     let part = format!("key {:?}", spec.name);
     let mut copies = spec
@@ -671,9 +678,9 @@ fn parse_key(spec: &api::RootKey, seals: &[Seal], namespace: &str) -> Result<Key
         copies.iter().map(|copy| copy.seal.as_str()),
     )?;
     let origin = parse_origin(spec).map_err(|fault| fault.of(&part))?;
-    if spec.purpose == Purpose::UnsealShare && matches!(origin, Origin::Generated { .. }) {
+    if is_withheld(spec.purpose) && matches!(origin, Origin::Generated { .. }) {
         return Err(invalid(
-            "an unseal share is made by its server: bring it in wrapped, or take it in with import",
+            "a share or root token is made by its server: bring it in wrapped, or take it in with import",
         )
         .of(&part));
     }

@@ -58,3 +58,4 @@ mod tenancy;
 mod thrift;
 mod unseal;
 mod unseal_attacks;
+mod unseal_migrate;

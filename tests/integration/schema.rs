@@ -26,12 +26,14 @@ fn full() -> Value {
                 {"seal": "c", "configMapKeyRef": {"name": "m", "key": "k"}}]},
             {"name": "static", "purpose": "static", "checkValue": "0".repeat(64), "wrapped": [{"seal": "d", "inline": "AAAA"}]},
             {"name": "share", "purpose": "unseal-share", "wrapped": [{"seal": "d", "inline": "AAAA"}]},
+            {"name": "recovery", "purpose": "recovery-share", "wrapped": [{"seal": "d", "inline": "AAAA"}]},
+            {"name": "token", "purpose": "root-token", "wrapped": [{"seal": "d", "inline": "AAAA"}]},
         ],
         "unseal": {
             "product": "vault", "podSelector": {"matchLabels": {"app": "vault"}},
             "address": {"type": "PodDNS", "serviceName": "vault-internal"}, "scheme": "https", "port": "https",
             "tls": {"ca": {"secretKeyRef": {"name": "vault-tls", "key": "ca.crt"}}, "serverName": "vault.vault.svc"},
-            "policy": "Always",
+            "policy": "Always", "migrate": true,
         },
         "targets": [
             {"name": "one", "podSelector": {"matchLabels": {"app": "x"}}, "onChange": "Restart", "secret": {
@@ -152,10 +154,6 @@ async fn what_contradicts_itself_is_refused_by_the_apiserver() {
         (
             "initialize, which is not there yet",
             s("/unseal/initialize", json!({})),
-        ),
-        (
-            "migrate, which is not there yet",
-            s("/unseal/migrate", json!(true)),
         ),
         (
             "a key id with a blank",
@@ -501,7 +499,15 @@ async fn a_share_stays_a_share_and_another_key_never_becomes_one() {
     let stage = Stage::bare("shares", &json!({})).await;
     let full = full();
     stage.apply("full", &full).await;
-    for (key, purpose) in [(2, "other"), (1, "unseal-share")] {
+    for (key, purpose) in [
+        (2, "other"),
+        (2, "recovery-share"),
+        (3, "unseal-share"),
+        (4, "other"),
+        (1, "unseal-share"),
+        (1, "recovery-share"),
+        (1, "root-token"),
+    ] {
         let spec = set(&full, &format!("/keys/{key}/purpose"), json!(purpose));
         let refusal = stage
             .plane

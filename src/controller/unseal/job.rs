@@ -22,7 +22,7 @@ use crate::{
         observed::{Observed, SourceFacts},
         outcome::Outcomes,
         plan::{Open, open_share},
-        unseal::Unseal,
+        unseal::{ShareKind, Unseal},
     },
 };
 
@@ -69,7 +69,9 @@ impl Inputs {
             uid: model.id.uid.clone(),
             generation: model.generation,
             shares: model
-                .shares()
+                .keys
+                .iter()
+                .filter(|key| key.is_withheld())
                 .map(|share| findings.key_inputs.get(&share.name).cloned())
                 .collect(),
             ca: ca.and_then(|ca| observed.sources.get(ca)).cloned(),
@@ -126,10 +128,17 @@ impl Job {
     ///
     /// # Errors
     /// Why too few of them open.
-    pub async fn shares(self: &Arc<Self>, context: &Context, needed: usize) -> Result<Vec<Share>, Fault> {
+    pub async fn shares(
+        self: &Arc<Self>,
+        context: &Context,
+        kind: ShareKind,
+        needed: usize,
+    ) -> Result<Vec<Share>, Fault> {
         let mut held = self.held.lock().await;
-        let mut ready: Vec<Share> = held
-            .iter()
+        let mut ready: Vec<Share> = self
+            .model
+            .shares(kind)
+            .filter_map(|share| held.get_key_value(&share.name))
             .take(needed)
             .map(|(name, bytes)| (name.clone(), bytes.clone()))
             .collect();
@@ -144,7 +153,7 @@ impl Job {
         };
         let mut rest: Vec<&Key> = self
             .model
-            .shares()
+            .shares(kind)
             .filter(|share| !held.contains_key(&share.name))
             .collect();
         while ready.len() < needed && !rest.is_empty() {
@@ -169,7 +178,7 @@ impl Job {
             }
         }
         if ready.len() < needed {
-            return Err(self.unopened(&observed, findings, ready.len(), needed));
+            return Err(self.unopened(&observed, findings, kind, ready.len(), needed));
         }
         if !self.ttl.is_zero() {
             if held.is_empty() {
@@ -180,7 +189,14 @@ impl Job {
         Ok(ready)
     }
 
-    fn unopened(&self, observed: &Observed, findings: &Findings, opened: usize, needed: usize) -> Fault {
+    fn unopened(
+        &self,
+        observed: &Observed,
+        findings: &Findings,
+        kind: ShareKind,
+        opened: usize,
+        needed: usize,
+    ) -> Fault {
         let seals = |share: &Key| {
             self.model.seals.iter().find_map(|seal| {
                 let id = (share.name.clone(), seal.name.clone());
@@ -193,7 +209,7 @@ impl Job {
                 Some(fault.of(format_args!("seal {:?}", seal.name)))
             })
         };
-        let why = self.model.shares().find_map(|share| {
+        let why = self.model.shares(kind).find_map(|share| {
             let failed = observed
                 .memory
                 .keys

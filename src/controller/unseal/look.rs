@@ -17,8 +17,8 @@ use crate::{
         Fault,
         observed::PodFacts,
         unseal::{
-            Place, PodRecord, Said, Transport,
-            exchange::{After, Answer, First, Known, after, busy, first, malformed},
+            Place, PodRecord, Said, ShareKind, Transport,
+            exchange::{After, Answer, First, Give, Known, after, busy, first, malformed},
             share,
             verify::{Allowed, may_speak, still_there},
             watch::Look,
@@ -62,23 +62,26 @@ async fn visit(
     };
     let (mut connection, state) = timeout(TOTAL_TIMEOUT, asked).await.map_err(|_| late())??;
     look.said = Some(state.said());
+    look.migrating = state.migration;
     let known = Known {
         policy: job.unseal.policy,
         was_unsealed: record.was_unsealed(&place.container),
-        shares: job.model.shares().count(),
+        migrate: job.unseal.migrate,
+        shares: job.model.shares(ShareKind::Unseal).count(),
+        recovery_shares: job.model.shares(ShareKind::Recovery).count(),
         before: record.look.as_ref().and_then(|look| look.begun.as_ref()),
     };
-    let (shares, reset) = match first(&state, known) {
+    let give = match first(&state, known) {
         First::Nothing => return Ok(()),
         First::Stays(fault) => return Err(fault),
         First::Busy(attempt) => {
             look.begun = Some(attempt);
             return Err(busy());
         }
-        First::Give { shares, reset } => (shares, reset),
+        First::Give(give) => give,
     };
     let seen = Instant::now();
-    let outcome = unseal(context, job, pod, place, &mut connection, (shares, reset), look).await;
+    let outcome = unseal(context, job, pod, place, &mut connection, give, look).await;
     let word = outcome
         .as_ref()
         .map_or_else(|fault| fault.reason.as_str(), |()| "ok");
@@ -125,13 +128,13 @@ async fn unseal(
     pod: &PodFacts,
     place: &Place,
     connection: &mut Connection,
-    (needed, reset): (usize, bool),
+    wanted: Give,
     look: &mut Look,
 ) -> Result<(), Fault> {
-    let shares = job.shares(context, needed).await?;
+    let shares = job.shares(context, wanted.kind, wanted.shares).await?;
     let bodies = shares
         .iter()
-        .map(|(key, bytes)| match share::body(bytes) {
+        .map(|(key, bytes)| match share::body(bytes, wanted.migrate) {
             Some(body) => Ok((key.as_str(), body)),
             None => Err(malformed(key)),
         })
@@ -154,7 +157,7 @@ async fn unseal(
             "another replica of the operator acts from now on",
         ));
     }
-    timeout(TOTAL_TIMEOUT, give(connection, bodies, needed, reset, look))
+    timeout(TOTAL_TIMEOUT, give(connection, bodies, wanted, look))
         .await
         .map_err(|_| late())?
 }
@@ -162,13 +165,13 @@ async fn unseal(
 async fn give(
     connection: &mut Connection,
     bodies: Vec<(&str, Zeroizing<Vec<u8>>)>,
-    needed: usize,
-    reset: bool,
+    wanted: Give,
     look: &mut Look,
 ) -> Result<(), Fault> {
-    if reset {
+    if wanted.reset {
         connection.reset().await?;
     }
+    let needed = wanted.shares;
     let mut given: Vec<&str> = Vec::with_capacity(needed);
     let mut nonce: Option<String> = None;
     for (key, body) in bodies {
@@ -182,6 +185,9 @@ async fn give(
             }
             After::Done => {
                 look.said = Some(Said::Unsealed);
+                if let Answer::State(state) = answer {
+                    look.migrating = state.migration;
+                }
                 return Ok(());
             }
             After::Disturbed(attempt) => {

@@ -3,7 +3,7 @@
 
 use super::{Class, Place, Sealed, Section, Version, secret_name, standing::forged};
 use crate::{
-    api::{KIND, Reason},
+    api::{KIND, Purpose, Reason},
     seal::{
         Fault, KeyBytes,
         check_value::{Binding, check_value},
@@ -19,10 +19,11 @@ pub fn place<'a>(domain: &'a str, model: &'a Model, key: &'a Key, version: u32) 
         kind: KIND,
         namespace: &model.id.namespace,
         name: &model.id.name,
-        class: if key.is_share() {
-            Class::UnsealShare
-        } else {
-            Class::Key
+        class: match key.purpose {
+            Purpose::UnsealShare => Class::UnsealShare,
+            Purpose::RecoveryShare => Class::RecoveryShare,
+            Purpose::RootToken => Class::RootToken,
+            _ => Class::Key,
         },
         item: &key.name,
         version,

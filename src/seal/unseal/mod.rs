@@ -12,7 +12,8 @@ use super::{
     observed::{ContainerFacts, PodFacts},
 };
 use crate::api::{
-    Armor, CaSource, Reason, UnsealAddressType, UnsealPolicy, UnsealProduct, UnsealScheme, UnsealSpec,
+    Armor, CaSource, Purpose, Reason, UnsealAddressType, UnsealPolicy, UnsealProduct, UnsealScheme,
+    UnsealSpec,
 };
 
 pub mod exchange;
@@ -41,6 +42,35 @@ pub struct Unseal {
     pub port: Port,
     /// What becomes of a server that was sealed while its container ran.
     pub policy: UnsealPolicy,
+    /// Whether a server that is between two seals is migrated.
+    pub migrate: bool,
+}
+
+/// What a share is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShareKind {
+    /// The unseal key of a Shamir seal.
+    Unseal,
+    /// The recovery key of a native auto seal.
+    Recovery,
+}
+
+impl ShareKind {
+    /// The purpose of the keys that are such shares.
+    pub fn purpose(self) -> Purpose {
+        match self {
+            ShareKind::Unseal => Purpose::UnsealShare,
+            ShareKind::Recovery => Purpose::RecoveryShare,
+        }
+    }
+
+    /// The purpose, as the spec writes it.
+    pub fn word(self) -> &'static str {
+        match self {
+            ShareKind::Unseal => "unseal-share",
+            ShareKind::Recovery => "recovery-share",
+        }
+    }
 }
 
 /// How a server is spoken to.
@@ -129,6 +159,7 @@ impl Unseal {
                 invalid("port is a number from 1 to 65535, or the name of a container's port")
             })?,
             policy: spec.policy,
+            migrate: spec.migrate,
         })
     }
 

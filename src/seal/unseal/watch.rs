@@ -19,6 +19,9 @@ const PATIENCE: u32 = 300;
 /// How long a person who is typing shares in is given for the next one.
 const TYPING: Duration = Duration::from_secs(2);
 
+/// How often a server is asked whether its migration is over.
+const MIGRATING: Duration = Duration::from_secs(5);
+
 /// What a server said of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Said {
@@ -39,6 +42,8 @@ pub struct Look {
     pub fault: Option<Fault>,
     /// An unsealing that somebody else has begun.
     pub begun: Option<Attempt>,
+    /// It says that it is between two seals.
+    pub migrating: bool,
 }
 
 /// What is remembered of a pod.
@@ -204,7 +209,8 @@ impl PodRecord {
         let told = |record: &Self| {
             let look = record.look.as_ref();
             let fault = look.and_then(|look| look.fault.clone());
-            (look.map(|look| look.said), fault, record.unsealed.clone())
+            let said = look.map(|look| (look.said, look.migrating));
+            (said, fault, record.unsealed.clone())
         };
         let before = told(self);
         let seen = seen(unseal, pod);
@@ -242,6 +248,9 @@ pub fn again(look: &Look, times: u32, jitter: f64) -> Duration {
         return TYPING;
     }
     let Some(fault) = &look.fault else {
+        if look.migrating {
+            return MIGRATING;
+        }
         return sweep;
     };
     match fault.reason {
@@ -255,7 +264,7 @@ pub fn again(look: &Look, times: u32, jitter: f64) -> Duration {
         // Asking again and again with shares that were refused helps nobody.
         Reason::UnsealRejected => growing(60.0, 2.0, 3600.0),
         Reason::Sealed if fault.kind == FaultKind::Transient => growing(0.25, 1.5, 15.0),
-        Reason::Sealed | Reason::UnsealKeysMissing | Reason::PodContested => sweep,
+        Reason::Sealed | Reason::Migrating | Reason::UnsealKeysMissing | Reason::PodContested => sweep,
         // A seal that does not open the shares.
         _ => backoff(fault, times, jitter),
     }

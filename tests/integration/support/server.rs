@@ -207,6 +207,12 @@ impl Server {
         self.ask("PUT", "/v1/sys/unseal", &json!({"key": share}).to_string())
     }
 
+    /// Seals it; `null` if it does so.
+    pub fn seal(&self, token: &str) -> Value {
+        let token = format!("x-vault-token: {token}\r\n");
+        self.request("PUT", "/v1/sys/seal", &token, "")
+    }
+
     /// Waits until it is unsealed; what its status says then.
     pub fn unsealed(&mut self) -> Value {
         self.status(|status| status["initialized"] == true && status["sealed"] == false)
@@ -245,12 +251,16 @@ impl Server {
         if !self.launcher.is_empty() {
             return self.ask_there(method, path, body);
         }
+        self.request(method, path, "", body)
+    }
+
+    fn request(&self, method: &str, path: &str, headers: &str, body: &str) -> Value {
         let send = || -> std::io::Result<String> {
             let mut stream = TcpStream::connect(self.address)?;
             stream.set_read_timeout(Some(Duration::from_mins(1)))?;
             let length = body.len();
             let head = format!(
-                "{method} {path} HTTP/1.0\r\nhost: {}\r\ncontent-length: {length}\r\n\r\n",
+                "{method} {path} HTTP/1.0\r\nhost: {}\r\n{headers}content-length: {length}\r\n\r\n",
                 self.address
             );
             stream.write_all(head.as_bytes())?;
