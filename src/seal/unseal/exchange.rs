@@ -416,6 +416,8 @@ mod tests {
 
     #[test]
     fn a_server_with_a_native_seal_gets_recovery_shares_only_when_it_was_sealed_by_hand() {
+        use UnsealPolicy::{Always, OnStart};
+
         let native = SealState {
             recovery_seal: true,
             ..sealed(0, "")
@@ -426,7 +428,6 @@ mod tests {
             recovery_shares,
             ..KNOWN
         };
-        use UnsealPolicy::{Always, OnStart};
         for (policy, was_unsealed, shares) in [
             (Always, false, 3),
             (OnStart, false, 3),
