@@ -58,4 +58,7 @@ mod tenancy;
 mod thrift;
 mod unseal;
 mod unseal_attacks;
+mod unseal_bad_servers;
 mod unseal_migrate;
+mod unseal_raft;
+mod unseal_triggers;

@@ -3,14 +3,12 @@
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 
-use crate::{
-    support::{
-        moto::Moto,
-        plane::eventually,
-        scene::Scene,
-        server::{Disk, Product, Server},
-    },
-    unseal::{container, pod, spec, told},
+use crate::support::{
+    fleet::{container, plain, pod, spec, told},
+    moto::Moto,
+    plane::eventually,
+    scene::Scene,
+    server::{Disk, Product, Server},
 };
 
 /// One server at one address, its pod, and the SealConfig that unseals it.
@@ -59,7 +57,7 @@ impl Journey<'_> {
 
     /// The shares as keys of that purpose.
     async fn apply(&self, purpose: &str, change: Value) {
-        let mut spec = spec(self.scene, &[], self.name(), self.address.port());
+        let mut spec = plain(spec(self.scene, &[], self.name(), self.address.port()));
         let key = |(number, share): (usize, &Vec<u8>)| {
             let copy =
                 json!({"seal": "aws", "format": "kms", "inline": BASE64.encode(&self.scene.wrap(share))});
@@ -67,8 +65,6 @@ impl Journey<'_> {
         };
         spec["keys"] = self.shares.iter().enumerate().map(key).collect();
         let unseal = spec["unseal"].as_object_mut().unwrap();
-        unseal.remove("tls");
-        unseal.insert("scheme".into(), json!("http"));
         unseal.insert("product".into(), json!(self.name()));
         unseal.extend(change.as_object().unwrap().clone());
         self.scene.stage.apply(self.name(), &spec).await;

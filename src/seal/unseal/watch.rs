@@ -197,6 +197,17 @@ impl PodRecord {
         self.unsealed.as_ref().is_some_and(|(seen, _)| seen == container)
     }
 
+    /// A pod changed in a way that is no reason to look at it, such as that it became ready: else the next time that it
+    /// stops being so would be no change.
+    pub fn noticed(&mut self, unseal: &Unseal, pod: &PodFacts) {
+        let (Some(was), Some(is)) = (&mut self.seen, seen(unseal, pod)) else {
+            return;
+        };
+        if was.container == is.container && was.ip == is.ip {
+            *was = is;
+        }
+    }
+
     /// Remembers what came of a look at a pod as it was then. Whether people are told something new.
     pub fn looked(
         &mut self,
@@ -339,6 +350,38 @@ mod tests {
         ] {
             assert!(matches!(why(nothing), Next::Wait(_)));
         }
+    }
+
+    #[test]
+    fn a_label_and_a_readiness_that_come_and_go_lead_to_a_look_each_time() {
+        let unseal = parsed(&[]).unwrap();
+        let with = |ready: bool, sealed: bool| {
+            let mut pod = pod();
+            pod.ready = ready;
+            pod.labels.insert("vault-sealed".into(), sealed.to_string());
+            pod
+        };
+        let mut record = PodRecord::default();
+        for (bad, why) in [
+            (with(false, false), Why::NotReady),
+            (with(true, true), Why::Label),
+        ] {
+            for _ in 0..2 {
+                record.looked(&unseal, &bad, look(Said::Unsealed), now(), 0.0);
+                let good = with(true, false);
+                assert!(matches!(next(&unseal, &good, &record, now()), Next::Wait(_)));
+                record.noticed(&unseal, &good);
+                assert_eq!(next(&unseal, &bad, &record, now()), Next::Look(why));
+            }
+        }
+        // What has restarted is for the next look, whatever else is noticed of it.
+        let mut restarted = with(true, false);
+        restarted.containers[1].id = Some("c2".into());
+        record.noticed(&unseal, &restarted);
+        assert_eq!(
+            next(&unseal, &restarted, &record, now()),
+            Next::Look(Why::Restarted)
+        );
     }
 
     #[test]
