@@ -6,6 +6,7 @@ mod controller;
 mod crd;
 mod destination;
 mod doctor;
+mod import;
 mod manifest;
 mod offline;
 mod output;
@@ -43,6 +44,7 @@ Examples:
   head -c 32 /dev/urandom | autounseal wrap -f seal.yaml --key master --to arn:aws:kms:eu-west-1:123456789012:key/…
   autounseal unwrap -f seal.yaml --key master --out-file master.key
   autounseal rewrap -f seal.yaml --in-place --to arn:aws:kms:eu-west-1:123456789012:key/…
+  autounseal import bank-vaults --from ./bucket --seal aws
   autounseal status -A
   autounseal doctor -n billing app
 
@@ -66,6 +68,7 @@ pub enum Command {
     Wrap(wrap::WrapArgs),
     Unwrap(Box<unwrap::UnwrapArgs>),
     Rewrap(rewrap::RewrapArgs),
+    Import(import::ImportArgs),
     Status(status::StatusArgs),
     Doctor(doctor::DoctorArgs),
     Version(version::VersionArgs),
@@ -80,6 +83,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Wrap(args) => wrap::run(&args).await,
         Command::Unwrap(args) => unwrap::run(&args).await,
         Command::Rewrap(args) => rewrap::run(&args).await,
+        Command::Import(args) => import::run(&args),
         Command::Status(args) => status::run(&args).await,
         Command::Doctor(args) => doctor::run(&args).await,
         Command::Version(args) => {

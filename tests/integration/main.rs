@@ -59,6 +59,7 @@ mod thrift;
 mod unseal;
 mod unseal_attacks;
 mod unseal_bad_servers;
+mod unseal_import;
 mod unseal_migrate;
 mod unseal_raft;
 mod unseal_triggers;
