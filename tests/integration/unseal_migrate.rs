@@ -4,9 +4,11 @@ use data_encoding::BASE64;
 use serde_json::{Value, json};
 
 use crate::support::{
-    fleet::{container, plain, pod, spec, told},
+    fleet::{HOST, container, plain, pod, spec, told, trust},
     moto::Moto,
-    plane::eventually,
+    pki::Pki,
+    plane::{eventually, within},
+    raft::{Cluster, MEMBERS, PATIENCE},
     scene::Scene,
     server::{Disk, Product, Server},
 };
@@ -80,6 +82,15 @@ impl Journey<'_> {
     }
 }
 
+/// A server's own configuration of a seal.
+fn seal(key: &str, more: &str) -> String {
+    let endpoint = std::env::var("AWS_ENDPOINT_URL_KMS").unwrap();
+    format!(
+        "seal \"awskms\" {{\n  region = \"us-east-1\"\n  kms_key_id = {key:?}\n  endpoint = {endpoint:?}\n  \
+         access_key = \"AKIAINTEGRATIONTEST0\"\n  secret_key = \"integration-secret\"\n  {more}\n}}\n"
+    )
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn servers_are_migrated_to_a_native_seal_and_back() {
     let scene = Scene::new("migrate").await;
@@ -93,14 +104,7 @@ async fn servers_are_migrated_to_a_native_seal_and_back() {
         ])
         .start();
     let key = Moto::of_cluster("us-east-1").key().await;
-    let endpoint = std::env::var("AWS_ENDPOINT_URL_KMS").unwrap();
-    let seal = |more: &str| {
-        format!(
-            "seal \"awskms\" {{\n  region = \"us-east-1\"\n  kms_key_id = {key:?}\n  endpoint = {endpoint:?}\n  \
-             access_key = \"AKIAINTEGRATIONTEST0\"\n  secret_key = \"integration-secret\"\n  {more}\n}}\n"
-        )
-    };
-    let (native, leaving) = (seal(""), seal("disabled = \"true\""));
+    let (native, leaving) = (seal(&key, ""), seal(&key, "disabled = \"true\""));
     for product in [Product::Vault, Product::OpenBao] {
         let disk = Disk::new(product);
         let mut server = disk.start(&[], &[]);
@@ -161,4 +165,45 @@ async fn servers_are_migrated_to_a_native_seal_and_back() {
         journey.status(|status| status["sealed"] == false);
         journey.seen(&id).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_raft_cluster_is_migrated_one_server_after_the_other() {
+    let scene = Scene::new("migrate-raft").await;
+    let _running = scene.operator().flags(["--unseal-allow-loopback"]).start();
+    let pki = Pki::new(&[HOST]);
+    trust(&scene, &pki).await;
+    let mut cluster = Cluster::new(&scene, Product::Vault, pki, 3, 2).await;
+    let mut spec = spec(&scene, &cluster.shares, "vault", cluster.port());
+    spec["unseal"]["migrate"] = json!(true);
+    scene.stage.apply("vault", &spec).await;
+    cluster.write("before").await;
+    told(&scene, "vault", "True", "Ready").await;
+    let active = cluster.whole().await;
+    cluster.seal = Some(seal(&Moto::of_cluster("us-east-1").key().await, ""));
+    for member in (0..MEMBERS).filter(|member| *member != active) {
+        cluster.kill(member);
+        cluster.restart(&scene, member).await;
+        cluster.whole().await;
+    }
+    // The cluster has not gone over while the one that is active has not.
+    let message = told(&scene, "vault", "True", "Migrating").await;
+    assert!(message.contains("step the active server down"), "{message}");
+    // Whoever is active next migrates it.
+    cluster.kill(active);
+    cluster.restart(&scene, active).await;
+    cluster.whole().await;
+    within(PATIENCE, "no server is between two seals", async || {
+        for client in &cluster.clients {
+            let status = client.status().await;
+            if status["migration"] != false || status["recovery_seal"] != true || status["sealed"] != false {
+                return Err(status.to_string());
+            }
+        }
+        Ok(())
+    })
+    .await;
+    told(&scene, "vault", "True", "Ready").await;
+    let active = cluster.whole().await;
+    assert_eq!(cluster.read(active).await.as_deref(), Some("before"));
 }

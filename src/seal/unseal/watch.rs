@@ -13,8 +13,8 @@ use crate::{
 /// How often a pod is asked that nothing was heard of.
 pub const SWEEP: Duration = Duration::from_mins(1);
 
-/// A server whose listener is not up yet is tried so often this long; then it is left to the sweep.
-const PATIENCE: u32 = 300;
+/// A server whose listener is not up yet is tried so often, about five minutes long; then it is left to the sweep.
+const PATIENCE: u32 = 3000;
 
 /// How long a person who is typing shares in is given for the next one.
 const TYPING: Duration = Duration::from_secs(2);
@@ -266,7 +266,8 @@ pub fn again(look: &Look, times: u32, jitter: f64) -> Duration {
     };
     match fault.reason {
         Reason::TargetUnreachable if times > PATIENCE => sweep,
-        Reason::TargetUnreachable => growing(0.025, 1.5, 1.0),
+        // A listener that is not up costs a refused connection, and whoever waits for the server waits for the next try.
+        Reason::TargetUnreachable => growing(0.025, 1.5, 0.1),
         // A follower of a raft cluster is initialised when it has joined.
         Reason::NotInitialized => growing(0.25, 1.5, 15.0),
         // The pod changed under our hands: it is a new one a moment later.
@@ -436,12 +437,12 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_that_is_not_up_is_tried_from_25_ms_to_a_second() {
+    fn a_listener_that_is_not_up_is_tried_from_25_to_100_ms() {
         let wait = |times| again(&failed(Reason::TargetUnreachable), times, 0.5);
         assert_eq!(wait(1), Duration::from_millis(25));
-        assert!((2..10).all(|times| wait(times) > wait(times - 1)));
-        assert_eq!(wait(20), Duration::from_secs(1));
-        assert_eq!(wait(PATIENCE), Duration::from_secs(1));
+        assert!((2..=4).all(|times| wait(times) > wait(times - 1)));
+        assert_eq!(wait(20), Duration::from_millis(100));
+        assert_eq!(wait(PATIENCE), Duration::from_millis(100));
         assert!(wait(PATIENCE + 1) >= SWEEP);
     }
 

@@ -37,6 +37,8 @@ pub struct Cluster {
     disks: Vec<Disk>,
     servers: Vec<Option<Server>>,
     pki: Pki,
+    /// The `seal` block in the configuration of members that start from now on.
+    pub seal: Option<String>,
     /// The root token.
     pub token: String,
     /// The shares as the server prints them.
@@ -75,6 +77,7 @@ impl Cluster {
             servers: (0..MEMBERS).map(|_| None).collect(),
             addresses,
             pki,
+            seal: None,
             token: String::new(),
             shares: Vec::new(),
         };
@@ -116,7 +119,12 @@ impl Cluster {
     fn start(&mut self, member: usize) {
         let (certificate, key) = self.pki.files(HOST);
         let disk = &self.disks[member];
-        let server = disk.listen(self.addresses[member], Some((&certificate, &key)), &[], &[]);
+        let mut files: &[&str] = &[];
+        if let Some(seal) = &self.seal {
+            disk.mounted(&[("seal.hcl", seal.as_bytes())]);
+            files = &["seal.hcl"];
+        }
+        let server = disk.listen(self.addresses[member], Some((&certificate, &key)), files, &[]);
         self.servers[member] = Some(server);
     }
 

@@ -136,6 +136,13 @@ impl TlsServer {
         self.address
     }
 
+    /// Forgets what came so far.
+    pub fn forget(&self) {
+        let mut all = self.received.lock().unwrap_or_else(PoisonError::into_inner);
+        // Connections know their place.
+        all.iter_mut().for_each(Vec::clear);
+    }
+
     /// What came, by connection; one whose handshake failed has nothing.
     pub fn received(&self) -> Vec<Received> {
         self.received
