@@ -277,22 +277,33 @@ async fn the_label_that_a_server_sets_itself_leads_to_a_look_each_time() {
             |line: &&str| line.contains("looked at a server") && line.contains("\"why\":\"Label\"");
         output.lines().filter(of_label).count()
     };
-    for round in 1..=2 {
+    // Twice, for the label must count again after it was false. On a starved machine the operator may see two changes as
+    // none; then the sweep unseals the server, and it is sealed once more.
+    let (mut by_label, mut tries) = (0, 0);
+    while by_label < 2 {
+        tries += 1;
+        assert!(
+            tries <= 6,
+            "the label led to {by_label} looks: {}",
+            running.output()
+        );
         server.unsealed();
         labelled("false").await;
         let before = looks();
-        let answer = server.seal(&root);
-        assert!(answer.is_null(), "{answer}");
-        within(
-            PATIENCE,
-            &format!("round {round}: the label is noticed"),
-            async || {
-                (looks() > before)
-                    .then_some(())
-                    .ok_or_else(|| running.output().lines().rev().take(5).collect())
-            },
-        )
+        // Unsealed it is a standby for a moment, which cannot be sealed.
+        within(PATIENCE, "it is sealed by hand", async || {
+            let answer = server.seal(&root);
+            answer.is_null().then_some(()).ok_or_else(|| answer.to_string())
+        })
         .await;
+        server.unsealed();
+        // It is written down when the look is over.
+        for _ in 0..100 {
+            if looks() > before {
+                by_label += 1;
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
-    server.unsealed();
 }
