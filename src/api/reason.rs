@@ -127,6 +127,8 @@ reasons! {
     RestartBlocked "RestartBlocked",
     /// A server is sealed and stays so for now.
     Sealed "Sealed",
+    /// A server is between two seals.
+    Migrating "Migrating",
     /// A server has not been initialised.
     NotInitialized "NotInitialized",
     /// A server says that it was never initialised, and the store holds what one answered before.

@@ -48,8 +48,8 @@ use super::{AwsKms, EnvSpec, OciKms, StanzaSpec, UnsealSpec, status::SealConfigS
         "message": "unseal.initialize needs an enabled seal with use: Wrap, under which the shares are kept",
     },
     {
-        "rule": "!has(self.targets) || self.targets.all(t, !has(t.secret.data) || t.secret.data.all(d, !has(d.key) || (has(self.keys) && self.keys.exists(k, k.name == d.key.name && k.purpose != 'unseal-share'))))",
-        "message": "every data entry must name one of spec.keys, and none of purpose unseal-share: shares are never delivered",
+        "rule": "!has(self.targets) || self.targets.all(t, !has(t.secret.data) || t.secret.data.all(d, !has(d.key) || (has(self.keys) && self.keys.exists(k, k.name == d.key.name && !(k.purpose in ['unseal-share', 'recovery-share', 'root-token'])))))",
+        "message": "every data entry must name one of spec.keys, and none of purpose unseal-share, recovery-share or root-token: these are never delivered",
     },
     {
         "rule": "!has(self.targets) || self.targets.all(t, !has(t.secret.data) || t.secret.data.all(d, !has(d.stanza) || ((!has(d.stanza.vault) || d.stanza.vault.seals.all(n, self.seals.exists(s, s.name == n && (!d.stanza.vault.includeCredentials || (has(s.awskms) && has(s.awskms.credentials) && has(s.awskms.credentials.secretRef)))))) && (!has(d.stanza.openbao) || d.stanza.openbao.seals.all(n, self.seals.exists(s, s.name == n && (!d.stanza.openbao.includeCredentials || (has(s.awskms) && has(s.awskms.credentials) && has(s.awskms.credentials.secretRef)))))) && (!has(d.stanza.boundary) || self.seals.exists(s, s.name == d.stanza.boundary.seal && (!d.stanza.boundary.includeCredentials || (has(s.awskms) && has(s.awskms.credentials) && has(s.awskms.credentials.secretRef))))))))",
@@ -60,7 +60,7 @@ use super::{AwsKms, EnvSpec, OciKms, StanzaSpec, UnsealSpec, status::SealConfigS
         "message": "env must name a seal of spec.seals; with includeCredentials one that has static credentials in a Secret (awskms.credentials.secretRef)",
     },
     {
-        "rule": "!has(self.targets) || self.targets.all(t, !has(t.secret.data) || t.secret.data.all(d, !has(d.stanza) || ((!has(d.stanza.openbaoStatic) || (has(self.keys) && self.keys.exists(k, k.name == d.stanza.openbaoStatic.key && k.purpose != 'unseal-share' && (!has(k.generate) || k.generate.bytes == 32)))) && (!has(d.stanza.boundaryAEAD) || !has(d.stanza.boundaryAEAD.keys) || d.stanza.boundaryAEAD.keys.all(n, has(self.keys) && self.keys.exists(k, k.name == n && !(k.purpose in ['static', 'other', 'unseal-share']) && (!has(k.generate) || k.generate.bytes == 32)))))))",
+        "rule": "!has(self.targets) || self.targets.all(t, !has(t.secret.data) || t.secret.data.all(d, !has(d.stanza) || ((!has(d.stanza.openbaoStatic) || (has(self.keys) && self.keys.exists(k, k.name == d.stanza.openbaoStatic.key && !(k.purpose in ['unseal-share', 'recovery-share', 'root-token']) && (!has(k.generate) || k.generate.bytes == 32)))) && (!has(d.stanza.boundaryAEAD) || !has(d.stanza.boundaryAEAD.keys) || d.stanza.boundaryAEAD.keys.all(n, has(self.keys) && self.keys.exists(k, k.name == n && !(k.purpose in ['static', 'other', 'unseal-share', 'recovery-share', 'root-token']) && (!has(k.generate) || k.generate.bytes == 32)))))))",
         "message": "openbaoStatic and boundaryAEAD take keys of spec.keys of 32 bytes, the latter with one of Boundary's purposes",
     },
     {
@@ -90,7 +90,8 @@ pub struct SealConfigSpec {
     #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub targets: Vec<Target>,
     /// The Vault or OpenBao servers that are unsealed over their API, with the keys of purpose
-    /// `unseal-share` or with the shares that they answered when the operator initialised them.
+    /// `unseal-share` or with the shares that they answered when the operator initialised them, and
+    /// migrated with those of purpose `recovery-share`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unseal: Option<UnsealSpec>,
     /// Whether the wrapped store goes with the SealConfig.
@@ -161,12 +162,12 @@ pub enum SealUse {
         "message": "a key cannot change from one of wrapped, generate, import to another: give the new one another name",
     },
     {
-        "rule": "self.purpose != 'unseal-share' || !has(self.generate)",
-        "message": "an unseal share is made by its server: bring it in wrapped, or take it in with import",
+        "rule": "!(self.purpose in ['unseal-share', 'recovery-share', 'root-token']) || !has(self.generate)",
+        "message": "a share or root token is made by its server: bring it in wrapped, or take it in with import",
     },
     {
-        "rule": "(self.purpose == 'unseal-share') == (oldSelf.purpose == 'unseal-share')",
-        "message": "purpose cannot change from or to unseal-share: give the new key another name",
+        "rule": "self.purpose == oldSelf.purpose || !(self.purpose in ['unseal-share', 'recovery-share', 'root-token'] || oldSelf.purpose in ['unseal-share', 'recovery-share', 'root-token'])",
+        "message": "purpose cannot change from or to unseal-share, recovery-share or root-token: give the new key another name",
     },
     {
         "rule": "!has(self.checkValue) || has(self.wrapped)",
@@ -288,6 +289,10 @@ pub enum Purpose {
     Static,
     /// A Shamir share of Vault's or OpenBao's unseal key. Never delivered.
     UnsealShare,
+    /// A share of the recovery key of Vault or OpenBao with a native auto seal. Never delivered.
+    RecoveryShare,
+    /// A root token of Vault or OpenBao. Never delivered.
+    RootToken,
     /// Anything else.
     #[default]
     Other,

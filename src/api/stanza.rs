@@ -84,7 +84,7 @@ pub struct KmsStanza {
     /// What Boundary uses the key for.
     #[schemars(length(min = 1, max = 8), extend("x-kubernetes-list-type" = "set", "x-kubernetes-validations" = [
         {
-            "rule": "self.all(p, !(p in ['static', 'other', 'unseal-share']))",
+            "rule": "self.all(p, !(p in ['static', 'other', 'unseal-share', 'recovery-share', 'root-token']))",
             "message": "purposes are Boundary's: root, previous-root, worker-auth, downstream-worker-auth, worker-auth-storage, recovery, config, bsr",
         },
         {

@@ -51,6 +51,10 @@ pub struct UnsealSpec {
     /// How servers that were never initialised are. Absent: they never are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub initialize: Option<InitializeSpec>,
+    /// Whether a server that says that it is between two seals (Shamir to auto seal, or back) is given its old seal's shares
+    /// with `migrate`.
+    #[serde(default)]
+    pub migrate: bool,
 }
 
 fn default_port() -> IntOrString {

@@ -7,6 +7,7 @@ mod crd;
 mod destination;
 mod doctor;
 mod forget_init;
+mod import;
 mod manifest;
 mod offline;
 mod output;
@@ -44,6 +45,7 @@ Examples:
   head -c 32 /dev/urandom | autounseal wrap -f seal.yaml --key master --to arn:aws:kms:eu-west-1:123456789012:key/…
   autounseal unwrap -f seal.yaml --key master --out-file master.key
   autounseal rewrap -f seal.yaml --in-place --to arn:aws:kms:eu-west-1:123456789012:key/…
+  autounseal import bank-vaults --from ./bucket --seal aws
   autounseal status -A
   autounseal doctor -n billing app
 
@@ -67,6 +69,7 @@ pub enum Command {
     Wrap(wrap::WrapArgs),
     Unwrap(Box<unwrap::UnwrapArgs>),
     Rewrap(rewrap::RewrapArgs),
+    Import(import::ImportArgs),
     Status(status::StatusArgs),
     Doctor(doctor::DoctorArgs),
     ForgetInit(forget_init::ForgetInitArgs),
@@ -82,6 +85,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Wrap(args) => wrap::run(&args).await,
         Command::Unwrap(args) => unwrap::run(&args).await,
         Command::Rewrap(args) => rewrap::run(&args).await,
+        Command::Import(args) => import::run(&args),
         Command::Status(args) => status::run(&args).await,
         Command::Doctor(args) => doctor::run(&args).await,
         Command::ForgetInit(args) => forget_init::run(&args).await,

@@ -184,7 +184,7 @@ pub fn key_inputs(model: &Model, key: &Key, observed: &Observed) -> String {
 /// What all shares together are.
 pub fn shares_inputs(model: &Model, keys: &BTreeMap<String, String>) -> String {
     let mut parts = Parts::new("shares/v1");
-    for share in model.shares() {
+    for share in model.keys.iter().filter(|key| key.is_share()) {
         parts.text(&share.name);
         parts.text(keys.get(&share.name).map_or("", String::as_str));
     }

@@ -83,7 +83,7 @@ pub fn entries(
     keys: &[Key],
 ) -> Result<Vec<Entry>, Vec<Fault>> {
     if data.is_empty() && env.is_none() {
-        let delivered = keys.iter().filter(|key| !key.is_share());
+        let delivered = keys.iter().filter(|key| !key.is_withheld());
         return Ok(delivered.map(|key| default_entry(&key.name)).collect());
     }
     let read = data.iter().map(|entry| {
@@ -119,14 +119,14 @@ fn without_shares(entries: Vec<Entry>, keys: &[Key]) -> Result<Vec<Entry>, Fault
     let names = || entries.iter().flat_map(|entry| entry.content.keys());
     match keys
         .iter()
-        .filter(|key| key.is_share())
+        .filter(|key| key.is_withheld())
         .find(|share| names().any(|name| name == share.name))
     {
         None => Ok(entries),
         Some(share) => Err(Fault::invalid(
             Reason::InvalidSpec,
             format!(
-                "key {:?} is an unseal share, and shares are never delivered; take it out of the entry",
+                "key {:?} is a share or a root token, and these are never delivered; take it out of the entry",
                 share.name
             ),
         )),
@@ -255,8 +255,14 @@ mod tests {
 
     #[test]
     fn shares_are_delivered_neither_by_default_nor_on_demand() {
+        for purpose in [Purpose::UnsealShare, Purpose::RecoveryShare, Purpose::RootToken] {
+            never_delivered(purpose);
+        }
+    }
+
+    fn never_delivered(purpose: Purpose) {
         let mut keys = brought(&["share", "a"]);
-        keys[0].purpose = Purpose::UnsealShare;
+        keys[0].purpose = purpose;
         assert_eq!(entries(&[], None, &[], &keys).unwrap(), [default_entry("a")]);
         for wish in [
             key("x", "share"),

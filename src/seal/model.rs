@@ -16,7 +16,7 @@ use super::{
     entry::{Entry, entries},
     oci::{self, OciSeal},
     store::{Class, StoreFacts, sets},
-    unseal::Unseal,
+    unseal::{ShareKind, Unseal},
 };
 use crate::api::{
     self, Armor, ChangePolicy, DeletionPolicy, Purpose, Reason, SealConfig, SealUse, SecretType,
@@ -245,14 +245,27 @@ impl Key {
         self.origin == Origin::Brought
     }
 
-    /// Whether it is a share, which is given to servers and never delivered (security rule S8).
+    /// What it is to servers: a share, a root token, or just a key.
+    pub fn class(&self) -> Class {
+        match (&self.origin, self.purpose) {
+            (Origin::Initialized(class), _) => *class,
+            (_, purpose) => class(purpose),
+        }
+    }
+
+    /// Whether it is a share, of an unseal key or a recovery key.
     pub fn is_share(&self) -> bool {
-        self.purpose == Purpose::UnsealShare || self.origin == Origin::Initialized(Class::UnsealShare)
+        matches!(self.class(), Class::UnsealShare | Class::RecoveryShare)
     }
 
     /// Whether it is what a server answered, and no key of the spec.
     pub fn is_answer(&self) -> bool {
         matches!(self.origin, Origin::Initialized(_))
+    }
+
+    /// Whether it is a share or a root token, which are never delivered (security rule S8).
+    pub fn is_withheld(&self) -> bool {
+        self.class() != Class::Key
     }
 
     /// Whether a version before the current one may be delivered.
@@ -484,9 +497,9 @@ impl Model {
         self.keys.extend(sets::keys(store, known));
     }
 
-    /// The keys that are shares, in the order of the spec.
-    pub fn shares(&self) -> impl Iterator<Item = &Key> {
-        self.keys.iter().filter(|key| key.is_share())
+    /// The keys that are shares of that kind, in the order of the spec.
+    pub fn shares(&self, kind: ShareKind) -> impl Iterator<Item = &Key> {
+        self.keys.iter().filter(move |key| key.class() == kind.class())
     }
 
     /// Secrets that hold copies, credentials or plain keys.
@@ -683,6 +696,16 @@ fn at_most_one<T, const N: usize>(members: [Option<T>; N], names: &str) -> Resul
     }
 }
 
+/// What a key of a purpose is to servers.
+fn class(purpose: Purpose) -> Class {
+    match purpose {
+        Purpose::UnsealShare => Class::UnsealShare,
+        Purpose::RecoveryShare => Class::RecoveryShare,
+        Purpose::RootToken => Class::RootToken,
+        _ => Class::Key,
+    }
+}
+
 fn parse_key(spec: &api::RootKey, seals: &[Seal], namespace: &str) -> Result<Key, Fault> {
     let part = format!("key {:?}", spec.name);
     let mut copies = spec
@@ -695,9 +718,9 @@ fn parse_key(spec: &api::RootKey, seals: &[Seal], namespace: &str) -> Result<Key
         copies.iter().map(|copy| copy.seal.as_str()),
     )?;
     let origin = parse_origin(spec).map_err(|fault| fault.of(&part))?;
-    if spec.purpose == Purpose::UnsealShare && matches!(origin, Origin::Generated { .. }) {
+    if class(spec.purpose) != Class::Key && matches!(origin, Origin::Generated { .. }) {
         return Err(invalid(
-            "an unseal share is made by its server: bring it in wrapped, or take it in with import",
+            "a share or root token is made by its server: bring it in wrapped, or take it in with import",
         )
         .of(&part));
     }

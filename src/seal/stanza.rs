@@ -118,7 +118,11 @@ impl BoundaryPurpose {
             Purpose::Recovery => Some(Self("recovery")),
             Purpose::Config => Some(Self("config")),
             Purpose::Bsr => Some(Self("bsr")),
-            Purpose::Static | Purpose::UnsealShare | Purpose::Other => None,
+            Purpose::Static
+            | Purpose::UnsealShare
+            | Purpose::RecoveryShare
+            | Purpose::RootToken
+            | Purpose::Other => None,
         }
     }
 

@@ -253,7 +253,21 @@ fn unsealed_verdict(pods: &[PodRecord], fault: Option<&Fault>) -> Verdict {
     match fault {
         Some(fault) => Verdict::no(fault),
         None if pods.is_empty() => Verdict::unknown("unseal.podSelector selects no pod now"),
-        None if verdict::all_seen(pods) => Verdict::yes("every server is unsealed"),
+        None if verdict::all_seen(pods) => match verdict::migrating(pods).as_slice() {
+            [] => Verdict::yes("every server is unsealed"),
+            migrating => Verdict {
+                status: "True",
+                reason: Reason::Migrating,
+                message: format!(
+                    "every server is unsealed; {} still between two seals: when all standbys were restarted, step the active \
+                     server down and restart it, then take the old seal out of the configuration",
+                    match migrating {
+                        [one] => format!("pod {one} is"),
+                        several => format!("pods {} are", several.join(", ")),
+                    }
+                ),
+            },
+        },
         None => Verdict::unknown("not every server has been asked yet"),
     }
 }

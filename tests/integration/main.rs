@@ -68,3 +68,8 @@ mod tenancy;
 mod thrift;
 mod unseal;
 mod unseal_attacks;
+mod unseal_bad_servers;
+mod unseal_import;
+mod unseal_migrate;
+mod unseal_raft;
+mod unseal_triggers;

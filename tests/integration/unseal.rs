@@ -1,139 +1,25 @@
 //! The real Vault is unsealed with shares that the user brought.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use data_encoding::{BASE64, HEXLOWER};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
     secrecy::{said, search},
     support::{
+        fleet::{Client, plain, readiness},
         needle::Needle,
         operator::free_port,
         pki::Pki,
         plane::eventually,
         scene::Scene,
         server::{Disk, Product, Server},
-        stage::{condition, named, random, unique},
+        stage::{condition, named, random},
     },
 };
 
-/// The name in the servers' certificates.
-pub const HOST: &str = "vault.example.svc";
-
-/// Makes a pod of `app` at an address.
-pub async fn pod(scene: &Scene, name: &str, app: &str, ip: IpAddr) {
-    let mut pod = scene.stage.object("v1", "Pod", name);
-    pod["metadata"]["labels"] = json!({"app": app});
-    pod["spec"] = json!({"nodeName": "node-1", "containers": [{"name": "server", "image": "server"}]});
-    scene.stage.plane.create(&pod).await;
-    container(scene, name, ip, true).await;
-}
-
-/// What the kubelet reports when the pod's container has started afresh.
-pub async fn container(scene: &Scene, name: &str, ip: IpAddr, ready: bool) -> String {
-    let started = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    let id = format!("containerd://{}", unique());
-    let status = json!({
-        "phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "startTime": started,
-        "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }, "lastTransitionTime": started}],
-        "containerStatuses": [{
-            "name": "server", "ready": ready, "started": true, "restartCount": 0, "image": "server", "imageID": "server",
-            "containerID": id, "state": {"running": {"startedAt": started}},
-        }],
-    });
-    let plane = &scene.stage.plane;
-    plane
-        .patch_status("Pod", &scene.stage.namespace, name, &status)
-        .await;
-    id
-}
-
-async fn readiness(scene: &Scene, name: &str, ready: bool) {
-    let status = json!({"conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}]});
-    let plane = &scene.stage.plane;
-    plane
-        .patch_status("Pod", &scene.stage.namespace, name, &status)
-        .await;
-}
-
-/// A SealConfig that unseals the pods of `app` with these shares.
-pub fn spec(scene: &Scene, shares: &[Vec<u8>], app: &str, port: u16) -> Value {
-    let keys: Vec<Value> = shares
-        .iter()
-        .enumerate()
-        .map(|(number, share)| {
-            let copy = json!({"seal": "aws", "format": "kms", "inline": BASE64.encode(&scene.wrap(share))});
-            json!({"name": format!("share-{number}"), "purpose": "unseal-share", "wrapped": [copy]})
-        })
-        .collect();
-    json!({
-        "seals": [{"name": "aws", "awskms": {
-            "kmsKeyID": scene.key.arn, "region": "us-east-1", "credentials": {"secretRef": {"name": "aws"}}}}],
-        "keys": keys,
-        "unseal": {
-            "product": "vault", "podSelector": {"matchLabels": {"app": app}}, "port": port,
-            "tls": {"ca": {"configMapKeyRef": {"name": "vault-ca", "key": "ca.crt"}}, "serverName": HOST},
-        },
-    })
-}
-
-/// Puts the CA where [`spec`] looks for it.
-pub async fn trust(scene: &Scene, pki: &Pki) {
-    let mut map = scene.stage.object("v1", "ConfigMap", "vault-ca");
-    map["data"] = json!({"ca.crt": String::from_utf8(pki.ca()).unwrap()});
-    scene.stage.plane.apply(&map).await;
-}
-
-/// Waits until condition Unsealed has this status and reason; gives back its message.
-pub async fn told(scene: &Scene, name: &str, status: &str, reason: &str) -> String {
-    eventually(&format!("{name}: Unsealed {status} {reason}"), async || {
-        let config = scene.stage.config(name).await;
-        let is = condition(&config, "Unsealed");
-        if is["status"] == status && is["reason"] == reason {
-            Ok(is["message"].as_str().unwrap_or_default().to_owned())
-        } else {
-            Err(format!("{:#}", config["status"]))
-        }
-    })
-    .await
-}
-
-/// A TLS client of the servers.
-struct Client(reqwest::Client);
-
-impl Client {
-    fn new(pki: &Pki, address: SocketAddr) -> Self {
-        let ca = reqwest::Certificate::from_pem(&pki.ca()).unwrap();
-        let client = reqwest::Client::builder()
-            .tls_certs_only([ca])
-            .no_proxy()
-            .resolve(HOST, address);
-        Self(client.build().unwrap())
-    }
-
-    async fn sealed(&self, port: u16) -> Option<bool> {
-        let url = format!("https://{HOST}:{port}/v1/sys/seal-status");
-        let answer = self.0.get(url).send().await.ok()?.bytes().await.ok()?;
-        serde_json::from_slice::<Value>(&answer).ok()?["sealed"].as_bool()
-    }
-
-    async fn seal(&self, port: u16, token: &str) {
-        let request = self.0.put(format!("https://{HOST}:{port}/v1/sys/seal"));
-        let answer = request.header("x-vault-token", token).send().await.unwrap();
-        assert_eq!(answer.status().as_u16(), 204);
-    }
-
-    async fn becomes(&self, port: u16, sealed: bool) {
-        eventually(&format!("sealed: {sealed}"), async || {
-            let is = self.sealed(port).await;
-            (is == Some(sealed))
-                .then_some(())
-                .ok_or_else(|| format!("{is:?}"))
-        })
-        .await;
-    }
-}
+pub use crate::support::fleet::{HOST, container, pod, spec, told, trust};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_servers_are_unsealed_at_every_start_and_an_emergency_seal_is_respected() {
@@ -185,7 +71,7 @@ async fn three_servers_are_unsealed_at_every_start_and_an_emergency_seal_is_resp
     let mut config = spec(&scene, &brought, "vault", port);
     stage.apply("vault", &config).await;
     for client in &clients {
-        client.becomes(port, false).await;
+        client.becomes(false).await;
     }
     told(&scene, "vault", "True", "Ready").await;
     stage.ready("vault").await;
@@ -201,7 +87,7 @@ async fn three_servers_are_unsealed_at_every_start_and_an_emergency_seal_is_resp
         drop(servers.remove(0));
         servers.insert(0, start(&disks[0], addresses[0]));
         let id = container(&scene, "vault-0", addresses[0].ip(), true).await;
-        clients[0].becomes(port, false).await;
+        clients[0].becomes(false).await;
         eventually(&format!("round {round}: the container is told"), async || {
             let pods = stage.config("vault").await["status"]["unseal"]["pods"].clone();
             let known = named(&pods, "vault-0");
@@ -212,7 +98,7 @@ async fn three_servers_are_unsealed_at_every_start_and_an_emergency_seal_is_resp
         .await;
     }
 
-    clients[1].seal(port, &token).await;
+    clients[1].seal(&token).await;
     readiness(&scene, "vault-1", false).await;
     let message = told(&scene, "vault", "False", "Sealed").await;
     assert!(message.starts_with("pod vault-1: "), "{message}");
@@ -234,14 +120,14 @@ async fn three_servers_are_unsealed_at_every_start_and_an_emergency_seal_is_resp
     })
     .await;
     assert_eq!(
-        clients[1].sealed(port).await,
+        clients[1].sealed().await,
         Some(true),
         "OnStart undid a seal by hand"
     );
 
     config["unseal"]["policy"] = json!("Always");
     stage.apply("vault", &config).await;
-    clients[1].becomes(port, false).await;
+    clients[1].becomes(false).await;
     told(&scene, "vault", "True", "Ready").await;
     let metrics = running.metrics();
     let output = written + &running.stop();
@@ -266,12 +152,7 @@ async fn what_keeps_a_server_sealed_is_told_and_mended_by_the_spec() {
     let address = server.address();
     server.status(|status| status["initialized"] == false);
     pod(&scene, "vault-0", "vault", address.ip()).await;
-    let with = |shares: &[Vec<u8>]| {
-        let mut spec = spec(&scene, shares, "vault", address.port());
-        spec["unseal"]["scheme"] = json!("http");
-        spec["unseal"].as_object_mut().unwrap().remove("tls");
-        spec
-    };
+    let with = |shares: &[Vec<u8>]| plain(spec(&scene, shares, "vault", address.port()));
     let wrong: Vec<Vec<u8>> = (0..2).map(|_| random(33)).collect();
     stage.apply("vault", &with(&wrong)).await;
     told(&scene, "vault", "False", "NotInitialized").await;
@@ -318,9 +199,7 @@ async fn only_as_many_shares_are_opened_as_the_server_needs_and_none_while_they_
         ])
         .flags([stage.namespace.clone()])
         .start();
-    let mut spec = spec(&scene, &shares, "vault", address.port());
-    spec["unseal"]["scheme"] = json!("http");
-    spec["unseal"].as_object_mut().unwrap().remove("tls");
+    let spec = plain(spec(&scene, &shares, "vault", address.port()));
     stage.apply("vault", &spec).await;
     eventually("every share was checked", async || {
         let config = stage.config("vault").await;

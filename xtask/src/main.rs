@@ -58,9 +58,10 @@ cargo xtask COMMAND
   demo [--cloud aws|oci]
         The product's main job, step by step, on a throwaway control plane. The KMS is moto's (aws, the default)
         or the OCI test server's.
-  bench reconcile|oci|store|imds [ARGS...]
+  bench reconcile|oci|store|unseal|raft|imds [ARGS...]
         Measures the release build on a throwaway control plane. ARGS go to the measuring program.
-        imds lays networks of its own, and so needs root and iproute2.
+        imds lays networks of its own, and so needs root and iproute2. raft kills the active server of a Vault
+        cluster again and again, 10 minutes or --minutes M, and fails when one stays sealed.
   drill failover [--kills N]
         Kills the replica that acts N times (20) while SealConfigs come and change, holds every Secret against what was
         asked for, and prints how long nobody led.

@@ -28,7 +28,7 @@ use crate::{
             proof::{authentic, fits},
             sets::{self, Held as HeldSet},
         },
-        unseal::Unseal,
+        unseal::{ShareKind, Unseal},
     },
 };
 
@@ -81,7 +81,9 @@ impl Inputs {
             uid: model.id.uid.clone(),
             generation: model.generation,
             shares: model
-                .shares()
+                .keys
+                .iter()
+                .filter(|key| key.is_withheld())
                 .map(|share| findings.key_inputs.get(&share.name).cloned())
                 .collect(),
             ca: ca.and_then(|ca| observed.sources.get(ca)).cloned(),
@@ -154,7 +156,7 @@ impl Job {
     pub fn cluster(&self) -> Option<String> {
         let seen = self.seen();
         let Seen { observed, findings } = &*seen;
-        self.model.shares().next()?;
+        self.model.keys.iter().find(|key| key.is_share())?;
         let stored = sets::cluster_id(&observed.store).map(ToOwned::to_owned);
         let told = || {
             let status = observed.status.unseal.as_ref()?;
@@ -165,18 +167,21 @@ impl Job {
     }
 
     /// The shares that servers are given: those of the newest set, or else those that the user brings.
-    fn candidates(&self, observed: &Observed) -> Vec<&Key> {
-        let set = sets::newest(self.model.keys.iter(), &observed.store);
+    fn candidates(&self, observed: &Observed, kind: ShareKind) -> Vec<&Key> {
+        let set = sets::newest(self.model.shares(kind), &observed.store);
         if set.is_empty() {
-            self.model.shares().filter(|share| !share.is_answer()).collect()
+            self.model
+                .shares(kind)
+                .filter(|share| !share.is_answer())
+                .collect()
         } else {
             set
         }
     }
 
     /// How many shares there are.
-    pub fn count(&self) -> usize {
-        self.candidates(&self.seen().observed).len()
+    pub fn count(&self, kind: ShareKind) -> usize {
+        self.candidates(&self.seen().observed, kind).len()
     }
 
     /// Opens the root token that the store holds.
@@ -224,19 +229,25 @@ impl Job {
     ///
     /// # Errors
     /// Why too few of them open.
-    pub async fn shares(self: &Arc<Self>, context: &Context, needed: usize) -> Result<Vec<Share>, Fault> {
+    pub async fn shares(
+        self: &Arc<Self>,
+        context: &Context,
+        kind: ShareKind,
+        needed: usize,
+    ) -> Result<Vec<Share>, Fault> {
         let mut held = self.held.lock().await;
-        let mut ready: Vec<Share> = held
+        let seen = self.seen();
+        let Seen { observed, findings } = &*seen;
+        let candidates = self.candidates(observed, kind);
+        let mut ready: Vec<Share> = candidates
             .iter()
+            .filter_map(|share| held.get_key_value(&share.name))
             .take(needed)
             .map(|(name, bytes)| (name.clone(), bytes.clone()))
             .collect();
         if ready.len() == needed {
             return Ok(ready);
         }
-        let seen = self.seen();
-        let Seen { observed, findings } = &*seen;
-        let candidates = self.candidates(observed);
         let mut observed = Observed {
             now: Timestamp::now(),
             ..observed.clone()
@@ -268,7 +279,7 @@ impl Job {
             }
         }
         if ready.len() < needed {
-            return Err(self.unopened(&observed, findings, ready.len(), needed));
+            return Err(self.unopened(&observed, findings, kind, ready.len(), needed));
         }
         if !self.ttl.is_zero() {
             if held.is_empty() {
@@ -279,7 +290,14 @@ impl Job {
         Ok(ready)
     }
 
-    fn unopened(&self, observed: &Observed, findings: &Findings, opened: usize, needed: usize) -> Fault {
+    fn unopened(
+        &self,
+        observed: &Observed,
+        findings: &Findings,
+        kind: ShareKind,
+        opened: usize,
+        needed: usize,
+    ) -> Fault {
         let seals = |share: &Key| {
             self.model.seals.iter().find_map(|seal| {
                 let id = (share.name.clone(), seal.name.clone());
@@ -292,7 +310,7 @@ impl Job {
                 Some(fault.of(format_args!("seal {:?}", seal.name)))
             })
         };
-        let why = self.model.shares().find_map(|share| {
+        let why = self.model.shares(kind).find_map(|share| {
             let failed = observed
                 .memory
                 .keys

@@ -19,8 +19,10 @@ use crate::{
         observed::PodFacts,
         store::sets::Held,
         unseal::{
-            Place, PodRecord, Said, Transport,
-            exchange::{After, Answer, First, Known, SealState, after, busy, first, malformed, same_cluster},
+            Place, PodRecord, Said, ShareKind, Transport,
+            exchange::{
+                After, Answer, First, Give, Known, SealState, after, busy, first, malformed, same_cluster,
+            },
             initialize::lost,
             share,
             verify::{Allowed, may_speak},
@@ -56,6 +58,7 @@ async fn visit(
     look.said = Some(state.said());
     same_cluster(&state, job.cluster().as_deref())?;
     look.cluster = state.cluster().map(ToOwned::to_owned);
+    look.migrating = state.migration;
     if state.initialized
         && let Held::Marker(marker) = job.set()
     {
@@ -66,10 +69,12 @@ async fn visit(
     let known = Known {
         policy: job.unseal.policy,
         was_unsealed: record.was_unsealed(&place.container),
-        shares: job.count(),
+        migrate: job.unseal.migrate,
+        shares: job.count(ShareKind::Unseal),
+        recovery_shares: job.count(ShareKind::Recovery),
         before: record.look.as_ref().and_then(|look| look.begun.as_ref()),
     };
-    let (shares, reset) = match first(&state, known) {
+    let give = match first(&state, known) {
         First::Nothing if job.revokes() => {
             return token::revoke(context, job, pod, place, &mut connection).await;
         }
@@ -82,10 +87,10 @@ async fn visit(
             look.begun = Some(attempt);
             return Err(busy());
         }
-        First::Give { shares, reset } => (shares, reset),
+        First::Give(give) => give,
     };
     let seen = Instant::now();
-    let outcome = unseal(context, job, pod, place, &mut connection, (shares, reset), look).await;
+    let outcome = unseal(context, job, pod, place, &mut connection, give, look).await;
     let word = outcome
         .as_ref()
         .map_or_else(|fault| fault.reason.as_str(), |()| "ok");
@@ -178,20 +183,20 @@ async fn unseal(
     pod: &PodFacts,
     place: &Place,
     connection: &mut Connection,
-    (needed, reset): (usize, bool),
+    wanted: Give,
     look: &mut Look,
 ) -> Result<(), Fault> {
-    let shares = job.shares(context, needed).await?;
+    let shares = job.shares(context, wanted.kind, wanted.shares).await?;
     let bodies = shares
         .iter()
-        .map(|(key, bytes)| match share::body(bytes) {
+        .map(|(key, bytes)| match share::body(bytes, wanted.migrate) {
             Some(body) => Ok((key.as_str(), body)),
             None => Err(malformed(key)),
         })
         .collect::<Result<Vec<_>, _>>()?;
     // From here to the first share nothing is waited for but the apiserver's own word on the pod.
     same_pod(context, job, pod, place).await?;
-    timeout(TOTAL_TIMEOUT, give(connection, bodies, needed, reset, look))
+    timeout(TOTAL_TIMEOUT, give(connection, bodies, wanted, look))
         .await
         .map_err(|_| late())?
 }
@@ -199,13 +204,13 @@ async fn unseal(
 async fn give(
     connection: &mut Connection,
     bodies: Vec<(&str, Zeroizing<Vec<u8>>)>,
-    needed: usize,
-    reset: bool,
+    wanted: Give,
     look: &mut Look,
 ) -> Result<(), Fault> {
-    if reset {
+    if wanted.reset {
         connection.reset().await?;
     }
+    let needed = wanted.shares;
     let mut given: Vec<&str> = Vec::with_capacity(needed);
     let mut nonce: Option<String> = None;
     for (key, body) in bodies {
@@ -220,6 +225,7 @@ async fn give(
             After::Done => {
                 look.said = Some(Said::Unsealed);
                 if let Answer::State(state) = &answer {
+                    look.migrating = state.migration;
                     look.cluster = state.cluster().map(ToOwned::to_owned);
                 }
                 return Ok(());

@@ -309,6 +309,7 @@ async fn attend(
         let changed = match step {
             Next::Nothing => changes.changed().await,
             Next::Wait(until) => {
+                lock(&record).noticed(&job.unseal, &pod);
                 let wait = Duration::try_from(until.duration_since(Timestamp::now())).unwrap_or_default();
                 tokio::select! {
                     changed = changes.changed() => changed,

@@ -1,13 +1,13 @@
 //! What ties bytes to a stored key: the place of its copies, its check value, and the authentication of its section. One
 //! definition, for the operator and for the command line.
 
-use super::{Class, Place, Sealed, Section, Version, secret_name, standing::forged};
+use super::{Place, Sealed, Section, Version, secret_name, standing::forged};
 use crate::{
     api::{KIND, Reason},
     seal::{
         Fault, KeyBytes,
         check_value::{Binding, check_value},
-        model::{Key, Model, Origin},
+        model::{Key, Model},
         observed::Mark,
     },
 };
@@ -19,11 +19,7 @@ pub fn place<'a>(domain: &'a str, model: &'a Model, key: &'a Key, version: u32) 
         kind: KIND,
         namespace: &model.id.namespace,
         name: &model.id.name,
-        class: match key.origin {
-            Origin::Initialized(class) => class,
-            _ if key.is_share() => Class::UnsealShare,
-            _ => Class::Key,
-        },
+        class: key.class(),
         item: &key.name,
         version,
     }

@@ -311,7 +311,7 @@ pub fn token_since(store: &StoreFacts) -> Option<Timestamp> {
     versions.map(|version| version.created).min()
 }
 
-/// The shares of the newest set, in their order: the only ones that are given to servers.
+/// Of these keys those of the newest set, in their order: the only ones that are given to servers.
 pub fn newest<'m>(keys: impl Iterator<Item = &'m Key>, store: &StoreFacts) -> Vec<&'m Key> {
     let StoreFacts::Found(store) = store else {
         return Vec::new();
@@ -320,9 +320,7 @@ pub fn newest<'m>(keys: impl Iterator<Item = &'m Key>, store: &StoreFacts) -> Ve
         let sealed = store.header.keys.get(&key.name)?;
         Some(sealed.section.current)
     };
-    let keys: Vec<&Key> = keys
-        .filter(|key| key.origin == Origin::Initialized(Class::UnsealShare))
-        .collect();
+    let keys: Vec<&Key> = keys.filter(|key| key.is_answer()).collect();
     let newest = keys.iter().filter_map(|key| current(key)).max();
     keys.into_iter()
         .filter(|key| newest.is_some() && current(key) == newest)
@@ -552,7 +550,8 @@ mod tests {
             Some(1),
         ));
         let all = keys(&facts, &[]);
-        let newest: Vec<&str> = newest(all.iter(), &facts)
+        let shares = all.iter().filter(|key| key.class() == Class::UnsealShare);
+        let newest: Vec<&str> = newest(shares, &facts)
             .into_iter()
             .map(|key| key.name.as_str())
             .collect();

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::watch::Said;
+use super::{ShareKind, watch::Said};
 use crate::{
     api::{Reason, UnsealPolicy},
     seal::Fault,
@@ -24,7 +24,8 @@ pub struct SealState {
     /// Names this attempt; empty before the first share.
     #[serde(default)]
     pub nonce: String,
-    /// It has a native auto seal, and its shares are those of the recovery key.
+    /// It has a native auto seal, or is about to have one: during a migration Vault 1.13.1 and OpenBao 2.6.2 speak here of
+    /// the seal that they go to, while the shares that they ask for are the old seal's.
     #[serde(default)]
     pub recovery_seal: bool,
     /// It is between two seals.
@@ -89,8 +90,12 @@ pub struct Known<'a> {
     pub policy: UnsealPolicy,
     /// This very container was seen unsealed.
     pub was_unsealed: bool,
-    /// Shares that there are.
+    /// `spec.unseal.migrate`.
+    pub migrate: bool,
+    /// Unseal shares that there are.
     pub shares: usize,
+    /// Recovery shares that there are.
+    pub recovery_shares: usize,
     /// The unsealing that was going on when the server was asked last.
     pub before: Option<&'a Attempt>,
 }
@@ -107,12 +112,35 @@ pub enum First {
     /// Somebody else is at it: it is asked again soon.
     Busy(Attempt),
     /// It is given so many shares, after what was begun and left is thrown away.
-    Give {
-        /// How many.
-        shares: usize,
-        /// Whether something was left.
-        reset: bool,
-    },
+    Give(Give),
+}
+
+/// What a server is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Give {
+    /// Which kind of shares.
+    pub kind: ShareKind,
+    /// How many.
+    pub shares: usize,
+    /// Whether the server is told to migrate to its new seal with them.
+    pub migrate: bool,
+    /// Whether shares were left behind.
+    pub reset: bool,
+}
+
+/// The kinds of shares that a sealed server may be given, the likelier first.
+///
+/// A migration asks for the shares of the seal that is left (Vault's and OpenBao's documentation of seal migration), and
+/// turns them into those of the new seal, whatever purpose they were brought for. Of a server that says that it goes to an
+/// auto seal nothing tells whether it comes from Shamir or from another auto seal.
+fn kinds(state: &SealState, migrate: bool) -> &'static [ShareKind] {
+    use ShareKind::{Recovery, Unseal};
+    match (state.recovery_seal != state.migration, migrate) {
+        (false, false) => &[Unseal],
+        (false, true) => &[Unseal, Recovery],
+        (true, false) => &[Recovery],
+        (true, true) => &[Recovery, Unseal],
+    }
 }
 
 /// Decides what to do about a server's state.
@@ -124,21 +152,6 @@ pub fn first(state: &SealState, known: Known<'_>) -> First {
     if !state.sealed {
         return First::Nothing;
     }
-    if state.recovery_seal {
-        return stays(
-            Reason::Sealed,
-            "it is sealed and has a native seal, by which it unseals itself; restart it, and see its log for why it does not"
-                .into(),
-        );
-    }
-    if state.migration {
-        return stays(
-            Reason::Sealed,
-            "it waits for a migration between two seals, which this version does not drive; finish it with `operator \
-             unseal -migrate`"
-                .into(),
-        );
-    }
     if known.policy == UnsealPolicy::OnStart && known.was_unsealed {
         return stays(
             Reason::Sealed,
@@ -147,25 +160,62 @@ pub fn first(state: &SealState, known: Known<'_>) -> First {
                 .into(),
         );
     }
-    if state.t == 0 || state.t > known.shares {
+    if state.migration && !known.migrate {
+        return stays(
+            Reason::Migrating,
+            "it waits for a migration between two seals; set unseal.migrate: true to have it given its old seal's shares, or \
+             take the new seal out of its configuration and restart it"
+                .into(),
+        );
+    }
+    let count = |kind| match kind {
+        ShareKind::Unseal => known.shares,
+        ShareKind::Recovery => known.recovery_shares,
+    };
+    if state.recovery_seal && !state.migration {
+        if !known.was_unsealed {
+            return First::Stays(Fault::transient(
+                Reason::Sealed,
+                "it is sealed and has a native seal, by which it unseals itself at its start; if it stays so, see its log for \
+                 why",
+            ));
+        }
+        // Once sealed through its API it does not unseal itself before a restart, but takes recovery shares (Vault's
+        // documentation of seals; seen on Vault 1.13.1 and OpenBao 2.6.2).
+        if known.recovery_shares == 0 {
+            return stays(
+                Reason::Sealed,
+                "it was sealed while its container ran, and its native seal unseals it only at its start; restart the pod, \
+                 or bring its recovery shares as keys of purpose recovery-share"
+                    .into(),
+            );
+        }
+    }
+    let kinds = kinds(state, known.migrate);
+    let enough = |kind: &&ShareKind| state.t > 0 && count(**kind) >= state.t;
+    let Some(kind) = kinds.iter().find(enough).copied() else {
+        let (t, wanted) = (state.t, kinds[0]);
         return stays(
             Reason::UnsealKeysMissing,
             format!(
-                "it asks for {} shares, and {} keys of purpose unseal-share are there, and no set that it answered when it was \
+                "it asks for {t} shares, and {} keys of purpose {} are there, and no set that it answered when it was \
                  initialised; bring the missing ones",
-                state.t, known.shares
+                count(wanted),
+                wanted.word()
             ),
         );
-    }
+    };
     // A person who is typing shares in is not disturbed; what nobody has gone on with since was left behind.
     let begun = state.attempt();
     if state.progress > 0 && known.before != Some(&begun) {
         return First::Busy(begun);
     }
-    First::Give {
+    First::Give(Give {
+        kind,
         shares: state.t,
+        migrate: state.migration,
         reset: state.progress > 0,
-    }
+    })
 }
 
 /// A server's answer to a share.
@@ -286,8 +336,17 @@ mod tests {
     const KNOWN: Known<'static> = Known {
         policy: UnsealPolicy::OnStart,
         was_unsealed: false,
+        migrate: false,
         shares: 5,
+        recovery_shares: 0,
         before: None,
+    };
+
+    const GIVE: Give = Give {
+        kind: ShareKind::Unseal,
+        shares: 3,
+        migrate: false,
+        reset: false,
     };
 
     fn reason(first: First) -> Reason {
@@ -308,11 +367,7 @@ mod tests {
 
     #[test]
     fn a_sealed_server_gets_as_many_shares_as_it_needs() {
-        let give = First::Give {
-            shares: 3,
-            reset: false,
-        };
-        assert_eq!(first(&sealed(0, ""), KNOWN), give);
+        assert_eq!(first(&sealed(0, ""), KNOWN), First::Give(GIVE));
         assert_eq!(first(&unsealed(), KNOWN), First::Nothing);
     }
 
@@ -345,7 +400,7 @@ mod tests {
             policy: UnsealPolicy::Always,
             ..was
         };
-        assert!(matches!(first(&sealed(0, ""), always), First::Give { .. }));
+        assert_eq!(first(&sealed(0, ""), always), First::Give(GIVE));
     }
 
     #[test]
@@ -361,9 +416,92 @@ mod tests {
         };
         assert_eq!(first(&raw, KNOWN), First::Uninitialized);
         assert_eq!(with(|s| s.recovery_seal = true), Reason::Sealed);
-        assert_eq!(with(|s| s.migration = true), Reason::Sealed);
+        assert_eq!(with(|s| s.migration = true), Reason::Migrating);
         assert_eq!(with(|s| s.t = 6), Reason::UnsealKeysMissing);
         assert_eq!(with(|s| s.t = 0), Reason::UnsealKeysMissing);
+    }
+
+    #[test]
+    fn a_migration_takes_the_shares_of_the_seal_that_is_left() {
+        let state = |to_auto| SealState {
+            migration: true,
+            recovery_seal: to_auto,
+            ..sealed(0, "")
+        };
+        let given = |to_auto, shares, recovery_shares| {
+            let known = Known {
+                migrate: true,
+                shares,
+                recovery_shares,
+                ..KNOWN
+            };
+            match first(&state(to_auto), known) {
+                First::Give(give) => {
+                    assert_eq!((give.shares, give.migrate, give.reset), (3, true, false));
+                    Ok(give.kind)
+                }
+                First::Stays(fault) => Err(fault),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(given(true, 3, 3), Ok(ShareKind::Unseal));
+        assert_eq!(given(false, 3, 3), Ok(ShareKind::Recovery));
+        // From one auto seal to another, and back from one that was Shamir.
+        assert_eq!(given(true, 0, 3), Ok(ShareKind::Recovery));
+        assert_eq!(given(false, 3, 0), Ok(ShareKind::Unseal));
+        let few = given(false, 2, 1).unwrap_err();
+        assert_eq!(few.reason, Reason::UnsealKeysMissing);
+        assert!(few.message.contains("1 keys of purpose recovery-share"), "{few}");
+        // What a migration turned into unseal shares serves as such, as long as the spec speaks of a migration.
+        let after = Known {
+            migrate: true,
+            shares: 0,
+            recovery_shares: 3,
+            ..KNOWN
+        };
+        let kind = ShareKind::Recovery;
+        assert_eq!(first(&sealed(0, ""), after), First::Give(Give { kind, ..GIVE }));
+        let over = Known {
+            migrate: false,
+            ..after
+        };
+        assert_eq!(reason(first(&sealed(0, ""), over)), Reason::UnsealKeysMissing);
+    }
+
+    #[test]
+    fn a_server_with_a_native_seal_gets_recovery_shares_only_when_it_was_sealed_by_hand() {
+        use UnsealPolicy::{Always, OnStart};
+
+        let native = SealState {
+            recovery_seal: true,
+            ..sealed(0, "")
+        };
+        let known = |policy, was_unsealed, recovery_shares| Known {
+            policy,
+            was_unsealed,
+            recovery_shares,
+            ..KNOWN
+        };
+        for (policy, was_unsealed, shares) in [
+            (Always, false, 3),
+            (OnStart, false, 3),
+            (OnStart, true, 3),
+            (Always, true, 0),
+        ] {
+            let first = first(&native, known(policy, was_unsealed, shares));
+            assert_eq!(
+                reason(first),
+                Reason::Sealed,
+                "{policy:?} {was_unsealed} {shares}"
+            );
+        }
+        let few = first(&native, known(Always, true, 2));
+        assert_eq!(reason(few), Reason::UnsealKeysMissing);
+        let kind = ShareKind::Recovery;
+        assert_eq!(
+            first(&native, known(Always, true, 3)),
+            First::Give(Give { kind, ..GIVE })
+        );
     }
 
     #[test]
@@ -377,11 +515,8 @@ mod tests {
             before: Some(&begun),
             ..KNOWN
         };
-        let reset = First::Give {
-            shares: 3,
-            reset: true,
-        };
-        assert_eq!(first(&sealed(1, "x"), again), reset);
+        let reset = Give { reset: true, ..GIVE };
+        assert_eq!(first(&sealed(1, "x"), again), First::Give(reset));
         assert!(matches!(first(&sealed(2, "x"), again), First::Busy(_)));
         assert!(matches!(first(&sealed(1, "y"), again), First::Busy(_)));
     }

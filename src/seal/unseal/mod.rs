@@ -10,6 +10,7 @@ use super::{
     Fault,
     model::{SourceKind, SourceRef, parse_selector},
     observed::{ContainerFacts, PodFacts},
+    store::Class,
 };
 use crate::api::{
     Armor, CaSource, Reason, UnsealAddressType, UnsealPolicy, UnsealProduct, UnsealScheme, UnsealSpec,
@@ -45,6 +46,35 @@ pub struct Unseal {
     pub policy: UnsealPolicy,
     /// How servers that were never initialised are; `None` = they never are.
     pub initialize: Option<Initialize>,
+    /// Whether a server that is between two seals is migrated.
+    pub migrate: bool,
+}
+
+/// What a share is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShareKind {
+    /// The unseal key of a Shamir seal.
+    Unseal,
+    /// The recovery key of a native auto seal.
+    Recovery,
+}
+
+impl ShareKind {
+    /// The class of the keys that are such shares.
+    pub fn class(self) -> Class {
+        match self {
+            ShareKind::Unseal => Class::UnsealShare,
+            ShareKind::Recovery => Class::RecoveryShare,
+        }
+    }
+
+    /// The purpose, as the spec writes it.
+    pub fn word(self) -> &'static str {
+        match self {
+            ShareKind::Unseal => "unseal-share",
+            ShareKind::Recovery => "recovery-share",
+        }
+    }
 }
 
 /// How a server is spoken to.
@@ -140,6 +170,7 @@ impl Unseal {
             })?,
             policy: spec.policy,
             initialize,
+            migrate: spec.migrate,
         })
     }
 

@@ -11,16 +11,17 @@ const MOST_RAW: usize = 33;
 /// The longest text: two hexadecimal digits for each byte.
 const MOST_TEXT: usize = 2 * MOST_RAW;
 
-/// The body of the request that gives a share, in a buffer whose size is known before it is filled.
+/// The body of the request that gives a share, in a buffer whose size is known before it is filled. `migrate`: the server
+/// is told to go over to its new seal.
 ///
 /// A share is kept as its bytes, or as the text that the server printed: hexadecimal or base64, which the server takes
 /// both. `None`: it is neither.
-pub fn body(share: &KeyBytes) -> Option<Zeroizing<Vec<u8>>> {
+pub fn body(share: &KeyBytes, migrate: bool) -> Option<Zeroizing<Vec<u8>>> {
     const HEAD: &[u8] = b"{\"key\":\"";
-    const TAIL: &[u8] = b"\"}";
+    let tail: &[u8] = if migrate { b"\",\"migrate\":true}" } else { b"\"}" };
     let bytes = share.expose();
     let text = bytes.trim_ascii();
-    let mut body = Zeroizing::new(Vec::with_capacity(HEAD.len() + MOST_TEXT + TAIL.len()));
+    let mut body = Zeroizing::new(Vec::with_capacity(HEAD.len() + MOST_TEXT + tail.len()));
     body.extend_from_slice(HEAD);
     if (16..=MOST_RAW).contains(&bytes.len()) {
         let mut hex = Zeroizing::new([0; MOST_TEXT]);
@@ -34,7 +35,7 @@ pub fn body(share: &KeyBytes) -> Option<Zeroizing<Vec<u8>>> {
         }
         body.extend_from_slice(text);
     }
-    body.extend_from_slice(TAIL);
+    body.extend_from_slice(tail);
     Some(body)
 }
 
@@ -43,7 +44,7 @@ mod tests {
     use super::*;
 
     fn written(share: &[u8]) -> Option<String> {
-        let body = body(&KeyBytes::new(share.to_vec()))?;
+        let body = body(&KeyBytes::new(share.to_vec()), false)?;
         let value: serde_json::Value = serde_json::from_slice(&body).unwrap();
         Some(value["key"].as_str().unwrap().to_owned())
     }
@@ -60,6 +61,16 @@ mod tests {
     }
 
     #[test]
+    fn a_migration_is_asked_for_beside_the_share() {
+        let body = body(&KeyBytes::new(vec![0xab; 33]), true).unwrap();
+        let value: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(
+            value,
+            serde_json::json!({"key": "ab".repeat(33), "migrate": true})
+        );
+    }
+
+    #[test]
     fn what_is_no_share_is_not_sent() {
         for bytes in [&b""[..], &[1; 15], &[b'a'; 67], &[b'"'; 44], &[0; 40]] {
             assert_eq!(written(bytes), None, "{} bytes", bytes.len());
@@ -69,8 +80,10 @@ mod tests {
     #[test]
     fn the_buffer_never_grows() {
         for share in [vec![1; 33], vec![b'a'; 66]] {
-            let body = body(&KeyBytes::new(share)).unwrap();
-            assert!(body.len() <= 8 + MOST_TEXT + 2 && body.capacity() == 8 + MOST_TEXT + 2);
+            for (migrate, tail) in [(false, 2), (true, 17)] {
+                let body = body(&KeyBytes::new(share.clone()), migrate).unwrap();
+                assert!(body.len() <= 8 + MOST_TEXT + tail && body.capacity() == 8 + MOST_TEXT + tail);
+            }
         }
     }
 }

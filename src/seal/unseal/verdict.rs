@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// From the one that most needs a person to the one that passes.
-const ORDER: [Reason; 11] = [
+const ORDER: [Reason; 12] = [
     Reason::InitResponseNotStored,
     Reason::InitResponseLost,
     Reason::AlreadyInitializedElsewhere,
@@ -18,6 +18,7 @@ const ORDER: [Reason; 11] = [
     Reason::TargetNotVerified,
     Reason::UnsealRejected,
     Reason::UnsealKeysMissing,
+    Reason::Migrating,
     Reason::NotInitialized,
     Reason::Sealed,
     Reason::TargetUnreachable,
@@ -77,6 +78,14 @@ pub fn fault(pods: &[PodRecord]) -> Option<Fault> {
     faults.min_by_key(rank)
 }
 
+/// Which servers run and are between two seals still.
+pub fn migrating(pods: &[PodRecord]) -> Vec<&str> {
+    pods.iter()
+        .filter(|pod| pod.look.as_ref().is_some_and(|look| look.migrating))
+        .map(|pod| pod.name.as_str())
+        .collect()
+}
+
 /// Whether every server was looked at.
 pub fn all_seen(pods: &[PodRecord]) -> bool {
     pods.iter().all(|pod| {
@@ -116,6 +125,17 @@ mod tests {
             (Reason::UnsealRejected, "pod b: why")
         );
         assert!(!all_seen(&pods) && all_seen(&pods[2..]));
+    }
+
+    #[test]
+    fn servers_that_migrate_are_named() {
+        let mut pods = [
+            pod("a", Some(Said::Unsealed), None),
+            pod("b", Some(Said::Unsealed), None),
+        ];
+        assert!(migrating(&pods).is_empty());
+        pods[1].look.as_mut().unwrap().migrating = true;
+        assert_eq!(migrating(&pods), ["b"]);
     }
 
     #[test]

@@ -13,11 +13,14 @@ use crate::{
 /// How often a pod is asked that nothing was heard of.
 pub const SWEEP: Duration = Duration::from_mins(1);
 
-/// A server whose listener is not up yet is tried so often this long; then it is left to the sweep.
-const PATIENCE: u32 = 300;
+/// A server whose listener is not up yet is tried so often, about five minutes long; then it is left to the sweep.
+const PATIENCE: u32 = 3000;
 
 /// How long a person who is typing shares in is given for the next one.
 const TYPING: Duration = Duration::from_secs(2);
+
+/// How often a server is asked whether its migration is over.
+const MIGRATING: Duration = Duration::from_secs(5);
 
 /// What a server said of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +44,8 @@ pub struct Look {
     pub begun: Option<Attempt>,
     /// How its cluster calls itself, once it is unsealed.
     pub cluster: Option<String>,
+    /// It says that it is between two seals.
+    pub migrating: bool,
 }
 
 /// What is remembered of a pod.
@@ -194,6 +199,17 @@ impl PodRecord {
         self.unsealed.as_ref().is_some_and(|(seen, _)| seen == container)
     }
 
+    /// A pod changed in a way that is no reason to look at it, such as that it became ready: else the next time that it
+    /// stops being so would be no change.
+    pub fn noticed(&mut self, unseal: &Unseal, pod: &PodFacts) {
+        let (Some(was), Some(is)) = (&mut self.seen, seen(unseal, pod)) else {
+            return;
+        };
+        if was.container == is.container && was.ip == is.ip {
+            *was = is;
+        }
+    }
+
     /// Remembers what came of a look at a pod as it was then. Whether people are told something new.
     pub fn looked(
         &mut self,
@@ -207,12 +223,8 @@ impl PodRecord {
             let look = record.look.as_ref();
             let fault = look.and_then(|look| look.fault.clone());
             let cluster = look.and_then(|look| look.cluster.clone());
-            (
-                look.map(|look| look.said),
-                fault,
-                cluster,
-                record.unsealed.clone(),
-            )
+            let said = look.map(|look| (look.said, look.migrating));
+            (said, fault, cluster, record.unsealed.clone())
         };
         let before = told(self);
         let seen = seen(unseal, pod);
@@ -250,11 +262,15 @@ pub fn again(look: &Look, times: u32, jitter: f64) -> Duration {
         return TYPING;
     }
     let Some(fault) = &look.fault else {
+        if look.migrating {
+            return MIGRATING;
+        }
         return sweep;
     };
     match fault.reason {
         Reason::TargetUnreachable if times > PATIENCE => sweep,
-        Reason::TargetUnreachable => growing(0.025, 1.5, 1.0),
+        // A listener that is not up costs a refused connection, and whoever waits for the server waits for the next try.
+        Reason::TargetUnreachable => growing(0.025, 1.5, 0.1),
         // A follower of a raft cluster is initialised when it has joined, and others when their turn comes.
         Reason::NotInitialized | Reason::InitResponseNotStored => growing(0.25, 1.5, 15.0),
         // It cannot be revoked before the server has found its place in the cluster.
@@ -266,6 +282,7 @@ pub fn again(look: &Look, times: u32, jitter: f64) -> Duration {
         Reason::UnsealRejected => growing(60.0, 2.0, 3600.0),
         Reason::Sealed if fault.kind == FaultKind::Transient => growing(0.25, 1.5, 15.0),
         Reason::Sealed
+        | Reason::Migrating
         | Reason::UnsealKeysMissing
         | Reason::PodContested
         | Reason::AlreadyInitializedElsewhere
@@ -347,6 +364,38 @@ mod tests {
     }
 
     #[test]
+    fn a_label_and_a_readiness_that_come_and_go_lead_to_a_look_each_time() {
+        let unseal = parsed(&[]).unwrap();
+        let with = |ready: bool, sealed: bool| {
+            let mut pod = pod();
+            pod.ready = ready;
+            pod.labels.insert("vault-sealed".into(), sealed.to_string());
+            pod
+        };
+        let mut record = PodRecord::default();
+        for (bad, why) in [
+            (with(false, false), Why::NotReady),
+            (with(true, true), Why::Label),
+        ] {
+            for _ in 0..2 {
+                record.looked(&unseal, &bad, look(Said::Unsealed), now(), 0.0);
+                let good = with(true, false);
+                assert!(matches!(next(&unseal, &good, &record, now()), Next::Wait(_)));
+                record.noticed(&unseal, &good);
+                assert_eq!(next(&unseal, &bad, &record, now()), Next::Look(why));
+            }
+        }
+        // What has restarted is for the next look, whatever else is noticed of it.
+        let mut restarted = with(true, false);
+        restarted.containers[1].id = Some("c2".into());
+        record.noticed(&unseal, &restarted);
+        assert_eq!(
+            next(&unseal, &restarted, &record, now()),
+            Next::Look(Why::Restarted)
+        );
+    }
+
+    #[test]
     fn what_no_event_tells_is_swept_up() {
         let record = unsealed();
         let unseal = parsed(&[]).unwrap();
@@ -398,12 +447,12 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_that_is_not_up_is_tried_from_25_ms_to_a_second() {
+    fn a_listener_that_is_not_up_is_tried_from_25_to_100_ms() {
         let wait = |times| again(&failed(Reason::TargetUnreachable), times, 0.5);
         assert_eq!(wait(1), Duration::from_millis(25));
-        assert!((2..10).all(|times| wait(times) > wait(times - 1)));
-        assert_eq!(wait(20), Duration::from_secs(1));
-        assert_eq!(wait(PATIENCE), Duration::from_secs(1));
+        assert!((2..=4).all(|times| wait(times) > wait(times - 1)));
+        assert_eq!(wait(20), Duration::from_millis(100));
+        assert_eq!(wait(PATIENCE), Duration::from_millis(100));
         assert!(wait(PATIENCE + 1) >= SWEEP);
     }
 

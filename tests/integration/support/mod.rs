@@ -4,6 +4,7 @@
 
 pub mod blob;
 pub mod drill;
+pub mod fleet;
 pub mod helm;
 pub mod http;
 pub mod kms;
@@ -17,6 +18,7 @@ pub mod oci_scene;
 pub mod operator;
 pub mod pki;
 pub mod plane;
+pub mod raft;
 pub mod scene;
 pub mod server;
 pub mod stage;

@@ -55,6 +55,11 @@ impl Pki {
         std::fs::read(self.folder.join("ca.crt")).unwrap()
     }
 
+    /// The file that holds it.
+    pub fn ca_file(&self) -> PathBuf {
+        self.folder.join("ca.crt")
+    }
+
     /// The files of a host's certificate and its key.
     pub fn files(&self, host: &str) -> (PathBuf, PathBuf) {
         let file = |kind: &str| Path::new(&self.folder).join(format!("{host}.{kind}"));

@@ -44,6 +44,18 @@ pub struct Disk {
     /// The server.
     pub product: Product,
     folder: PathBuf,
+    /// What of the configuration follows the path of its data; `None` = file storage.
+    storage: Option<Storage>,
+}
+
+/// Another storage than files.
+#[derive(Clone)]
+struct Storage {
+    kind: &'static str,
+    /// More of the storage's own block.
+    within: String,
+    /// More of the configuration.
+    beside: String,
 }
 
 /// A running server; killed when dropped.
@@ -59,7 +71,27 @@ impl Disk {
     pub fn new(product: Product) -> Self {
         let folder = std::env::temp_dir().join(format!("autounseal-{}-{}", product.word(), unique()));
         std::fs::create_dir(&folder).unwrap();
-        Self { product, folder }
+        Self {
+            product,
+            folder,
+            storage: None,
+        }
+    }
+
+    /// An empty one for a member of a raft cluster: its name, where its API is, and what more its storage's block says, such
+    /// as whom it joins.
+    pub fn raft(product: Product, node: &str, api: SocketAddr, join: &str) -> Self {
+        let mut disk = Self::new(product);
+        std::fs::create_dir(disk.folder.join("data")).unwrap();
+        // The port that the servers take for each other unless they are told one.
+        let peers = SocketAddr::new(api.ip(), api.port() + 1);
+        disk.storage = Some(Storage {
+            kind: "raft",
+            // The shortest election that it knows.
+            within: format!("node_id = {node:?}\n  performance_multiplier = 1\n  {join}"),
+            beside: format!("cluster_addr = \"https://{peers}\"\napi_addr = \"https://{api}\"\n"),
+        });
+        disk
     }
 
     /// Another one with the same content, as the servers of one cluster have it.
@@ -110,6 +142,17 @@ impl Disk {
         self.run(&[], address, tls, files, variables)
     }
 
+    /// The same without TLS, by words before the program.
+    pub fn listen_by(
+        &self,
+        launcher: &[String],
+        address: SocketAddr,
+        files: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Server {
+        self.run(launcher, address, None, files, variables)
+    }
+
     fn run(
         &self,
         launcher: &[String],
@@ -128,8 +171,13 @@ impl Disk {
         };
         let own = self.folder.join("server.hcl");
         let data = self.folder.join("data").display().to_string();
+        let Storage { kind, within, beside } = self.storage.clone().unwrap_or(Storage {
+            kind: "file",
+            within: String::new(),
+            beside: String::new(),
+        });
         let config = format!(
-            "disable_mlock = true\nstorage \"file\" {{ path = {data:?} }}\n\
+            "disable_mlock = true\n{beside}storage {kind:?} {{\n  path = {data:?}\n  {within}\n}}\n\
              listener \"tcp\" {{\n  address = \"{address}\"\n  {tls}\n}}\n"
         );
         std::fs::write(&own, config).unwrap();
@@ -207,6 +255,12 @@ impl Server {
         self.ask("PUT", "/v1/sys/unseal", &json!({"key": share}).to_string())
     }
 
+    /// Seals it; `null` if it does so.
+    pub fn seal(&self, token: &str) -> Value {
+        let token = format!("x-vault-token: {token}\r\n");
+        self.request("PUT", "/v1/sys/seal", &token, "")
+    }
+
     /// Waits until it is unsealed; what its status says then.
     pub fn unsealed(&mut self) -> Value {
         self.status(|status| status["initialized"] == true && status["sealed"] == false)
@@ -242,15 +296,20 @@ impl Server {
 
     /// `null` while it does not listen.
     fn ask(&self, method: &str, path: &str, body: &str) -> Value {
-        if !self.launcher.is_empty() {
+        // Who was started elsewhere may not be reached from here.
+        if self.launcher.iter().any(|word| word == "netns") {
             return self.ask_there(method, path, body);
         }
+        self.request(method, path, "", body)
+    }
+
+    fn request(&self, method: &str, path: &str, headers: &str, body: &str) -> Value {
         let send = || -> std::io::Result<String> {
             let mut stream = TcpStream::connect(self.address)?;
             stream.set_read_timeout(Some(Duration::from_mins(1)))?;
             let length = body.len();
             let head = format!(
-                "{method} {path} HTTP/1.0\r\nhost: {}\r\ncontent-length: {length}\r\n\r\n",
+                "{method} {path} HTTP/1.0\r\nhost: {}\r\n{headers}content-length: {length}\r\n\r\n",
                 self.address
             );
             stream.write_all(head.as_bytes())?;

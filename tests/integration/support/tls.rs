@@ -28,6 +28,8 @@ pub enum Says {
     Answer(u16, &'static str, String),
     /// Nothing, until the server goes.
     Hangs,
+    /// The beginning of an answer, byte by byte, until the server goes.
+    Drips,
 }
 
 /// What came over one connection.
@@ -43,6 +45,16 @@ pub struct TlsServer {
 impl TlsServer {
     /// Listens on a free loopback port with the certificate of a host.
     pub fn start(pki: &Pki, host: &str, handler: impl Fn(&Request) -> Says + Send + Sync + 'static) -> Self {
+        Self::at(SocketAddr::from(([127, 0, 0, 1], 0)), pki, host, handler)
+    }
+
+    /// The same at an address.
+    pub fn at(
+        address: SocketAddr,
+        pki: &Pki,
+        host: &str,
+        handler: impl Fn(&Request) -> Says + Send + Sync + 'static,
+    ) -> Self {
         let (certificate, key) = pki.files(host);
         let chain = CertificateDer::pem_file_iter(certificate).unwrap();
         let chain: Vec<_> = chain.collect::<Result<_, _>>().unwrap();
@@ -53,7 +65,7 @@ impl TlsServer {
             .with_single_cert(chain, PrivateKeyDer::from_pem_file(key).unwrap())
             .unwrap();
         let config = Arc::new(config);
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
         let received: Arc<Mutex<Vec<Received>>> = Arc::default();
         let stop = Arc::new(AtomicBool::new(false));
@@ -88,6 +100,19 @@ impl TlsServer {
                                     return;
                                 }
                             }
+                            Says::Drips => {
+                                let mut answer = b"HTTP/1.1 200 OK\r\nx-slow: "
+                                    .iter()
+                                    .chain(std::iter::repeat(&b'x'));
+                                while !stopped.load(Ordering::SeqCst) {
+                                    let byte = answer.next().copied().unwrap_or_default();
+                                    if reader.get_mut().write_all(&[byte]).is_err() {
+                                        return;
+                                    }
+                                    thread::sleep(Duration::from_millis(50));
+                                }
+                                return;
+                            }
                             Says::Hangs => {
                                 while !stopped.load(Ordering::SeqCst) {
                                     thread::sleep(Duration::from_millis(50));
@@ -109,6 +134,13 @@ impl TlsServer {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Forgets what came so far.
+    pub fn forget(&self) {
+        let mut all = self.received.lock().unwrap_or_else(PoisonError::into_inner);
+        // Connections know their place.
+        all.iter_mut().for_each(Vec::clear);
     }
 
     /// What came, by connection; one whose handshake failed has nothing.

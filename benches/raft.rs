@@ -1,0 +1,106 @@
+//! `cargo xtask bench raft --minutes M`: the active server of a raft cluster is killed again and again under a client that
+//! reads. Ends with a status other than 0 when a restarted server stays sealed.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a measurement that cannot go on should say so and end; figures are its output"
+)]
+#![allow(dead_code, reason = "the modules are shared with the integration tests")]
+
+#[path = "../tests/integration/support/fleet.rs"]
+mod fleet;
+#[path = "../tests/integration/support/http.rs"]
+mod http;
+#[path = "../tests/integration/support/kms.rs"]
+mod kms;
+#[path = "../tests/integration/support/operator.rs"]
+mod operator;
+#[path = "../tests/integration/support/pki.rs"]
+mod pki;
+#[path = "../tests/integration/support/plane.rs"]
+mod plane;
+#[path = "../tests/integration/support/raft.rs"]
+mod raft;
+#[path = "../tests/integration/support/scene.rs"]
+mod scene;
+#[path = "../tests/integration/support/server.rs"]
+mod server;
+#[path = "../tests/integration/support/stage.rs"]
+mod stage;
+
+use std::{
+    fmt::Display,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    fleet::{HOST, spec, trust},
+    pki::Pki,
+    raft::Cluster,
+    scene::Scene,
+    server::Product,
+};
+
+/// What the operator's binary is; the operator module asks its parent for it.
+fn binary() -> String {
+    std::env::var("AUTOUNSEAL_BIN").expect("AUTOUNSEAL_BIN is set by cargo xtask bench")
+}
+
+#[tokio::main]
+async fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    // `cargo test --all-targets` runs benches too; there is nothing to test here.
+    if !arguments.iter().any(|argument| argument == "--bench") {
+        return;
+    }
+    let minutes = arguments
+        .windows(2)
+        .find(|pair| pair[0] == "--minutes")
+        .map_or(10, |pair| pair[1].parse().expect("--minutes takes a number"));
+    println!("\nbench raft, {minutes} minutes\n");
+    let scene = Scene::new("bench-raft").await;
+    let running = scene.operator().flags(["--unseal-allow-loopback"]).start();
+    let pki = Pki::new(&[HOST]);
+    trust(&scene, &pki).await;
+    let mut cluster = Cluster::new(&scene, Product::Vault, pki, 5, 3).await;
+    let spec = spec(&scene, &cluster.shares, "vault", cluster.port());
+    scene.stage.apply("vault", &spec).await;
+    let end = Instant::now() + Duration::from_mins(minutes);
+    let mut toll = cluster
+        .kill_the_active(&scene, "value", |_| Instant::now() < end)
+        .await;
+    toll.unsealed.sort();
+    toll.whole.sort();
+    row("kills of the active server, each restarted", toll.unsealed.len());
+    row("restarts that stayed sealed", 0);
+    row("first answer to unsealed, median", at(&toll.unsealed, 50));
+    row("first answer to unsealed, p99", at(&toll.unsealed, 99));
+    row("kill to all unsealed and one active, median", at(&toll.whole, 50));
+    row("kill to all unsealed and one active, p99", at(&toll.whole, 99));
+    row("reads that were answered", toll.reads);
+    row("reads that no server answered", toll.failed);
+    row("longest time without an answer", millis(toll.longest));
+    row("KMS Decrypt calls", scene.kms.count("Decrypt"));
+    running.stop();
+    println!();
+}
+
+/// A percentile of sorted times.
+fn at(times: &[Duration], percent: usize) -> String {
+    let index = (times.len() * percent / 100).min(times.len().saturating_sub(1));
+    times
+        .get(index)
+        .map_or_else(|| "none".into(), |time| millis(*time))
+}
+
+fn millis(time: Duration) -> String {
+    format!("{:.0} ms", time.as_secs_f64() * 1000.0)
+}
+
+fn row(what: &str, figure: impl Display) {
+    println!("{what:<52} {figure}");
+}
