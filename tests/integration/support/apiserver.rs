@@ -118,14 +118,17 @@ pub fn apiserver() -> Process {
     Process::find("kube-apiserver", &format!("--secure-port={port}")).expect("the test cluster's apiserver")
 }
 
-/// Waits until the API server is ready. With a client of its own: the usual one waits longer and longer between its tries.
+/// Waits until the API server is ready and knows our kinds again, which it learns a while after that. With a client of its own: the usual one waits longer and longer between its tries.
 pub async fn answers() {
     let mut config = kube::Config::infer().await.unwrap();
     config.default_retry = false;
     let client = kube::Client::try_from(config).unwrap();
     loop {
-        let request = ::http::Request::get("/readyz").body(Vec::new()).unwrap();
-        if client.request_text(request).await.is_ok() {
+        let answers = async |path: &str| {
+            let request = ::http::Request::get(path).body(Vec::new()).unwrap();
+            client.request_text(request).await.is_ok()
+        };
+        if answers("/readyz").await && answers("/apis/autounseal.dev/v1alpha1/sealconfigs?limit=1").await {
             return;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
