@@ -108,7 +108,7 @@ pub(super) fn check(object: &Object) -> Checked {
     if let Some(map) = value.as_object_mut() {
         map.remove("status");
     }
-    let problems = schema::check(&schema::of_seal_config(&api::crd()), &value);
+    let problems = schema::check(&schema::of_seal_config(&api::crds()[0]), &value);
     if !problems.is_empty() {
         return Err(problems);
     }
@@ -305,7 +305,7 @@ fn stanza_words(stanza: &Stanza) -> String {
 
 /// Where a key comes from, what opens it, and where the operator's copies of it go.
 fn key_text(model: &Model, key: &Key) -> String {
-    let store = secret_name(&model.id.name);
+    let store = secret_name(&model.id);
     let under: Vec<_> = wrapping(model, key).map(|seal| seal.name.as_str()).collect();
     let kept = match under.as_slice() {
         [] => "under no seal, for none of them wraps: it cannot be made".to_owned(),
@@ -462,7 +462,7 @@ fn plan_json(model: &Model) -> Value {
             })
         })
         .collect();
-    let store = needs_store(model).then(|| secret_name(&model.id.name));
+    let store = needs_store(model).then(|| secret_name(&model.id));
     json!({"suspend": model.suspend, "store": store, "seals": seals, "keys": keys, "targets": targets})
 }
 

@@ -275,7 +275,7 @@ mod tests {
     use crate::api;
 
     fn problems(value: &Value) -> Vec<String> {
-        check(&of_seal_config(&api::crd()), value)
+        check(&of_seal_config(&api::crds()[0]), value)
             .iter()
             .map(ToString::to_string)
             .collect()
@@ -475,7 +475,7 @@ mod tests {
                 }
             }
         }
-        let crd = api::crd();
+        let [crd, _] = api::crds();
         let schema = crd
             .pointer("/spec/versions/0/schema/openAPIV3Schema/properties/spec")
             .unwrap();

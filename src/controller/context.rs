@@ -7,9 +7,14 @@ use std::{
 
 use kube::Client;
 
-use super::{events::Events, index::Index, unseal::Unsealers, watch::Scope};
+use kube::{
+    core::DeserializeGuard,
+    runtime::reflector::{ObjectRef, Store},
+};
+
+use super::{events::Events, index::Index, managed::Memories, unseal::Unsealers, watch::Scope};
 use crate::{
-    api::SealConfigStatus,
+    api::{SealConfig, SealConfigStatus},
     lease::Term,
     provider::Clouds,
     seal::{
@@ -41,7 +46,10 @@ pub struct Context {
     pub cluster_ca: Vec<Vec<u8>>,
     /// Until when this replica acts.
     pub term: Term,
+    /// What is remembered of ManagedKeys.
+    pub managed: Memories,
     scopes: Mutex<Vec<Scope>>,
+    configs: Mutex<Vec<Store<DeserializeGuard<SealConfig>>>>,
     objects: Mutex<HashMap<(String, String), Remembered>>,
 }
 
@@ -83,7 +91,9 @@ impl Context {
             unsealers: Unsealers::default(),
             cluster_ca,
             term,
+            managed: Memories::default(),
             scopes: Mutex::default(),
+            configs: Mutex::default(),
             objects: Mutex::default(),
         }
     }
@@ -92,6 +102,20 @@ impl Context {
     pub fn watches(&self, scope: Scope) {
         let mut scopes = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
         scopes.push(scope);
+    }
+
+    /// SealConfigs are watched here from now on.
+    pub fn reads(&self, configs: Store<DeserializeGuard<SealConfig>>) {
+        let mut all = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push(configs);
+    }
+
+    /// A SealConfig as the watch last saw it.
+    pub fn config(&self, namespace: &str, name: &str) -> Option<SealConfig> {
+        let all = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
+        let reference = ObjectRef::new(name).within(namespace);
+        let found = all.iter().find_map(|configs| configs.get(&reference))?;
+        found.0.as_ref().ok().cloned()
     }
 
     /// A SealConfig is to be looked at again.

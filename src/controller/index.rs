@@ -9,7 +9,7 @@ use kube::core::Selector;
 
 use crate::seal::observed::{NamespaceFacts, PodFacts, SecretFacts};
 
-/// Kinds of objects that SealConfigs refer to.
+/// Kinds of objects that SealConfigs and ManagedKeys refer to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     /// Secrets: sources, credentials, targets.
@@ -18,6 +18,8 @@ pub enum Kind {
     ConfigMap,
     /// ServiceAccounts: identities.
     ServiceAccount,
+    /// SealConfigs: the seals of ManagedKeys.
+    SealConfig,
 }
 
 type Name = (String, String);
@@ -44,8 +46,32 @@ struct Inner {
     living: HashMap<Name, String>,
     /// The pods that SealConfigs unseal, whoever works on these SealConfigs.
     unseals: HashMap<Name, Selector>,
+    /// The ManagedKeys.
+    managed: HashMap<Name, ManagedFacts>,
     /// The scopes whose SealConfigs are all known.
     listed: HashSet<Option<String>>,
+}
+
+/// Before the name of a ManagedKey where names of SealConfigs stand as well; no name holds a slash.
+const MANAGED: &str = "managedkey/";
+
+/// How a ManagedKey is named among those that refer to something.
+pub fn managed(name: &str) -> String {
+    format!("{MANAGED}{name}")
+}
+
+/// The ManagedKey that is named so; `None` = it is a SealConfig.
+pub fn as_managed(name: &str) -> Option<&str> {
+    name.strip_prefix(MANAGED)
+}
+
+/// What a SealConfig must know of a ManagedKey that refers to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ManagedFacts {
+    /// The SealConfig.
+    pub config: String,
+    /// The seals that open its material.
+    pub wrapped_under: BTreeSet<String>,
 }
 
 /// What a SealConfig refers to.
@@ -205,6 +231,38 @@ impl Index {
         inner.living.remove(&key);
     }
 
+    /// A ManagedKey was seen. Whether what matters to its SealConfig has changed.
+    pub fn saw_managed(&self, namespace: &str, name: &str, facts: ManagedFacts) -> bool {
+        let key = (namespace.to_owned(), name.to_owned());
+        self.lock().managed.insert(key, facts.clone()) != Some(facts)
+    }
+
+    /// A ManagedKey is gone, and with it its references.
+    pub fn lost_managed(&self, namespace: &str, name: &str) {
+        self.refer(namespace, &managed(name), References::default());
+        let mut inner = self.lock();
+        inner.referring.remove(&(namespace.to_owned(), managed(name)));
+        inner.managed.remove(&(namespace.to_owned(), name.to_owned()));
+    }
+
+    /// What is known of a ManagedKey.
+    pub fn managed(&self, namespace: &str, name: &str) -> Option<ManagedFacts> {
+        let key = (namespace.to_owned(), name.to_owned());
+        self.lock().managed.get(&key).cloned()
+    }
+
+    /// The ManagedKeys that refer to a SealConfig, by name.
+    pub fn dependants(&self, namespace: &str, config: &str) -> BTreeMap<String, ManagedFacts> {
+        let inner = self.lock();
+        let of_it = inner
+            .managed
+            .iter()
+            .filter(|((ns, _), facts)| ns == namespace && facts.config == config);
+        of_it
+            .map(|((_, name), facts)| (name.clone(), facts.clone()))
+            .collect()
+    }
+
     /// A SealConfig unseals these pods, or none. Whether this is news.
     pub fn saw_unseal(&self, namespace: &str, name: &str, selector: Option<Selector>) -> bool {
         let mut inner = self.lock();
@@ -253,14 +311,13 @@ impl Index {
             .collect()
     }
 
-    /// Names of the SealConfigs of a namespace.
+    /// Names of the SealConfigs of a namespace, and of its ManagedKeys.
     pub fn configs(&self, namespace: &str) -> Vec<String> {
-        self.lock()
-            .living
-            .keys()
-            .filter(|(ns, _)| ns == namespace)
-            .map(|(_, name)| name.clone())
-            .collect()
+        let inner = self.lock();
+        let of_namespace = |(ns, _): &&Name| ns == namespace;
+        let configs = inner.living.keys().filter(of_namespace).map(|(_, name)| name.clone());
+        let keys = inner.managed.keys().filter(of_namespace).map(|(_, name)| managed(name));
+        configs.chain(keys).collect()
     }
 
     /// Names of the SealConfigs of a namespace that select pods.

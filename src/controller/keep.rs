@@ -16,6 +16,7 @@ use super::{
     apply::{admitted, connect, fail, pinned},
     context::Context,
     hedge::Attempt,
+    managed::material,
     open::{Held, Ready, consumer_key_id, open_candidate, open_version},
 };
 use crate::{
@@ -34,6 +35,7 @@ use crate::{
         observed::Observed,
         outcome::{Described, KeyOutcome, Outcomes, StoredState},
         plan::{Tend, Work},
+        managed::record::Managed,
         store::{
             CopyRecord, Edit, HEADER, MAX_BYTES, NewCopy, Provenance, Sealed, Section, Store, StoreFacts,
             Version,
@@ -278,6 +280,7 @@ impl<'a> Hand<'_, 'a> {
             trigger,
             inputs,
             versions: BTreeMap::new(),
+            managed: self.key.material.map(Managed::of),
         }
     }
 
@@ -298,7 +301,7 @@ impl<'a> Hand<'_, 'a> {
             (_, Some(bytes)) => bytes,
             (Origin::Generated { bytes, .. }, None) => {
                 self.never_delivered().await?;
-                made = random(*bytes)?;
+                made = self.fresh_bytes(*bytes).await?;
                 &made
             }
             (Origin::Imported { secret, entry }, None) => {
@@ -472,7 +475,7 @@ impl<'a> Hand<'_, 'a> {
                 format!(
                     "Secret {} does not hold it, and Secret {} holds other bytes than were delivered, so nothing was made from \
                      them; restore the store from a backup",
-                    secret_name(&self.model.id.name),
+                    secret_name(&self.model.id),
                     from.current.secret
                 ),
             )
@@ -566,12 +569,20 @@ impl<'a> Hand<'_, 'a> {
         Ok(draft)
     }
 
+    /// Bytes that never were before: of that number, or the material of a ManagedKey.
+    async fn fresh_bytes(&self, bytes: usize) -> Result<KeyBytes, Fault> {
+        match self.key.material {
+            Some(type_) => material::make(type_).await,
+            None => random(bytes),
+        }
+    }
+
     async fn rotate(&self, draft: &mut Draft<'a>, trigger: Option<String>) -> Result<(), Fault> {
         let Origin::Generated { bytes, .. } = self.key.origin else {
             return Ok(());
         };
         let seals = self.wrapping();
-        let (bytes, version) = (random(bytes)?, draft.edit.section.next);
+        let (bytes, version) = (self.fresh_bytes(bytes).await?, draft.edit.section.next);
         self.add_version(draft, version, &bytes, &seals, true).await;
         if draft.edit.section.current == version {
             draft.edit.note_trigger(trigger);
@@ -680,11 +691,33 @@ impl<'a> Hand<'_, 'a> {
     }
 }
 
-fn first_fault(attempts: Vec<Attempt>) -> Fault {
+pub(super) fn first_fault(attempts: Vec<Attempt>) -> Fault {
     let fault = attempts
         .into_iter()
         .find_map(|(seal, _, result)| Some(result.err()?.of(format!("seal {seal:?}"))));
     fault.unwrap_or_else(|| Fault::transient(Reason::Pending, "no stored copy can be opened now"))
+}
+
+/// Writes a changed section of a stored key, authenticated under the bytes of its current version, which come back.
+pub async fn amend(
+    context: &Context,
+    model: &Model,
+    observed: &mut Observed,
+    key: &Key,
+    section: Section,
+    bytes: KeyBytes,
+) -> (Option<KeyBytes>, Result<(), Fault>) {
+    let current = section.current;
+    let mut draft = Draft {
+        key,
+        edit: Edit::new(&key.name, section),
+        bytes: BTreeMap::from([(current, bytes)]),
+        faults: Vec::new(),
+        wrapped: Vec::new(),
+    };
+    draft.edit.changed = true;
+    let outcome = save(context, model, observed, std::slice::from_mut(&mut draft), &BTreeMap::new()).await;
+    (draft.bytes.remove(&current), outcome)
 }
 
 /// Writes every draft in one write, and takes what was read back.
@@ -740,7 +773,7 @@ async fn save(
             Reason::InvalidSpec,
             format!(
                 "Secret {} would grow beyond 512 KiB, so nothing was written; spread the keys over several SealConfigs",
-                secret_name(&model.id.name)
+                secret_name(&model.id)
             ),
         ));
     }
@@ -750,7 +783,7 @@ async fn save(
         put,
         remove,
     };
-    let (namespace, name) = (&model.id.namespace, secret_name(&model.id.name));
+    let (namespace, name) = (&model.id.namespace, secret_name(&model.id));
     let (facts, known) = secret::save(&context.client, namespace, &name, &change).await?;
     if let Some(known) = known {
         context.index.saw_secret(namespace, &name, known);
@@ -774,7 +807,11 @@ fn unfit(key_id: &str) -> Fault {
     )
 }
 
-fn random(bytes: usize) -> Result<KeyBytes, Fault> {
+/// Random bytes.
+///
+/// # Errors
+/// `Pending`: the system gives none.
+pub(super) fn random(bytes: usize) -> Result<KeyBytes, Fault> {
     let mut key = Zeroizing::new(vec![0; bytes]);
     aws_lc_rs::rand::fill(&mut key).map_err(|_| {
         Fault::transient(

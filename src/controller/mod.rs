@@ -11,6 +11,7 @@ pub mod finalize;
 pub mod hedge;
 pub mod index;
 pub mod keep;
+pub mod managed;
 pub mod observe;
 pub mod open;
 pub mod preflight;
@@ -32,7 +33,7 @@ use std::{
 use futures::{
     FutureExt, StreamExt, TryStreamExt,
     channel::mpsc,
-    future::{Either, join_all, select},
+    future::{Either, join, join_all, select},
 };
 use kube::{
     ResourceExt,
@@ -55,6 +56,7 @@ use crate::{
     telemetry::{metrics::Metrics, server},
 };
 use context::Context;
+use index::Kind;
 use watch::{Pending, Scope};
 
 /// Why the controller could not start.
@@ -215,9 +217,11 @@ async fn run_scope(
     stop: impl Future<Output = ()> + Send + Sync + 'static,
 ) {
     let (trigger, triggered) = mpsc::unbounded();
+    let (trigger_managed, triggered_managed) = mpsc::unbounded();
     let scope = Scope {
         namespace: namespace.clone(),
         trigger,
+        managed: trigger_managed,
     };
     context.watches(scope.clone());
     let watches_namespaces = namespace.is_none();
@@ -271,6 +275,14 @@ async fn run_scope(
         .reflect(writer)
         .applied_objects()
         .predicate_filter(changed, kube::runtime::PredicateConfig::default());
+    context.reads(reader.clone());
+    let managed = managed::run::run(
+        context.clone(),
+        scope.clone(),
+        triggered_managed,
+        replica.clone(),
+        stop.clone(),
+    );
     // A standby lists and watches like a leader, and lets every object pass; when it leads it takes them all up.
     let Replica { term, mut leads } = replica;
     let elected = futures::stream::once(async move {
@@ -305,7 +317,11 @@ async fn run_scope(
             std::future::pending::<()>().await;
         }
     };
-    select(std::pin::pin!(controller), std::pin::pin!(too_early)).await;
+    join(
+        select(std::pin::pin!(controller), std::pin::pin!(too_early)),
+        managed,
+    )
+    .await;
     drop(watches);
 }
 
@@ -327,11 +343,19 @@ fn remember(context: &Arc<Context>, scope: &Scope, event: &Event<DeserializeGuar
             if context.index.saw_unseal(&namespace, &name, selector) {
                 context.unsealers.sync(context, &namespace);
             }
+            scope.look_at(
+                &namespace,
+                context.index.referring(Kind::SealConfig, &namespace, &name),
+            );
         }
         Event::Delete(config) => {
             let (namespace, name) = (config.namespace().unwrap_or_default(), config.name_any());
             context.forget(&namespace, &name);
             context.unsealers.sync(context, &namespace);
+            scope.look_at(
+                &namespace,
+                context.index.referring(Kind::SealConfig, &namespace, &name),
+            );
         }
         Event::Init => context.index.listing_configs(namespace),
         Event::InitDone => {

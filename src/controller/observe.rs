@@ -10,7 +10,7 @@ use super::{
     index::{Kind, References},
 };
 use crate::{
-    api::SealConfigStatus,
+    api::{KIND, SealConfigStatus},
     kube_ext::{cluster::source_facts, store::find},
     provider,
     seal::{
@@ -35,7 +35,7 @@ pub fn references(model: &Model) -> References {
         model.read_secrets().into_iter().map(Into::into).collect();
     objects.extend(read_secrets.iter().map(|name| (Kind::Secret, name.clone())));
     if needs_store(model) {
-        objects.insert((Kind::Secret, secret_name(&model.id.name)));
+        objects.insert((Kind::Secret, secret_name(&model.id)));
     }
     objects.extend(
         model
@@ -104,7 +104,7 @@ pub async fn observe(
         namespace: namespace_facts(context, namespace),
         endpoints: context.settings.endpoints.clone(),
         secrets: secrets.collect(),
-        relics: if own {
+        relics: if own && model.id.kind == KIND {
             index.delivered_by(namespace, &model.id.name)
         } else {
             BTreeMap::new()
@@ -157,7 +157,7 @@ async fn store(context: &Context, model: &Model, remembered: &mut Remembered) ->
     if !needs_store(model) {
         return Ok(StoreFacts::NotLooked);
     }
-    let (namespace, name) = (&model.id.namespace, secret_name(&model.id.name));
+    let (namespace, name) = (&model.id.namespace, secret_name(&model.id));
     let seen = context
         .index
         .secret(namespace, &name)

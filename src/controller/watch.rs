@@ -6,7 +6,7 @@ use futures::{Stream, StreamExt, channel::mpsc::UnboundedSender, future::ready, 
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, ServiceAccount};
 use kube::{
     Api, Client, ResourceExt,
-    core::{NamespaceResourceScope, PartialObjectMeta, Resource},
+    core::{DeserializeGuard, NamespaceResourceScope, PartialObjectMeta, Resource},
     runtime::{
         WatchStreamExt,
         reflector::ObjectRef,
@@ -16,8 +16,11 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-use super::{context::Context, index::Kind};
-use crate::{api::SealConfig, kube_ext::facts};
+use super::{
+    context::Context,
+    index::{self, Kind},
+};
+use crate::kube_ext::facts;
 
 /// SealConfigs to look at again: namespace and name.
 pub type Trigger = UnboundedSender<(String, String)>;
@@ -27,8 +30,10 @@ pub type Trigger = UnboundedSender<(String, String)>;
 pub struct Scope {
     /// `None` = all.
     pub namespace: Option<String>,
-    /// Where triggers go.
+    /// Where triggers of SealConfigs go.
     pub trigger: Trigger,
+    /// Where those of ManagedKeys go.
+    pub managed: Trigger,
 }
 
 impl Scope {
@@ -48,11 +53,15 @@ impl Scope {
         self.namespace.as_ref().is_none_or(|own| own == namespace)
     }
 
-    /// Has these SealConfigs looked at again.
+    /// Has these SealConfigs and ManagedKeys ([`index::managed`]) looked at again.
     pub fn look_at(&self, namespace: &str, names: impl IntoIterator<Item = String>) {
         for name in names {
+            let (trigger, name) = match index::as_managed(&name) {
+                Some(key) => (&self.managed, key.to_owned()),
+                None => (&self.trigger, name),
+            };
             // The receiver lives as long as the controller; at its end nobody needs to look.
-            let _ = self.trigger.unbounded_send((namespace.to_owned(), name));
+            let _ = trigger.unbounded_send((namespace.to_owned(), name));
         }
     }
 }
@@ -264,8 +273,11 @@ pub async fn namespaces(context: Arc<Context>, scope: Scope, pending: Pending) {
 }
 
 /// The triggers as the controller takes them.
-pub fn as_references(
+pub fn as_references<K>(
     receiver: impl Stream<Item = (String, String)> + Send + 'static,
-) -> impl Stream<Item = ObjectRef<kube::core::DeserializeGuard<SealConfig>>> + Send + 'static {
+) -> impl Stream<Item = ObjectRef<DeserializeGuard<K>>> + Send + 'static
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + 'static,
+{
     receiver.map(|(namespace, name)| ObjectRef::new(&name).within(&namespace))
 }

@@ -188,6 +188,7 @@ pub(crate) mod tests {
             purpose: Purpose::Root,
             consumer_key_id: None,
             check_value: None,
+            material: None,
             origin: Origin::Generated {
                 bytes: 32,
                 keep_previous: true,

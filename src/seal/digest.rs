@@ -132,6 +132,15 @@ pub fn stored_inputs(key: &Key, kept: &Kept, observed: &Observed) -> String {
     parts.hex()
 }
 
+/// What a distribution of a ManagedKey is looked at for.
+pub fn managed_inputs(texts: &[&str]) -> String {
+    let mut parts = Parts::new("distribution/v1");
+    for text in texts {
+        parts.text(text);
+    }
+    parts.hex()
+}
+
 /// What a stored copy is opened from.
 pub fn stored_copy_inputs(key: &Key, seal: &Seal, observed: &Observed) -> String {
     let mut parts = Parts::new("stored copy/v1");

@@ -18,7 +18,7 @@ use super::{
     unseal::Unseal,
 };
 use crate::api::{
-    self, Armor, ChangePolicy, DeletionPolicy, Purpose, Reason, SealConfig, SealUse, SecretType,
+    self, Armor, ChangePolicy, DeletionPolicy, MaterialType, Purpose, Reason, SealConfig, SealUse, SecretType,
     WrappedFormat,
 };
 
@@ -37,6 +37,8 @@ pub const MAX_SOURCE: usize = 64 * 1024;
 /// Who is spoken of.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectId {
+    /// Kind.
+    pub kind: &'static str,
     /// Namespace.
     pub namespace: String,
     /// Name.
@@ -205,6 +207,8 @@ pub struct Key {
     pub consumer_key_id: Option<String>,
     /// Pins the key.
     pub check_value: Option<String>,
+    /// The material of a ManagedKey, of this type; `None` = bytes that are delivered.
+    pub material: Option<MaterialType>,
     /// Where it comes from.
     pub origin: Origin,
     /// The copies of a brought key, by the priority of their seals; other keys have none.
@@ -371,6 +375,7 @@ impl Target {
 pub fn parse(config: &SealConfig) -> Result<Model, Fault> {
     let metadata = &config.metadata;
     let id = ObjectId {
+        kind: api::KIND,
         namespace: metadata
             .namespace
             .clone()
@@ -585,7 +590,7 @@ fn parse_aws(spec: &api::AwsKms) -> Result<AwsSeal, Fault> {
     })
 }
 
-fn parse_aws_credentials(spec: Option<&api::AwsCredentials>) -> Result<aws::Credentials, Fault> {
+pub(super) fn parse_aws_credentials(spec: Option<&api::AwsCredentials>) -> Result<aws::Credentials, Fault> {
     let Some(spec) = spec else {
         return Ok(aws::Credentials::DefaultChain);
     };
@@ -689,6 +694,7 @@ fn parse_key(spec: &api::RootKey, seals: &[Seal], namespace: &str) -> Result<Key
         purpose: spec.purpose,
         consumer_key_id: spec.consumer_key_id.clone(),
         check_value: spec.check_value.clone(),
+        material: None,
         origin,
         copies,
     })

@@ -7,7 +7,7 @@ use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::seal::{KeyBytes, consumer_id::GUESSABLE_BELOW};
+use crate::seal::{KeyBytes, consumer_id::GUESSABLE_BELOW, managed::record::Managed};
 
 const DOMAIN: &[u8] = b"autounseal.dev/store-header/v1";
 
@@ -81,6 +81,9 @@ pub struct Section {
     pub inputs: Option<String>,
     /// Every version that there ever was.
     pub versions: BTreeMap<u32, Version>,
+    /// What the material of a ManagedKey is, and where it was brought to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub managed: Option<Managed>,
 }
 
 /// One version of a key.

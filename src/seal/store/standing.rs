@@ -189,7 +189,7 @@ pub fn standing(model: &Model, key: &Key, observed: &Observed) -> Standing {
         Origin::Imported { .. } => Provenance::Imported,
         Origin::Generated { .. } | Origin::Brought => Provenance::Generated,
     };
-    if section.source != provenance {
+    if section.source != provenance || section.managed.as_ref().map(|managed| managed.type_) != key.material {
         return Standing::Barred(taken(model, section));
     }
     let seen = seen(key, observed);
@@ -588,30 +588,41 @@ fn rebuild(model: &Model, key: &Key, observed: &Observed) -> Option<Rebuild> {
 }
 
 fn taken(model: &Model, section: &Section) -> Fault {
+    if let Some(managed) = &section.managed {
+        return Fault::invalid(
+            Reason::InvalidSpec,
+            format!(
+                "the wrapped store {} holds material of type {} from an object of this name before; give this one another name",
+                secret_name(&model.id),
+                managed.type_.as_str()
+            ),
+        );
+    }
     Fault::invalid(
         Reason::InvalidSpec,
         format!(
             "the wrapped store {} already holds a key of this name from {}; give this one another name",
-            secret_name(&model.id.name),
+            secret_name(&model.id),
             section.source.field()
         ),
     )
 }
 
 fn not_owned(model: &Model) -> Fault {
-    let name = secret_name(&model.id.name);
+    let name = secret_name(&model.id);
     Fault::denied(
         Reason::StoreNotOwned,
         format!(
-            "Secret {name} exists and is not of type {}, so it is not touched; rename or delete it, or give the SealConfig \
-             another name",
-            super::SECRET_TYPE
+            "Secret {name} exists and is not of type {}, so it is not touched; rename or delete it, or give the {} another \
+             name",
+            super::SECRET_TYPE,
+            model.id.kind
         ),
     )
 }
 
 fn missing(model: &Model) -> Fault {
-    let name = secret_name(&model.id.name);
+    let name = secret_name(&model.id);
     Fault::denied(
         Reason::StoreMissing,
         format!(
@@ -623,7 +634,7 @@ fn missing(model: &Model) -> Fault {
 }
 
 fn corrupt(model: &Model, what: &str) -> Fault {
-    let name = secret_name(&model.id.name);
+    let name = secret_name(&model.id);
     Fault::denied(
         Reason::StoreCorrupt,
         format!(
@@ -642,15 +653,19 @@ pub fn forged(model: &Model) -> Fault {
 }
 
 fn rolled_back(model: &Model, store: &Store, seen: Seen) -> Fault {
-    let (name, counter) = (&model.id.name, store.header.counter);
+    let (kind, name, counter) = (
+        model.id.kind.to_ascii_lowercase(),
+        &model.id.name,
+        store.header.counter,
+    );
     Fault::denied(
         Reason::StoreRolledBack,
         format!(
             "Secret {} is older than what was delivered (it has seen version {} of the key, and the store does not hold that \
-             state); restore the newer one, or accept this one with: kubectl annotate sealconfig {name} \
+             state); restore the newer one, or accept this one with: kubectl annotate {kind} {name} \
              autounseal.dev/accept-store={counter} (and take that away again afterwards, for it holds for every store of this \
              counter)",
-            secret_name(name),
+            secret_name(&model.id),
             seen.version
         ),
     )

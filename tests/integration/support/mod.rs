@@ -8,6 +8,7 @@ pub mod helm;
 pub mod http;
 pub mod kms;
 pub mod knife;
+pub mod localstack;
 pub mod moto;
 pub mod needle;
 pub mod netns;
