@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use http::StatusCode;
 use kube::{
     Api, Resource, ResourceExt,
-    api::{Patch, PatchParams},
+    api::{ListParams, Patch, PatchParams},
     core::NamespaceResourceScope,
 };
 use serde::de::DeserializeOwned;
@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::context::Context;
 use crate::{
-    api::{DeletionPolicy, KIND, Reason, SealConfig},
+    api::{DeletionPolicy, KIND, ManagedKey, Reason, SealConfig},
     kube_ext::{FIELD_MANAGER, bounded, cluster::read_fault, names, store},
     seal::{Fault, store::name_of},
 };
@@ -35,6 +35,7 @@ pub async fn finalize(context: &Context, config: &SealConfig) -> Result<(), Faul
         return Ok(());
     }
     if deleting && config.spec.wrapped_deletion_policy == DeletionPolicy::Delete {
+        unused(context, &namespace, &name).await?;
         store::delete(&context.client, &namespace, &name_of(KIND, &name)).await?;
     }
     put_finalizers(
@@ -45,6 +46,34 @@ pub async fn finalize(context: &Context, config: &SealConfig) -> Result<(), Faul
         "patch sealconfigs (wrappedDeletionPolicy: Delete; rights.storeDeletion of the chart)",
     )
     .await
+}
+
+/// Holds that no ManagedKey refers to the SealConfig: its seals are needed to open the material. The apiserver itself is
+/// asked, for a watch may be behind.
+async fn unused(context: &Context, namespace: &str, name: &str) -> Result<(), Fault> {
+    let api: Api<ManagedKey> = Api::namespaced(context.client.clone(), namespace);
+    let list = bounded(api.list(&ListParams::default())).await;
+    let list = match list {
+        Ok(list) => list.items,
+        // Where the kind does not exist nobody refers to anything.
+        Err(kube::Error::Api(status)) if status.code == StatusCode::NOT_FOUND.as_u16() => Vec::new(),
+        Err(error) => {
+            return Err(read_fault(&error, "list managedkeys", namespace, Reason::DeliveryFailed));
+        }
+    };
+    let users = list.iter().filter(|key| key.spec.seal_config_ref.name == name);
+    let users: Vec<_> = users.map(ResourceExt::name_any).collect();
+    if users.is_empty() {
+        return Ok(());
+    }
+    Err(Fault::denied(
+        Reason::InUse,
+        format!(
+            "its seals open the material of ManagedKey {}, so the SealConfig and its store stay until that is deleted or refers \
+             to another one",
+            users.join(", ")
+        ),
+    ))
 }
 
 /// Puts a finalizer of ours on an object, or takes it away; nothing where it is as it should be.

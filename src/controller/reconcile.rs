@@ -7,7 +7,7 @@ use kube::{ResourceExt, core::DeserializeGuard, runtime::controller::Action};
 
 use super::{apply, context::Context, finalize, observe, report, unseal};
 use crate::{
-    api::SealConfig,
+    api::{Reason, SealConfig},
     provider,
     seal::{FaultKind, backoff, checks, model, plan, status, store::StoreFacts},
 };
@@ -41,6 +41,13 @@ pub async fn reconcile(
         return Ok(match finalized {
             Ok(()) => Action::await_change(),
             Err(fault) => {
+                if fault.reason == Reason::InUse {
+                    let saved = config.status.clone().unwrap_or_default();
+                    let generation = config.metadata.generation.unwrap_or_default();
+                    let next = status::failed(&saved, generation, &fault, Timestamp::now());
+                    // Not taken, it is written at the next look.
+                    let _ = report::report(&context, config, &saved, &next).await;
+                }
                 let (namespace, name) = (config.namespace(), config.name_any());
                 let reason = fault.reason.as_str();
                 tracing::warn!(namespace, name, reason, "{}", fault.message);
@@ -92,7 +99,12 @@ pub async fn reconcile(
                         let mut outcomes =
                             apply::apply(&context, &model, &mut observed, &mut findings, &plan).await;
                         outcomes.unseal = unseal::follow(&context, &model, &observed, &findings);
-                        let next = status::status(&model, &observed, &findings, &outcomes);
+                        let mut next = status::status(&model, &observed, &findings, &outcomes);
+                        let dependants = context.index.dependants(&namespace, &name);
+                        let dependants = dependants.iter().map(|(key, facts)| (key, &facts.wrapped_under));
+                        if let Some(fault) = checks::left_unopenable(&model, dependants) {
+                            next = status::failed(&next, generation, &fault, observed.now);
+                        }
                         let after = crate::seal::observed::Observed {
                             status: next.clone(),
                             ..observed

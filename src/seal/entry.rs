@@ -206,6 +206,7 @@ mod tests {
             purpose: Purpose::Other,
             consumer_key_id: None,
             check_value: None,
+            material: None,
             origin: Origin::Brought,
             copies: Vec::new(),
         };

@@ -25,6 +25,7 @@ mod imds;
 mod imported;
 mod leader;
 mod main_job;
+mod managed_faults;
 mod managed_keys;
 mod moto_auth;
 mod native_servers;

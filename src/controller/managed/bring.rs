@@ -194,8 +194,27 @@ impl Hand<'_, '_> {
                 custody.tag(&arn(version, region)?, self.tags()).await?;
             }
             Step::LookAlias(alias, region) => {
-                let found = self.custody(record, region).await?.describe(alias).await?;
-                let target = found.map_or(Target::Nothing, |held| Target::Key(held.arn));
+                let custody = self.custody(record, region).await?;
+                let target = match custody.describe(alias).await? {
+                    Some(held) => Target::Key(held.arn),
+                    // Not everywhere known, perhaps: our own keys are asked before one is made.
+                    None => {
+                        let mut target = Target::Nothing;
+                        for key in record.keys.values().rev() {
+                            let Some(arn) = key.arn_in(region) else { continue };
+                            match custody.has_alias(&arn, alias).await {
+                                Ok(true) => {
+                                    target = Target::Key(arn);
+                                    break;
+                                }
+                                Ok(false) => {}
+                                Err(fault) if fault.reason == Reason::KeyNotFound => {}
+                                Err(fault) => return Err(fault),
+                            }
+                        }
+                        target
+                    }
+                };
                 sight.aliases.insert((alias.clone(), region.clone()), target);
             }
             Step::CreateAlias(alias, region, version) => {

@@ -403,6 +403,35 @@ impl Custody {
             .map(drop)
     }
 
+    /// Whether an alias points at a key.
+    ///
+    /// # Errors
+    /// What AWS or the credentials say.
+    pub async fn has_alias(&self, arn: &KeyArn, alias: &str) -> Result<bool, Fault> {
+        let name = arn.to_string();
+        let mut marker = None;
+        // A key has 50 aliases at most (KMS developer guide, quotas), and a page holds as many.
+        for _ in 0..4 {
+            let request = self
+                .connection
+                .client
+                .list_aliases()
+                .key_id(&name)
+                .set_marker(marker.take());
+            let asked = self.asked(Operation::ListAliases, &name);
+            let page = self.connection.timed(&asked, Box::pin(request.send())).await?;
+            let entries = page.aliases.unwrap_or_default();
+            if entries.iter().any(|entry| entry.alias_name.as_deref() == Some(alias)) {
+                return Ok(true);
+            }
+            match page.next_marker.filter(|_| page.truncated) {
+                Some(next) => marker = Some(next),
+                None => break,
+            }
+        }
+        Ok(false)
+    }
+
     /// Makes an alias.
     ///
     /// # Errors
@@ -413,7 +442,7 @@ impl Custody {
             .client
             .create_alias()
             .alias_name(alias)
-            .target_key_id(arn.to_string());
+            .target_key_id(&arn.id);
         let asked = self.asked(Operation::CreateAlias, alias);
         self.connection
             .timed(&asked, Box::pin(request.send()))
@@ -431,7 +460,7 @@ impl Custody {
             .client
             .update_alias()
             .alias_name(alias)
-            .target_key_id(arn.to_string());
+            .target_key_id(&arn.id);
         let asked = self.asked(Operation::UpdateAlias, alias);
         self.connection
             .timed(&asked, Box::pin(request.send()))

@@ -14,7 +14,7 @@ use super::{
     model::{self, ACCEPT_STORE, Key, LEAST_ROTATION, Model, ObjectId, Origin, parse_aws_credentials},
 };
 use crate::api::{
-    AwsCredentials, Deletion, KeyUsage, MANAGED_KIND, ManagedKey, MaterialType, Purpose, Reason, SealConfig,
+    AwsCredentials, Deletion, Distribution, KeyUsage, MANAGED_KIND, ManagedKey, MaterialType, Purpose, Reason, SealConfig,
 };
 
 pub mod record;
@@ -77,20 +77,68 @@ pub fn is_confirmed(key: &ManagedKey) -> bool {
     metadata.uid.is_some() && annotation == metadata.uid.as_ref()
 }
 
-/// Parses a ManagedKey, with the SealConfig that it names.
+/// Holds a ManagedKey against the rules that need no SealConfig.
 ///
 /// # Errors
-/// `InvalidSpec`, and what is wrong with the SealConfig.
-pub fn parse(key: &ManagedKey, config: &SealConfig) -> Result<ManagedModel, Fault> {
-    let seals = model::parse(config).map_err(|fault| fault.of(format!("SealConfig {}", key.spec.seal_config_ref.name)))?;
+/// `InvalidSpec`: what the schema could not refuse, or what reached us around it.
+pub fn rules(key: &ManagedKey) -> Result<Vec<Wanted>, Fault> {
+    material(key)?;
+    let name = key.metadata.name.clone().unwrap_or_default();
+    if name.contains('.') {
+        return Err(invalid("the name is part of an alias in AWS, so it holds no dot"));
+    }
+    key.spec
+        .distributions
+        .iter()
+        .map(|distribution| wanted(&name, distribution).map_err(|fault| fault.of(format!("distribution {:?}", distribution.name))))
+        .collect()
+}
+
+fn wanted(key_name: &str, distribution: &Distribution) -> Result<Wanted, Fault> {
+    let aws = &distribution.awskms;
+    for region in std::iter::once(&aws.region).chain(&aws.replica_regions) {
+        region
+            .parse::<Region>()
+            .map_err(|()| invalid("region is not the name of a region, such as eu-west-1"))?;
+    }
+    if !aws.multi_region && !aws.replica_regions.is_empty() {
+        return Err(invalid("replicaRegions needs multiRegion: true"));
+    }
+    if aws.replica_regions.contains(&aws.region) {
+        return Err(invalid("replicaRegions are other regions than region"));
+    }
+    let taken = |prefix: &&str| aws.alias_name.starts_with(*prefix);
+    if ["alias/aws/", "alias/hashicorp/"].iter().any(taken) {
+        return Err(invalid(
+            "aliases under alias/aws/ are AWS's, and those under alias/hashicorp/ the operator's standard ones",
+        ));
+    }
+    if aws
+        .tags
+        .keys()
+        .any(|name| name.starts_with("aws:") || name.starts_with("autounseal.dev/"))
+    {
+        return Err(invalid("tags that begin with aws: or autounseal.dev/ are not yours to set"));
+    }
+    parse_aws_credentials(aws.credentials.as_ref())?;
+    Ok(Wanted {
+        name: distribution.name.clone(),
+        key_name: key_name.to_owned(),
+        region: aws.region.clone(),
+        multi_region: aws.multi_region,
+        replica_regions: aws.replica_regions.iter().cloned().collect(),
+        tags: aws
+            .tags
+            .iter()
+            .map(|(name, value)| (name.clone(), value.0.clone()))
+            .collect(),
+        alias: Some(aws.alias_name.clone()).filter(|alias| !alias.is_empty()),
+        credentials: aws.credentials.clone(),
+    })
+}
+
+fn material(key: &ManagedKey) -> Result<Key, Fault> {
     let spec = &key.spec;
-    let metadata = &key.metadata;
-    let id = ObjectId {
-        kind: MANAGED_KIND,
-        namespace: metadata.namespace.clone().unwrap_or_default(),
-        name: metadata.name.clone().unwrap_or_default(),
-        uid: metadata.uid.clone().unwrap_or_default(),
-    };
     let aes = spec.type_ == MaterialType::Aes256;
     let ecdsa = matches!(
         spec.type_,
@@ -108,7 +156,7 @@ pub fn parse(key: &ManagedKey, config: &SealConfig) -> Result<ManagedModel, Faul
             .filter(|after| *after >= LEAST_ROTATION)
             .ok_or_else(|| invalid("rotation.after is a duration of at least 24h, such as 8760h"))
     });
-    let material = Key {
+    Ok(Key {
         name: MATERIAL.to_owned(),
         purpose: Purpose::Other,
         consumer_key_id: None,
@@ -121,41 +169,31 @@ pub fn parse(key: &ManagedKey, config: &SealConfig) -> Result<ManagedModel, Faul
             trigger: rotation.trigger,
         },
         copies: Vec::new(),
-    };
-    let distributions = spec
-        .distributions
-        .iter()
-        .map(|distribution| {
-            let aws = &distribution.awskms;
-            aws.region
-                .parse::<Region>()
-                .map_err(|()| invalid("region is not the name of a region, such as eu-west-1"))?;
-            parse_aws_credentials(aws.credentials.as_ref())?;
-            Ok(Wanted {
-                name: distribution.name.clone(),
-                key_name: id.name.clone(),
-                region: aws.region.clone(),
-                multi_region: aws.multi_region,
-                replica_regions: aws.replica_regions.iter().cloned().collect(),
-                tags: aws
-                    .tags
-                    .iter()
-                    .map(|(name, value)| (name.clone(), value.0.clone()))
-                    .collect(),
-                alias: Some(aws.alias_name.clone()).filter(|alias| !alias.is_empty()),
-                credentials: aws.credentials.clone(),
-            })
-        })
-        .map(|parsed: Result<Wanted, Fault>| parsed)
-        .collect::<Result<Vec<_>, _>>()?;
+    })
+}
+
+/// Parses a ManagedKey, with the SealConfig that it names.
+///
+/// # Errors
+/// As [`rules`], and what is wrong with the SealConfig.
+pub fn parse(key: &ManagedKey, config: &SealConfig) -> Result<ManagedModel, Fault> {
+    let seals =
+        model::parse(config).map_err(|fault| fault.of(format!("SealConfig {}", key.spec.seal_config_ref.name)))?;
+    let (spec, metadata) = (&key.spec, &key.metadata);
+    let distributions = rules(key)?;
     Ok(ManagedModel {
         confirmed: is_confirmed(key),
         model: Model {
-            id,
+            id: ObjectId {
+                kind: MANAGED_KIND,
+                namespace: metadata.namespace.clone().unwrap_or_default(),
+                name: metadata.name.clone().unwrap_or_default(),
+                uid: metadata.uid.clone().unwrap_or_default(),
+            },
             generation: metadata.generation.unwrap_or_default(),
             suspend: spec.suspend || seals.suspend,
             seals: seals.seals,
-            keys: vec![material],
+            keys: vec![material(key)?],
             targets: Vec::new(),
             unseal: None,
             delete_store: false,

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "every helper serves some flow, none serves all")]
 
 pub mod blob;
+pub mod custodian;
 pub mod drill;
 pub mod helm;
 pub mod http;

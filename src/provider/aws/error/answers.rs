@@ -192,13 +192,15 @@ fn managing(asked: &Asked<'_>, answer: &Answer) -> Option<Fault> {
         "LimitExceededException" => Fault::denied(
             Reason::QuotaExceeded,
             format!(
-                "the account has reached a quota of AWS KMS in region {region}, so {operation} made nothing; delete what                  nobody uses, or have the quota of keys or aliases raised"
+                "the account has reached a quota of AWS KMS in region {region}, so {operation} made nothing; delete what \
+                 nobody uses, or have the quota of keys or aliases raised"
             ),
         ),
         "AlreadyExistsException" => Fault::denied(
             Reason::AliasNotOwned,
             format!(
-                "{of} exists in region {region}, and it is not this ManagedKey's, so it was not moved; delete it there, or                  choose another aliasName"
+                "{of} exists in region {region}, and it is not this ManagedKey's, so it was not moved; delete it there, or \
+                 choose another aliasName"
             ),
         ),
         "ExpiredImportTokenException" | "InvalidImportTokenException" => Fault::transient(
@@ -208,14 +210,16 @@ fn managing(asked: &Asked<'_>, answer: &Answer) -> Option<Fault> {
         "IncorrectKeyMaterialException" => Fault::denied(
             Reason::MaterialMismatch,
             format!(
-                "{of} had other material than this version's before, and AWS takes back only that; whoever imported into it                  must say what it is: rotate to have a key that is known to be right"
+                "{of} had other material than this version's before, and AWS takes back only that; whoever imported into it \
+                 must say what it is: rotate to have a key that is known to be right"
             ),
         ),
         "InvalidCiphertextException" | "ValidationException" if asked.operation == Operation::ImportKeyMaterial => {
             Fault::denied(
                 Reason::ImportRejected,
                 format!(
-                    "AWS could not unwrap the material for {of}, or it is none of the key's type; check what answers in region                      {region}"
+                    "AWS could not unwrap the material for {of}, or it is none of the key's type; check what answers in region \
+                     {region}"
                 ),
             )
         }
