@@ -7,7 +7,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{AwsCredentials, BoundedText, Empty, KeyStatus, Rotation};
+use super::{AwsCredentials, BoundedText, Empty, KeyStatus, Rotation, WrappedCopy};
 
 /// A key whose material is made here, kept wrapped under the seals of a SealConfig, and brought to AWS KMS.
 #[derive(Clone, Debug, PartialEq, CustomResource, Serialize, Deserialize, JsonSchema)]
@@ -37,6 +37,10 @@ use super::{AwsCredentials, BoundedText, Empty, KeyStatus, Rotation};
         "rule": "self.type.startsWith('aes') ? self.usage == 'EncryptDecrypt' : (self.type.startsWith('ecdsa') ? self.usage == 'SignVerify' : true)",
         "message": "usage does not fit type: aes256-gcm96 takes EncryptDecrypt, ecdsa-… takes SignVerify, rsa-… takes either",
     },
+    {
+        "rule": "!has(self.rotation) || has(self.material.generate)",
+        "message": "rotation goes with material.generate only: material that is brought rotates when other bytes are brought",
+    },
 ]))]
 pub struct ManagedKeySpec {
     /// Nothing is called, made or moved while true; deletion still runs.
@@ -53,7 +57,11 @@ pub struct ManagedKeySpec {
         {"rule": "self == oldSelf", "message": "usage is immutable: make another ManagedKey"},
     ]))]
     pub usage: KeyUsage,
-    /// Where the material comes from.
+    /// Where the material comes from. Which of the two is immutable.
+    #[schemars(extend("x-kubernetes-validations" = [
+        {"rule": "has(self.generate) != has(self.wrapped)", "message": "material takes exactly one of generate, wrapped"},
+        {"rule": "has(self.generate) == has(oldSelf.generate)", "message": "material cannot change between generate and wrapped: make another ManagedKey"},
+    ]))]
     pub material: Material,
     /// The SealConfig of the same namespace whose seals wrap the material at rest.
     pub seal_config_ref: SealConfigRef,
@@ -138,11 +146,17 @@ impl KeyUsage {
 }
 
 /// Where the material comes from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Material {
     /// The operator makes it, wraps it under every enabled seal, and stores it before AWS sees it.
-    pub generate: Empty,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generate: Option<Empty>,
+    /// The user brings it: 32 bytes, or a private key as PKCS#8 DER, in copies of the same key, each wrapped under one seal of
+    /// the SealConfig. Other bytes are the next version.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 5), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["seal"]))]
+    pub wrapped: Vec<WrappedCopy>,
 }
 
 /// A SealConfig of the same namespace.

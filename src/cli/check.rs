@@ -183,13 +183,7 @@ fn as_text(results: &[(Object, Checked)]) -> String {
     for (object, checked) in results {
         // Writing to a String cannot fail.
         let _ = match checked {
-            Ok(well) => writeln!(
-                out,
-                "{} ({}): well\n{}",
-                title(object),
-                object.place,
-                well.text
-            ),
+            Ok(well) => writeln!(out, "{} ({}): well\n{}", title(object), object.place, well.text),
             Err(problems) => {
                 let list = indented(problems.iter());
                 writeln!(

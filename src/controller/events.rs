@@ -48,14 +48,8 @@ impl Events {
         } else {
             EventType::Warning
         };
-        self.publish(
-            object,
-            type_,
-            reason,
-            message.to_owned(),
-            "Reconcile",
-        )
-        .await;
+        self.publish(object, type_, reason, message.to_owned(), "Reconcile")
+            .await;
     }
 
     /// A workload was restarted.
@@ -75,7 +69,8 @@ impl Events {
 
     /// A human must know of something that is no state.
     pub async fn warn(&self, object: ObjectReference, reason: Reason, note: String, action: &str) {
-        self.publish(object, EventType::Warning, reason, note, action).await;
+        self.publish(object, EventType::Warning, reason, note, action)
+            .await;
     }
 
     async fn publish(

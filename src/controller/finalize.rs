@@ -58,7 +58,12 @@ async fn unused(context: &Context, namespace: &str, name: &str) -> Result<(), Fa
         // Where the kind does not exist nobody refers to anything.
         Err(kube::Error::Api(status)) if status.code == StatusCode::NOT_FOUND.as_u16() => Vec::new(),
         Err(error) => {
-            return Err(read_fault(&error, "list managedkeys", namespace, Reason::DeliveryFailed));
+            return Err(read_fault(
+                &error,
+                "list managedkeys",
+                namespace,
+                Reason::DeliveryFailed,
+            ));
         }
     };
     let users = list.iter().filter(|key| key.spec.seal_config_ref.name == name);

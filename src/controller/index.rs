@@ -315,8 +315,16 @@ impl Index {
     pub fn configs(&self, namespace: &str) -> Vec<String> {
         let inner = self.lock();
         let of_namespace = |(ns, _): &&Name| ns == namespace;
-        let configs = inner.living.keys().filter(of_namespace).map(|(_, name)| name.clone());
-        let keys = inner.managed.keys().filter(of_namespace).map(|(_, name)| managed(name));
+        let configs = inner
+            .living
+            .keys()
+            .filter(of_namespace)
+            .map(|(_, name)| name.clone());
+        let keys = inner
+            .managed
+            .keys()
+            .filter(of_namespace)
+            .map(|(_, name)| managed(name));
         configs.chain(keys).collect()
     }
 

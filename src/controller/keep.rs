@@ -17,7 +17,7 @@ use super::{
     context::Context,
     hedge::Attempt,
     managed::material,
-    open::{Held, Ready, consumer_key_id, open_candidate, open_version},
+    open::{Held, Ready, consumer_key_id, open_brings, open_candidate, open_version},
 };
 use crate::{
     api::{Encoding, Reason},
@@ -31,11 +31,11 @@ use crate::{
         Ciphertext, Fault, KeyBytes,
         checks::Findings,
         digest::{brought_inputs, seal_inputs, tend_inputs},
+        managed::record::Managed,
         model::{Key, MAX_SOURCE, Model, Origin, Seal},
         observed::Observed,
         outcome::{Described, KeyOutcome, Outcomes, StoredState},
         plan::{Tend, Work},
-        managed::record::Managed,
         store::{
             CopyRecord, Edit, HEADER, MAX_BYTES, NewCopy, Provenance, Sealed, Section, Store, StoreFacts,
             Version,
@@ -43,7 +43,7 @@ use crate::{
             highest_version, item_digest,
             proof::{authentic, fits, mac_of, place, value_of},
             secret_name,
-            standing::{Delivered, Due, Rebuild, seen, successor, wrapping},
+            standing::{Delivered, Due, Rebuild, seen, successor, trigger, wrapping},
         },
     },
 };
@@ -259,7 +259,7 @@ impl<'a> Hand<'_, 'a> {
 
     fn fresh(&self, version: u32) -> Section {
         let (source, trigger, inputs) = match &self.key.origin {
-            Origin::Generated { trigger, .. } => (Provenance::Generated, trigger.clone(), None),
+            Origin::Generated { .. } => (Provenance::Generated, trigger(self.key, self.observed), None),
             Origin::Imported { .. } => (Provenance::Imported, None, None),
             Origin::Brought => {
                 let inputs = brought_inputs(self.key, self.observed);
@@ -556,10 +556,7 @@ impl<'a> Hand<'_, 'a> {
         for (version, item) in &due.drop {
             self.drop_former(&mut draft, store, *version, item).await;
         }
-        let trigger = match &self.key.origin {
-            Origin::Generated { trigger, .. } => trigger.clone(),
-            Origin::Imported { .. } | Origin::Brought => None,
-        };
+        let trigger = trigger(self.key, self.observed);
         if due.trigger {
             draft.edit.note_trigger(trigger.clone());
         }
@@ -572,6 +569,11 @@ impl<'a> Hand<'_, 'a> {
     /// Bytes that never were before: of that number, or the material of a ManagedKey.
     async fn fresh_bytes(&self, bytes: usize) -> Result<KeyBytes, Fault> {
         match self.key.material {
+            Some(type_) if !self.key.brings.is_empty() => {
+                let brought = open_brings(self.context, self.model, self.observed, self.key).await?;
+                material::check(type_, &brought)?;
+                Ok(brought)
+            }
             Some(type_) => material::make(type_).await,
             None => random(bytes),
         }
@@ -583,6 +585,13 @@ impl<'a> Hand<'_, 'a> {
         };
         let seals = self.wrapping();
         let (bytes, version) = (self.fresh_bytes(bytes).await?, draft.edit.section.next);
+        let current = draft.edit.section.versions.get(&draft.edit.section.current);
+        let value = value_of(self.model, self.key, &bytes);
+        if value.is_some() && current.is_some_and(|current| current.check_value == value) {
+            // Brought in other copies, and the same key.
+            draft.edit.note_trigger(trigger);
+            return Ok(());
+        }
         self.add_version(draft, version, &bytes, &seals, true).await;
         if draft.edit.section.current == version {
             draft.edit.note_trigger(trigger);
@@ -716,7 +725,14 @@ pub async fn amend(
         wrapped: Vec::new(),
     };
     draft.edit.changed = true;
-    let outcome = save(context, model, observed, std::slice::from_mut(&mut draft), &BTreeMap::new()).await;
+    let outcome = save(
+        context,
+        model,
+        observed,
+        std::slice::from_mut(&mut draft),
+        &BTreeMap::new(),
+    )
+    .await;
     (draft.bytes.remove(&current), outcome)
 }
 

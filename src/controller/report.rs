@@ -95,7 +95,10 @@ pub async fn report(
         } else {
             tracing::warn!(namespace, name, reason, "{message}");
         }
-        context.events.transition(config.object_ref(&()), is_ready, word, &message).await;
+        context
+            .events
+            .transition(config.object_ref(&()), is_ready, word, &message)
+            .await;
     }
     Ok(())
 }

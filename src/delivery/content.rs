@@ -189,6 +189,7 @@ pub(crate) mod tests {
             consumer_key_id: None,
             check_value: None,
             material: None,
+            brings: Vec::new(),
             origin: Origin::Generated {
                 bytes: 32,
                 keep_previous: true,

@@ -207,6 +207,7 @@ mod tests {
             consumer_key_id: None,
             check_value: None,
             material: None,
+            brings: Vec::new(),
             origin: Origin::Brought,
             copies: Vec::new(),
         };

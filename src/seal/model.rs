@@ -18,8 +18,8 @@ use super::{
     unseal::Unseal,
 };
 use crate::api::{
-    self, Armor, ChangePolicy, DeletionPolicy, MaterialType, Purpose, Reason, SealConfig, SealUse, SecretType,
-    WrappedFormat,
+    self, Armor, ChangePolicy, DeletionPolicy, MaterialType, Purpose, Reason, SealConfig, SealUse,
+    SecretType, WrappedFormat,
 };
 
 /// The only context key under our prefix that users may write: it ties a brought copy to a namespace.
@@ -209,6 +209,8 @@ pub struct Key {
     pub check_value: Option<String>,
     /// The material of a ManagedKey, of this type; `None` = bytes that are delivered.
     pub material: Option<MaterialType>,
+    /// Copies of the next version of material that the user brings; empty = it is made.
+    pub brings: Vec<Copy>,
     /// Where it comes from.
     pub origin: Origin,
     /// The copies of a brought key, by the priority of their seals; other keys have none.
@@ -456,7 +458,7 @@ impl Model {
     pub fn sources(&self) -> BTreeSet<&SourceRef> {
         self.keys
             .iter()
-            .flat_map(|key| &key.copies)
+            .flat_map(|key| key.copies.iter().chain(&key.brings))
             .filter_map(|copy| match &copy.source {
                 Source::Entry(entry) => Some(entry),
                 Source::Inline(_) => None,
@@ -695,6 +697,7 @@ fn parse_key(spec: &api::RootKey, seals: &[Seal], namespace: &str) -> Result<Key
         consumer_key_id: spec.consumer_key_id.clone(),
         check_value: spec.check_value.clone(),
         material: None,
+        brings: Vec::new(),
         origin,
         copies,
     })
@@ -733,7 +736,7 @@ fn parse_origin(spec: &api::RootKey) -> Result<Origin, Fault> {
     }
 }
 
-fn parse_copy(spec: &api::WrappedCopy, seals: &[Seal], namespace: &str) -> Result<Copy, Fault> {
+pub(super) fn parse_copy(spec: &api::WrappedCopy, seals: &[Seal], namespace: &str) -> Result<Copy, Fault> {
     if !seals.iter().any(|seal| seal.name == spec.seal && seal.wraps) {
         return Err(invalid(format!(
             "a wrapped copy names seal {:?}, which spec.seals does not hold with use: Wrap",

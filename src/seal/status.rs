@@ -276,7 +276,13 @@ fn summary(seals: &[SealStatus], keys: &[(&str, Option<Fault>)], targets: &[Targ
     }
 }
 
-pub(super) fn set(conditions: &mut Vec<Condition>, kind: &str, verdict: &Verdict, generation: i64, now: Timestamp) {
+pub(super) fn set(
+    conditions: &mut Vec<Condition>,
+    kind: &str,
+    verdict: &Verdict,
+    generation: i64,
+    now: Timestamp,
+) {
     let reason = verdict.reason.as_str().to_owned();
     let previous = conditions.iter().position(|condition| condition.type_ == kind);
     // 32,768 characters are what metav1.Condition allows; our sentences are far from it.

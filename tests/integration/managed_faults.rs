@@ -11,10 +11,12 @@ use crate::{
     managed_keys::{apply, managed_key, ready},
     support::{
         custodian::{Custodian, Kept},
+        kms::{Context, Key},
         knife::{Cut, Knife, Side},
+        needle::Needle,
         operator::Operator,
         plane::{eventually, within},
-        stage::{Stage, condition, named, speaks_of_now},
+        stage::{Stage, condition, named, random, speaks_of_now},
     },
 };
 
@@ -24,6 +26,7 @@ const OTHER: &str = "us-west-2";
 struct Scene {
     stage: Stage,
     aws: Custodian,
+    seal: Key,
 }
 
 impl Scene {
@@ -34,7 +37,7 @@ impl Scene {
         let spec = json!({"seals": [{"name": "aws", "awskms": {
             "kmsKeyID": seal.arn, "region": "us-east-1", "credentials": {"secretRef": {"name": "aws"}}}}]});
         stage.apply("platform", &spec).await;
-        Self { stage, aws }
+        Self { stage, aws, seal }
     }
 
     fn operator(&self) -> Operator {
@@ -57,7 +60,12 @@ impl Scene {
 
     async fn gone(&self) {
         eventually("the ManagedKey is gone", async || {
-            match self.stage.plane.get("ManagedKey", &self.stage.namespace, "pay").await {
+            match self
+                .stage
+                .plane
+                .get("ManagedKey", &self.stage.namespace, "pay")
+                .await
+            {
                 None => Ok(()),
                 Some(left) => Err(format!("{left:#}")),
             }
@@ -67,29 +75,37 @@ impl Scene {
 
     /// Waits until Ready is not True for this reason; the message.
     async fn not_ready(&self, reason: &str) -> String {
-        within(Duration::from_mins(2), &format!("not Ready: {reason}"), async || {
-            let key = managed_key(&self.stage, "pay").await;
-            let ready = condition(&key, "Ready");
-            if ready["status"] != "True" && ready["reason"] == reason && speaks_of_now(&key) {
-                Ok(ready["message"].as_str().unwrap_or_default().to_owned())
-            } else {
-                Err(format!("{:#}", key["status"]))
-            }
-        })
+        within(
+            Duration::from_mins(2),
+            &format!("not Ready: {reason}"),
+            async || {
+                let key = managed_key(&self.stage, "pay").await;
+                let ready = condition(&key, "Ready");
+                if ready["status"] != "True" && ready["reason"] == reason && speaks_of_now(&key) {
+                    Ok(ready["message"].as_str().unwrap_or_default().to_owned())
+                } else {
+                    Err(format!("{:#}", key["status"]))
+                }
+            },
+        )
         .await
     }
 
     /// Waits until the alias of a distribution stands at this version, and all is well.
     async fn at_version(&self, distribution: &str, version: u32) -> Value {
-        within(Duration::from_mins(3), &format!("version {version}"), async || {
-            let key = ready(&self.stage, "pay").await;
-            let told = named(&key["status"]["distributions"], distribution);
-            if told["currentVersion"] == version {
-                Ok(told)
-            } else {
-                Err(format!("{:#}", key["status"]))
-            }
-        })
+        within(
+            Duration::from_mins(3),
+            &format!("version {version}"),
+            async || {
+                let key = ready(&self.stage, "pay").await;
+                let told = named(&key["status"]["distributions"], distribution);
+                if told["currentVersion"] == version {
+                    Ok(told)
+                } else {
+                    Err(format!("{:#}", key["status"]))
+                }
+            },
+        )
         .await
     }
 
@@ -106,7 +122,10 @@ impl Scene {
             .values()
             .map(|key| key["arn"].as_str().unwrap().to_owned())
             .collect();
-        assert!(arns.iter().all(|arn| written.contains(arn)), "{arns:?} of {written:?}");
+        assert!(
+            arns.iter().all(|arn| written.contains(arn)),
+            "{arns:?} of {written:?}"
+        );
         assert!(keys.iter().all(|key| key.state == "Enabled"), "{keys:?}");
         let materials: std::collections::BTreeSet<_> = keys.iter().map(|key| key.material.clone()).collect();
         assert_eq!(materials.len(), versions, "each version has material of its own");
@@ -119,7 +138,9 @@ impl Scene {
     /// What is written down of a distribution.
     async fn written(&self, distribution: &str) -> Value {
         let store = self.stage.whole_secret("pay.managedkey.wrapped").await;
-        let header = BASE64.decode(store["data"]["header"].as_str().unwrap().as_bytes()).unwrap();
+        let header = BASE64
+            .decode(store["data"]["header"].as_str().unwrap().as_bytes())
+            .unwrap();
         let header: Value = serde_json::from_slice(&header).unwrap();
         header["keys"]["material"]["section"]["managed"]["distributions"][distribution].clone()
     }
@@ -174,18 +195,22 @@ async fn killed_at_any_call_or_write_it_goes_on_and_leaves_no_key_unaccounted_fo
             eventually("the operator dies, or the first version stands", async || {
                 let key = managed_key(&scene.stage, "pay").await;
                 let stands = named(&key["status"]["distributions"], "eu")["currentVersion"] == 1;
-                (dead() || stands).then_some(()).ok_or_else(|| format!("{:#}", key["status"]))
+                (dead() || stands)
+                    .then_some(())
+                    .ok_or_else(|| format!("{:#}", key["status"]))
             })
             .await;
             scene.patch(json!({"spec": {"rotation": {"trigger": "2"}}})).await;
             eventually("the operator dies, or has nothing more to do", async || {
                 let key = managed_key(&scene.stage, "pay").await;
                 let stands = named(&key["status"]["distributions"], "eu")["currentVersion"] == 2;
-                (dead() || stands).then_some(()).ok_or_else(|| format!("{:#}", key["status"]))
+                (dead() || stands)
+                    .then_some(())
+                    .ok_or_else(|| format!("{:#}", key["status"]))
             })
             .await;
             running.kill();
-            scene.aws.cut(usize::MAX, Side::Before);
+            scene.aws.another_operator();
             let running = scene.operator().start();
             let key = ready(&scene.stage, "pay").await;
             let made = key["status"]["material"]["version"].as_u64().unwrap();
@@ -212,7 +237,11 @@ async fn two_regions_one_of_them_down_during_a_rotation() {
     let key = eventually("the region that answers has the new version", async || {
         let key = managed_key(&scene.stage, "pay").await;
         let eu = named(&key["status"]["distributions"], "eu");
-        if eu["currentVersion"] == 2 { Ok(key) } else { Err(format!("{:#}", key["status"])) }
+        if eu["currentVersion"] == 2 {
+            Ok(key)
+        } else {
+            Err(format!("{:#}", key["status"]))
+        }
     })
     .await;
     let us = named(&key["status"]["distributions"], "us");
@@ -236,26 +265,41 @@ async fn multi_region_keys_have_their_material_in_each_replica() {
     let told = scene.at_version("eu", 1).await;
     assert_eq!(told["replicas"], json!([OTHER]));
     let (primary, replica) = (scene.aws.keys(HOME), scene.aws.keys(OTHER));
-    assert_eq!((states(&primary), states(&replica)), (vec!["Enabled"], vec!["Enabled"]));
+    assert_eq!(
+        (states(&primary), states(&replica)),
+        (vec!["Enabled"], vec!["Enabled"])
+    );
     assert_eq!(primary[0].id, replica[0].id);
     assert_eq!(primary[0].material, replica[0].material);
     for (region, key) in [(HOME, &primary[0]), (OTHER, &replica[0])] {
-        assert_eq!(scene.aws.alias(region, "alias/pay").as_deref(), Some(key.arn.as_str()));
+        assert_eq!(
+            scene.aws.alias(region, "alias/pay").as_deref(),
+            Some(key.arn.as_str())
+        );
     }
     // The user's own alias goes when it is not wanted any more; the standard one stays.
     scene
-        .patch(json!({"spec": {"distributions": [{"name": "eu", "awskms": {"region": HOME, "multiRegion": true,
-            "replicaRegions": [OTHER], "credentials": {"secretRef": {"name": "aws"}}}}]}}))
+        .patch(
+            json!({"spec": {"distributions": [{"name": "eu", "awskms": {"region": HOME, "multiRegion": true,
+            "replicaRegions": [OTHER], "credentials": {"secretRef": {"name": "aws"}}}}]}}),
+        )
         .await;
     eventually("the alias is gone", async || {
-        match scene.aws.alias(HOME, "alias/pay").or(scene.aws.alias(OTHER, "alias/pay")) {
+        match scene
+            .aws
+            .alias(HOME, "alias/pay")
+            .or(scene.aws.alias(OTHER, "alias/pay"))
+        {
             None => Ok(()),
             Some(left) => Err(left),
         }
     })
     .await;
     ready(&scene.stage, "pay").await;
-    assert_eq!((scene.aws.aliases(HOME).len(), scene.aws.aliases(OTHER).len()), (1, 1));
+    assert_eq!(
+        (scene.aws.aliases(HOME).len(), scene.aws.aliases(OTHER).len()),
+        (1, 1)
+    );
     assert_eq!(scene.aws.wrong(), Vec::<String>::new());
     running.stop();
 }
@@ -300,7 +344,10 @@ async fn each_deletion_policy_with_and_without_a_confirmation() {
             assert_eq!(scene.aws.aliases(HOME).len(), usize::from(!deleted), "{policy}");
             if policy != "Retain" && !confirmed {
                 let events = scene.stage.events("pay").await;
-                assert!(events.iter().any(|event| event.contains("DeletionNotConfirmed")), "{events:?}");
+                assert!(
+                    events.iter().any(|event| event.contains("DeletionNotConfirmed")),
+                    "{events:?}"
+                );
             }
             running.stop();
         })
@@ -319,7 +366,9 @@ async fn a_distribution_that_is_taken_out_follows_the_policy_once_it_is_confirme
     scene.apply(&wanted).await;
     eventually("it is told that this needs a confirmation", async || {
         let events = scene.stage.events("pay").await;
-        let told = events.iter().any(|event| event.contains("DeletionNotConfirmed") && event.contains("\"us\""));
+        let told = events
+            .iter()
+            .any(|event| event.contains("DeletionNotConfirmed") && event.contains("\"us\""));
         told.then_some(()).ok_or(format!("{events:?}"))
     })
     .await;
@@ -329,7 +378,9 @@ async fn a_distribution_that_is_taken_out_follows_the_policy_once_it_is_confirme
     scene.patch(confirm).await;
     eventually("its key goes", async || {
         let states = states(&scene.aws.keys(OTHER));
-        (states == ["PendingDeletion"]).then_some(()).ok_or(format!("{states:?}"))
+        (states == ["PendingDeletion"])
+            .then_some(())
+            .ok_or(format!("{states:?}"))
     })
     .await;
     assert!(scene.aws.aliases(OTHER).is_empty());
@@ -355,8 +406,11 @@ async fn a_forged_tag_leads_to_no_foreign_key_and_a_taken_alias_is_not_moved() {
     })
     .await;
     running.kill();
-    scene.aws.cut(usize::MAX, Side::Before);
-    let token = scene.written("eu").await["keys"]["1"]["token"].as_str().unwrap().to_owned();
+    scene.aws.another_operator();
+    let token = scene.written("eu").await["keys"]["1"]["token"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let forged = [("autounseal.dev/create-token", token.as_str())];
     // Keys of other states carry the token, too: none of them is ours.
     let enabled = scene.aws.foreign(HOME, "Enabled", &forged);
@@ -365,7 +419,10 @@ async fn a_forged_tag_leads_to_no_foreign_key_and_a_taken_alias_is_not_moved() {
     let running = scene.operator().start();
     let message = scene.not_ready("CreateTokenAmbiguous").await;
     assert!(message.contains(&twin), "{message}");
-    assert!(scene.aws.keys(HOME).iter().all(|key| key.material.is_empty()), "nothing was imported");
+    assert!(
+        scene.aws.keys(HOME).iter().all(|key| key.material.is_empty()),
+        "nothing was imported"
+    );
     assert_eq!(scene.aws.count("CreateKey"), 1);
     // One with another origin is none that could be meant.
     scene.aws.change(&twin, |key| key.origin = "AWS_KMS".to_owned());
@@ -374,27 +431,43 @@ async fn a_forged_tag_leads_to_no_foreign_key_and_a_taken_alias_is_not_moved() {
     scene.aws.set_alias(HOME, &alias, Some(&enabled));
     let message = scene.not_ready("AliasNotOwned").await;
     assert!(message.contains(&alias), "{message}");
-    assert_eq!(scene.aws.count("CreateKey"), 1, "the key that was made is the one that is used");
+    assert_eq!(
+        scene.aws.count("CreateKey"),
+        1,
+        "the key that was made is the one that is used"
+    );
     assert_eq!(scene.aws.alias(HOME, &alias).as_deref(), Some(enabled.as_str()));
     // The deletion takes neither the alias nor the foreign keys.
     let uid = managed_key(&scene.stage, "pay").await["metadata"]["uid"].clone();
     scene
-        .patch(json!({"metadata": {"annotations": {"autounseal.dev/confirm-deletion": uid}},
-            "spec": {"deletion": {"policy": "ScheduleDeletion"}}}))
+        .patch(
+            json!({"metadata": {"annotations": {"autounseal.dev/confirm-deletion": uid}},
+            "spec": {"deletion": {"policy": "ScheduleDeletion"}}}),
+        )
         .await;
     eventually("the finalizer is there", async || {
         let key = managed_key(&scene.stage, "pay").await;
-        let has = key["metadata"]["finalizers"].as_array().is_some_and(|all| !all.is_empty());
+        let has = key["metadata"]["finalizers"]
+            .as_array()
+            .is_some_and(|all| !all.is_empty());
         has.then_some(()).ok_or_else(|| format!("{key:#}"))
     })
     .await;
     scene.delete().await;
     scene.gone().await;
-    let by_arn: BTreeMap<_, _> = scene.aws.keys(HOME).into_iter().map(|key| (key.arn.clone(), key.state)).collect();
+    let by_arn: BTreeMap<_, _> = scene
+        .aws
+        .keys(HOME)
+        .into_iter()
+        .map(|key| (key.arn.clone(), key.state))
+        .collect();
     assert_eq!(by_arn[&enabled], "Enabled");
     assert_eq!(by_arn[&disabled], "Disabled");
     assert_eq!(by_arn[&twin], "PendingImport");
-    let deleted = by_arn.values().filter(|state| **state == "PendingDeletion").count();
+    let deleted = by_arn
+        .values()
+        .filter(|state| **state == "PendingDeletion")
+        .count();
     assert_eq!(deleted, 1, "{by_arn:?}");
     assert_eq!(scene.aws.alias(HOME, &alias).as_deref(), Some(enabled.as_str()));
     running.stop();
@@ -410,30 +483,50 @@ async fn an_edited_store_leads_to_no_foreign_key() {
     scene.at_version("eu", 1).await;
     let foreign = scene.aws.foreign(HOME, "Enabled", &[]);
     let store = scene.stage.whole_secret("pay.managedkey.wrapped").await;
-    let header = BASE64.decode(store["data"]["header"].as_str().unwrap().as_bytes()).unwrap();
+    let header = BASE64
+        .decode(store["data"]["header"].as_str().unwrap().as_bytes())
+        .unwrap();
     let mut header: Value = serde_json::from_slice(&header).unwrap();
-    header["keys"]["material"]["section"]["managed"]["distributions"]["eu"]["keys"]["1"]["arn"] = json!(foreign);
+    header["keys"]["material"]["section"]["managed"]["distributions"]["eu"]["keys"]["1"]["arn"] =
+        json!(foreign);
     let patch = json!({"data": {"header": BASE64.encode(header.to_string().as_bytes())}});
     let (plane, namespace) = (&scene.stage.plane, &scene.stage.namespace);
-    plane.patch("Secret", namespace, "pay.managedkey.wrapped", &patch).await;
+    plane
+        .patch("Secret", namespace, "pay.managedkey.wrapped", &patch)
+        .await;
     scene.not_ready("StoreCorrupt").await;
     let uid = managed_key(&scene.stage, "pay").await["metadata"]["uid"].clone();
     scene
         .patch(json!({"metadata": {"annotations": {"autounseal.dev/confirm-deletion": uid}}, "spec": {"minEnabledVersion": 1}}))
         .await;
     scene.delete().await;
-    eventually("the deletion waits for a store that can be believed", async || {
-        let events = scene.stage.events("pay").await;
-        let told = events.iter().any(|event| event.contains("StoreCorrupt") && event.contains("authenticated"));
-        told.then_some(()).ok_or(format!("{events:?}"))
-    })
+    eventually(
+        "the deletion waits for a store that can be believed",
+        async || {
+            let events = scene.stage.events("pay").await;
+            let told = events
+                .iter()
+                .any(|event| event.contains("StoreCorrupt") && event.contains("authenticated"));
+            told.then_some(()).ok_or(format!("{events:?}"))
+        },
+    )
     .await;
     assert!(scene.aws.keys(HOME).iter().all(|key| key.state == "Enabled"));
     // The right one back, and the deletion goes its way.
     let put_back = json!({"data": {"header": store["data"]["header"]}});
-    plane.patch("Secret", namespace, "pay.managedkey.wrapped", &put_back).await;
+    plane
+        .patch("Secret", namespace, "pay.managedkey.wrapped", &put_back)
+        .await;
     scene.gone().await;
-    let of = |arn: &str| scene.aws.keys(HOME).into_iter().find(|key| key.arn == arn).unwrap().state;
+    let of = |arn: &str| {
+        scene
+            .aws
+            .keys(HOME)
+            .into_iter()
+            .find(|key| key.arn == arn)
+            .unwrap()
+            .state
+    };
     assert_eq!(of(&foreign), "Enabled");
     running.stop();
 }
@@ -452,13 +545,21 @@ async fn what_aws_refuses_is_told_and_passes_or_waits_for_a_human() {
     scene.not_ready("Throttled").await;
     scene.aws.always("CreateKey", None);
     // The token has expired on the way; new parameters are fetched.
-    scene.aws.always("ImportKeyMaterial", Some("ExpiredImportTokenException"));
+    scene
+        .aws
+        .always("ImportKeyMaterial", Some("ExpiredImportTokenException"));
     scene.not_ready("ImportRejected").await;
-    scene.aws.always("ImportKeyMaterial", Some("InvalidImportTokenException"));
+    scene
+        .aws
+        .always("ImportKeyMaterial", Some("InvalidImportTokenException"));
     scene.not_ready("ImportRejected").await;
-    scene.aws.always("ImportKeyMaterial", Some("InvalidCiphertextException"));
+    scene
+        .aws
+        .always("ImportKeyMaterial", Some("InvalidCiphertextException"));
     scene.not_ready("ImportRejected").await;
-    scene.aws.always("ImportKeyMaterial", Some("KMSInvalidStateException"));
+    scene
+        .aws
+        .always("ImportKeyMaterial", Some("KMSInvalidStateException"));
     scene.not_ready("KeyUnusable").await;
     scene.aws.always("ImportKeyMaterial", None);
     scene.at_version("eu", 1).await;
@@ -472,7 +573,10 @@ async fn what_drifts_in_aws_is_mended_or_told() {
     let running = scene.operator().start();
     scene.apply(&spec(&[to("eu", HOME)])).await;
     let told = scene.at_version("eu", 1).await;
-    let (arn, alias) = (told["versions"][0]["keyID"].as_str().unwrap(), told["alias"].as_str().unwrap());
+    let (arn, alias) = (
+        told["versions"][0]["keyID"].as_str().unwrap(),
+        told["alias"].as_str().unwrap(),
+    );
     let material = scene.aws.keys(HOME)[0].material.clone();
     // Whatever happened meanwhile is seen at the next look; a change of the spec has it looked at now.
     let mut looks = 0;
@@ -525,7 +629,19 @@ async fn what_drifts_in_aws_is_mended_or_told() {
     assert_eq!(scene.aws.count("CancelKeyDeletion"), 0);
     assert_eq!(scene.aws.count("CreateKey"), 1);
     assert_eq!(scene.aws.wrong(), Vec::<String>::new());
-    running.stop();
+    // Nothing that was said holds the material.
+    let needle = Needle::new("material", &material);
+    let told = managed_key(&scene.stage, "pay").await.to_string();
+    let events = scene.stage.events("pay").await.join("\n");
+    let (metrics, output) = (running.metrics(), running.stop());
+    for (place, text) in [
+        ("status", told),
+        ("events", events),
+        ("metrics", metrics),
+        ("output", output),
+    ] {
+        assert_eq!(needle.found_in(text.as_bytes()), None, "{place}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -535,14 +651,23 @@ async fn a_restart_asks_aws_nothing_and_a_lost_store_makes_no_second_key() {
     scene.apply(&spec(&[to("eu", HOME)])).await;
     scene.at_version("eu", 1).await;
     running.stop();
-    let calls = |of: &[&str]| of.iter().map(|operation| scene.aws.count(operation)).sum::<usize>();
+    let calls = |of: &[&str]| {
+        of.iter()
+            .map(|operation| scene.aws.count(operation))
+            .sum::<usize>()
+    };
     let looks = calls(&["DescribeKey", "ListAliases", "CreateKey"]);
     let opened = scene.aws.seals.count("Decrypt");
     let running = scene.operator().start();
     // Something that is surely done after the ManagedKey was looked at.
-    scene.patch(json!({"metadata": {"annotations": {"example.com/touched": "yes"}}})).await;
+    scene
+        .patch(json!({"metadata": {"annotations": {"example.com/touched": "yes"}}}))
+        .await;
     eventually("it was reconciled", async || {
-        let seen = running.metric("autounseal_reconcile_total", &["kind=\"ManagedKey\"", "outcome=\"ok\""]);
+        let seen = running.metric(
+            "autounseal_reconcile_total",
+            &["kind=\"ManagedKey\"", "outcome=\"ok\""],
+        );
         (seen >= 2.0).then_some(()).ok_or(seen.to_string())
     })
     .await;
@@ -599,5 +724,82 @@ async fn a_seal_config_that_is_in_use_keeps_its_store_and_its_last_seal() {
         }
     })
     .await;
+    running.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_credentials_a_distribution_needs_the_grant_of_the_operators_identity() {
+    let scene = Scene::new("managed-identity").await;
+    let running = scene.operator().start();
+    let own = json!({"name": "eu", "awskms": {"region": HOME}});
+    scene.apply(&spec(std::slice::from_ref(&own))).await;
+    scene.not_ready("OperatorIdentityNotAllowed").await;
+    assert_eq!(scene.aws.changes(), 0, "nothing was asked of AWS");
+    // A Secret that is not there does not fall back to it.
+    let missing =
+        json!({"name": "eu", "awskms": {"region": HOME, "credentials": {"secretRef": {"name": "nowhere"}}}});
+    scene.apply(&spec(&[missing])).await;
+    scene.not_ready("CredentialsMissing").await;
+    assert_eq!(scene.aws.changes(), 0);
+    running.stop();
+    let allowed = format!("--operator-identity-namespaces={}", scene.stage.namespace);
+    let running = scene.operator().flags([allowed]).start();
+    scene.apply(&spec(&[own])).await;
+    scene.at_version("eu", 1).await;
+    running.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_that_terminates_is_not_held_up() {
+    let scene = Scene::new("managed-ends").await;
+    let running = scene.operator().start();
+    let mut wanted = spec(&[to("eu", HOME)]);
+    wanted["deletion"] = json!({"policy": "ScheduleDeletion"});
+    scene.apply(&wanted).await;
+    scene.at_version("eu", 1).await;
+    let uid = managed_key(&scene.stage, "pay").await["metadata"]["uid"].clone();
+    let confirm = json!({"metadata": {"annotations": {"autounseal.dev/confirm-deletion": uid}}});
+    scene.patch(confirm).await;
+    ready(&scene.stage, "pay").await;
+    // The region does not answer, so its keys cannot be taken back.
+    scene.aws.down(HOME, true);
+    let plane = &scene.stage.plane;
+    plane.delete("Namespace", "", &scene.stage.namespace).await;
+    scene.delete().await;
+    scene.gone().await;
+    assert_eq!(states(&scene.aws.keys(HOME)), ["Enabled"]);
+    running.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn material_that_is_brought_is_imported_and_other_bytes_are_the_next_version() {
+    let scene = Scene::new("managed-brought").await;
+    let running = scene.operator().start();
+    let seal = scene.seal.clone();
+    let wrapped = |bytes: &[u8]| {
+        let copy = scene.aws.seals.encrypt(&seal, bytes, &Context::new());
+        json!({"wrapped": [{"seal": "aws", "format": "kms", "inline": BASE64.encode(&copy)}]})
+    };
+    let (first, second) = (random(32), random(32));
+    let mut wanted = spec(&[to("eu", HOME)]);
+    wanted.as_object_mut().unwrap().remove("rotation");
+    wanted["material"] = wrapped(&first);
+    scene.apply(&wanted).await;
+    scene.at_version("eu", 1).await;
+    assert_eq!(scene.aws.keys(HOME)[0].material, first);
+    // The same key in another copy is no version.
+    wanted["material"] = wrapped(&first);
+    scene.apply(&wanted).await;
+    scene.at_version("eu", 1).await;
+    // What is no material of the type makes none, and what was stays.
+    wanted["material"] = wrapped(&random(31));
+    scene.apply(&wanted).await;
+    let message = scene.not_ready("InvalidSpec").await;
+    assert!(message.contains("32 bytes"), "{message}");
+    wanted["material"] = wrapped(&second);
+    scene.apply(&wanted).await;
+    scene.at_version("eu", 2).await;
+    scene.accounted("eu", HOME, 2).await;
+    assert_eq!(scene.aws.keys(HOME)[1].material, second);
     running.stop();
 }

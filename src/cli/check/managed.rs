@@ -50,9 +50,14 @@ pub(super) fn check(object: &Object) -> Checked {
         lines.push("suspended: the operator does nothing for it".to_owned());
     }
     lines.push(format!(
-        "material: {} for {}, made by the operator and wrapped under every enabled seal of SealConfig {} in Secret {store}",
+        "material: {} for {}, {} and wrapped under every enabled seal of SealConfig {} in Secret {store}",
         spec.type_.as_str(),
         spec.usage.as_str(),
+        if spec.material.generate.is_some() {
+            "made by the operator"
+        } else {
+            "brought"
+        },
         spec.seal_config_ref.name
     ));
     for to in &wanted {
@@ -115,7 +120,13 @@ mod tests {
     #[test]
     fn the_plan_names_store_regions_and_aliases() {
         let well = of(|_| {}).unwrap_or_else(|problems| panic!("{problems:?}"));
-        for fragment in ["pay.managedkey.wrapped", "eu-west-1", "alias/hashicorp/pay-<time>", "alias/pay", "Retain"] {
+        for fragment in [
+            "pay.managedkey.wrapped",
+            "eu-west-1",
+            "alias/hashicorp/pay-<time>",
+            "alias/pay",
+            "Retain",
+        ] {
             assert!(well.text.contains(fragment), "{fragment}: {}", well.text);
         }
         assert_eq!(well.json["distributions"][0]["region"], "eu-west-1");
@@ -125,9 +136,15 @@ mod tests {
     fn what_the_apiserver_would_refuse_is_refused() {
         let refused: Vec<(&str, Checked)> = vec![
             ("usage", of(|v| v["spec"]["usage"] = json!("SignVerify"))),
-            ("unknown", of(|v| v["spec"]["material"]["wrapped"] = json!([]))),
+            (
+                "both",
+                of(|v| v["spec"]["material"]["wrapped"] = json!([{"seal": "aws", "inline": "AAAA"}])),
+            ),
             ("a dot", of(|v| v["metadata"]["name"] = json!("a.b"))),
-            ("region", of(|v| v["spec"]["distributions"][0]["awskms"]["region"] = json!("eu.west"))),
+            (
+                "region",
+                of(|v| v["spec"]["distributions"][0]["awskms"]["region"] = json!("eu.west")),
+            ),
             (
                 "replicas",
                 of(|v| v["spec"]["distributions"][0]["awskms"]["replicaRegions"] = json!(["us-east-1"])),

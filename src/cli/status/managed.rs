@@ -119,7 +119,11 @@ pub(super) fn as_text(rows: &[KeyRow]) -> String {
             (false, false) => format!("changed since the operator looked (then {})", row.reason),
         };
         // Writing to a String cannot fail.
-        let _ = writeln!(out, "{}/{} (ManagedKey, {}): {said}", row.namespace, row.name, row.type_);
+        let _ = writeln!(
+            out,
+            "{}/{} (ManagedKey, {}): {said}",
+            row.namespace, row.name, row.type_
+        );
         if !row.is_ready() && !row.message.is_empty() {
             let _ = writeln!(out, "  {}", row.message);
         }
@@ -133,10 +137,17 @@ pub(super) fn as_text(rows: &[KeyRow]) -> String {
                 told.name.clone(),
                 told.current_version.to_string(),
                 told.alias.clone().unwrap_or_else(|| "-".to_owned()),
-                if states.is_empty() { "-".to_owned() } else { states.join(", ") },
+                if states.is_empty() {
+                    "-".to_owned()
+                } else {
+                    states.join(", ")
+                },
             ]
         });
-        out.push_str(&table(&["DISTRIBUTION", "VERSION", "ALIAS", "KEYS"], lines.collect()));
+        out.push_str(&table(
+            &["DISTRIBUTION", "VERSION", "ALIAS", "KEYS"],
+            lines.collect(),
+        ));
         out.push('\n');
     }
     out
@@ -164,11 +175,19 @@ mod tests {
         .unwrap();
         let rows = [KeyRow::of(&key)];
         let text = as_text(&rows);
-        for fragment in ["not Ready, KMSUnavailable", "it is silent", "alias/hashicorp/pay-1", "v1 Disabled, v2 Enabled"] {
+        for fragment in [
+            "not Ready, KMSUnavailable",
+            "it is silent",
+            "alias/hashicorp/pay-1",
+            "v1 Disabled, v2 Enabled",
+        ] {
             assert!(text.contains(fragment), "{fragment}: {text}");
         }
         let shown = as_json(&rows);
-        assert_eq!((&shown[0]["version"], &shown[0]["wrappedUnder"]), (&json!(2), &json!(["aws"])));
+        assert_eq!(
+            (&shown[0]["version"], &shown[0]["wrappedUnder"]),
+            (&json!(2), &json!(["aws"]))
+        );
         assert!(!rows[0].is_ready());
     }
 }

@@ -85,7 +85,10 @@ impl Hand<'_, '_> {
                 let fault = Fault::transient(Reason::Pending, "another replica leads by now");
                 return (sight, Some(fault));
             }
-            let home = record.as_ref().map_or("", |record| record.region.as_str()).to_owned();
+            let home = record
+                .as_ref()
+                .map_or("", |record| record.region.as_str())
+                .to_owned();
             match self.step(&step, record.as_ref(), &mut sight, &mut fresh).await {
                 Ok(()) => {
                     if !matches!(step, Step::Look(..) | Step::LookAlias(..)) {
@@ -135,7 +138,10 @@ impl Hand<'_, '_> {
         };
         match step {
             Step::Reserve | Step::Settle => {}
-            Step::Make(version) => self.make(record, *version, *fresh == Some(*version), sight).await?,
+            Step::Make(version) => {
+                let fresh = *fresh == Some(*version);
+                self.make(record, *version, fresh, sight).await?;
+            }
             Step::Find(version) => self.find(record, *version).await?,
             Step::Look(version, region) => {
                 let found = self
@@ -195,25 +201,11 @@ impl Hand<'_, '_> {
             }
             Step::LookAlias(alias, region) => {
                 let custody = self.custody(record, region).await?;
-                let target = match custody.describe(alias).await? {
-                    Some(held) => Target::Key(held.arn),
+                let target = if let Some(held) = custody.describe(alias).await? {
+                    Target::Key(held.arn)
+                } else {
                     // Not everywhere known, perhaps: our own keys are asked before one is made.
-                    None => {
-                        let mut target = Target::Nothing;
-                        for key in record.keys.values().rev() {
-                            let Some(arn) = key.arn_in(region) else { continue };
-                            match custody.has_alias(&arn, alias).await {
-                                Ok(true) => {
-                                    target = Target::Key(arn);
-                                    break;
-                                }
-                                Ok(false) => {}
-                                Err(fault) if fault.reason == Reason::KeyNotFound => {}
-                                Err(fault) => return Err(fault),
-                            }
-                        }
-                        target
-                    }
+                    Self::pointing(&custody, record, alias, region).await?
                 };
                 sight.aliases.insert((alias.clone(), region.clone()), target);
             }
@@ -223,12 +215,19 @@ impl Hand<'_, '_> {
                     .await?
                     .create_alias(alias, &key)
                     .await?;
-                sight.aliases.insert((alias.clone(), region.clone()), Target::Key(key));
+                sight
+                    .aliases
+                    .insert((alias.clone(), region.clone()), Target::Key(key));
             }
             Step::MoveAlias(alias, region, version) => {
                 let key = arn(version, region)?;
-                self.custody(record, region).await?.move_alias(alias, &key).await?;
-                sight.aliases.insert((alias.clone(), region.clone()), Target::Key(key));
+                self.custody(record, region)
+                    .await?
+                    .move_alias(alias, &key)
+                    .await?;
+                sight
+                    .aliases
+                    .insert((alias.clone(), region.clone()), Target::Key(key));
             }
             Step::DeleteAlias(alias, region) => {
                 self.custody(record, region).await?.delete_alias(alias).await?;
@@ -238,6 +237,25 @@ impl Hand<'_, '_> {
             }
         }
         Ok(())
+    }
+
+    /// The key of ours that an alias points at, as each of them says.
+    async fn pointing(
+        custody: &Custody,
+        record: &Record,
+        alias: &str,
+        region: &str,
+    ) -> Result<Target, Fault> {
+        for key in record.keys.values().rev() {
+            let Some(arn) = key.arn_in(region) else { continue };
+            match custody.has_alias(&arn, alias).await {
+                Ok(true) => return Ok(Target::Key(arn)),
+                Ok(false) => {}
+                Err(fault) if fault.reason == Reason::KeyNotFound => {}
+                Err(fault) => return Err(fault),
+            }
+        }
+        Ok(Target::Nothing)
     }
 
     async fn reserve(&self, record: Option<&Record>, fresh: &mut Option<u32>) -> Result<(), Fault> {
@@ -308,7 +326,10 @@ impl Hand<'_, '_> {
         let custody = self.custody(record, &record.region).await?;
         let key = record.keys.get(&version).ok_or_else(again)?;
         let description = self.description(version);
-        match custody.find(&self.new_key(record, &key.token, &description)).await? {
+        match custody
+            .find(&self.new_key(record, &key.token, &description))
+            .await?
+        {
             Some(found) => self.note(version, &found.arn).await,
             None => Ok(()),
         }
@@ -390,5 +411,8 @@ fn token() -> Result<String, Fault> {
 }
 
 fn again() -> Fault {
-    Fault::transient(Reason::Pending, "what was decided no longer fits; it is looked at again")
+    Fault::transient(
+        Reason::Pending,
+        "what was decided no longer fits; it is looked at again",
+    )
 }

@@ -175,7 +175,9 @@ async fn terminates(context: &Context, key: &ManagedKey) -> bool {
     match bounded(api.create(&params, &probe)).await {
         Err(kube::Error::Api(status)) => {
             let causes = status.details.into_iter().flat_map(|details| details.causes);
-            causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+            causes
+                .into_iter()
+                .any(|cause| cause.reason == "NamespaceTerminating")
         }
         _ => false,
     }

@@ -92,7 +92,12 @@ impl<'w> Ledger<'w> {
     ///
     /// # Errors
     /// Why the material could not be opened.
-    pub async fn wrap(&mut self, version: u32, wrapping: Wrapping, public: &PublicKey) -> Result<Vec<u8>, Fault> {
+    pub async fn wrap(
+        &mut self,
+        version: u32,
+        wrapping: Wrapping,
+        public: &PublicKey,
+    ) -> Result<Vec<u8>, Fault> {
         self.open(version).await?;
         let bytes = self.opened.get(&version).ok_or_else(again)?;
         public.wrap(wrapping, bytes)
@@ -105,7 +110,9 @@ impl<'w> Ledger<'w> {
         let store = self.store().ok_or_else(again)?;
         let (attempts, bytes) = open_version(self.context, self.model, self.key, store, version, None).await;
         let bytes = bytes.ok_or_else(|| first_fault(attempts))?;
-        let record = self.sealed().and_then(|sealed| sealed.section.versions.get(&version));
+        let record = self
+            .sealed()
+            .and_then(|sealed| sealed.section.versions.get(&version));
         fits(self.model, self.key, record, &bytes)?;
         self.opened.insert(version, bytes);
         Ok(())

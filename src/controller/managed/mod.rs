@@ -14,7 +14,7 @@ use kube::{Resource, ResourceExt, core::DeserializeGuard, runtime::controller::A
 use super::{
     apply,
     context::{Context, Remembered},
-    index::{self, Kind},
+    index::{self, Kind, References},
     observe,
 };
 use crate::{
@@ -42,6 +42,9 @@ mod ledger;
 pub mod material;
 mod report;
 pub mod run;
+
+/// How long until it is looked again whether all SealConfigs are listed.
+const UNLISTED: Duration = Duration::from_millis(500);
 
 /// What is remembered of ManagedKeys between reconciles.
 #[derive(Default)]
@@ -103,11 +106,21 @@ pub async fn reconcile(
     };
     let (namespace, name) = (key.namespace().unwrap_or_default(), key.name_any());
     let config = context.config(&namespace, &key.spec.seal_config_ref.name);
-    let class = config.as_ref().map_or("", |config| config.spec.controller_class.as_str());
+    // Whatever becomes of the SealConfig leads back here.
+    refer_to_config(&context, key);
+    if config.is_none() && context.index.unseals(&namespace).is_none() {
+        // It may only not have been listed yet; that is no reason for anything.
+        return Ok(Action::requeue(UNLISTED));
+    }
+    let class = config
+        .as_ref()
+        .map_or("", |config| config.spec.controller_class.as_str());
     if class != context.settings.controller_class {
         return Ok(Action::await_change());
     }
-    let mut memory = context.managed.take(&namespace, &name, &key.uid().unwrap_or_default());
+    let mut memory = context
+        .managed
+        .take(&namespace, &name, &key.uid().unwrap_or_default());
     let previous = memory
         .status
         .take()
@@ -172,12 +185,35 @@ pub async fn reconcile(
     })
 }
 
+/// The one reference that is known without the SealConfig; what else there is, is added once that is read.
+fn refer_to_config(context: &Context, key: &ManagedKey) {
+    let (namespace, name) = (
+        key.namespace().unwrap_or_default(),
+        index::managed(&key.name_any()),
+    );
+    let config = (Kind::SealConfig, key.spec.seal_config_ref.name.clone());
+    if !context
+        .index
+        .referring(config.0, &namespace, &config.1)
+        .contains(&name)
+    {
+        let references = References {
+            objects: BTreeSet::from([config]),
+            ..References::default()
+        };
+        context.index.refer(&namespace, &name, references);
+    }
+}
+
 /// What it refers to leads back here when it changes.
 fn refer(context: &Context, managed: &ManagedModel, config: &SealConfig) {
     let id = &managed.model.id;
     let mut references = observe::references(&managed.model);
     references.objects.insert((Kind::SealConfig, config.name_any()));
-    let credentials = managed.distributions.iter().filter_map(|to| to.credentials.as_ref());
+    let credentials = managed
+        .distributions
+        .iter()
+        .filter_map(|to| to.credentials.as_ref());
     for credentials in credentials {
         if let Some(secret) = &credentials.secret_ref {
             references.read_secrets.insert(secret.name.clone());
@@ -305,7 +341,10 @@ async fn distribute(
             at: now,
         };
         let all = managed.distributions.iter();
-        return (all.map(|wanted| (wanted.name.clone(), looked(wanted))).collect(), None);
+        return (
+            all.map(|wanted| (wanted.name.clone(), looked(wanted))).collect(),
+            None,
+        );
     }
     let mut times: Vec<Timestamp> = Vec::new();
     let mut errands = Vec::new();
@@ -328,7 +367,9 @@ async fn distribute(
         .filter(|name| !managed.distributions.iter().any(|wanted| wanted.name == *name))
         .collect();
     for name in &gone {
-        if let Some(errand) = take_back(context, key, managed, &mut ledger, memory, name, now, &mut times).await {
+        if let Some(errand) =
+            take_back(context, key, managed, &mut ledger, memory, name, now, &mut times).await
+        {
             errands.push(errand);
         }
     }
@@ -360,20 +401,17 @@ async fn distribute(
                 (name.to_owned(), inputs, record)
             }
         };
-        match &fault {
-            Some(fault) => {
-                apply::fail(&mut memory.failures, name.clone(), &inputs, fault, now, jitter);
-                times.extend(memory.failures.get(&name).map(|failure| failure.retry_at));
-            }
-            None => {
-                memory.failures.remove(&name);
-                if matches!(errand, Errand::TakeBack(..)) {
-                    memory.left.insert(name.clone(), inputs.clone());
-                } else {
-                    let spread = PROBE_INTERVAL.as_secs_f64() * (1.0 + 0.25 * jitter);
-                    let spread = SignedDuration::try_from_secs_f64(spread).unwrap_or(PROBE_INTERVAL);
-                    times.extend(now.saturating_add(spread));
-                }
+        if let Some(fault) = &fault {
+            apply::fail(&mut memory.failures, name.clone(), &inputs, fault, now, jitter);
+            times.extend(memory.failures.get(&name).map(|failure| failure.retry_at));
+        } else {
+            memory.failures.remove(&name);
+            if matches!(errand, Errand::TakeBack(..)) {
+                memory.left.insert(name.clone(), inputs.clone());
+            } else {
+                let spread = PROBE_INTERVAL.as_secs_f64() * (1.0 + 0.25 * jitter);
+                let spread = SignedDuration::try_from_secs_f64(spread).unwrap_or(PROBE_INTERVAL);
+                times.extend(now.saturating_add(spread));
             }
         }
         let looked_at = Looked {
@@ -422,7 +460,12 @@ async fn take_back<'n>(
             let note = not_confirmed(key, &format!("of distribution {name:?}"));
             context
                 .events
-                .warn(key.object_ref(&()), Reason::DeletionNotConfirmed, note, "TakeBack")
+                .warn(
+                    key.object_ref(&()),
+                    Reason::DeletionNotConfirmed,
+                    note,
+                    "TakeBack",
+                )
                 .await;
         }
         return None;
@@ -462,7 +505,12 @@ fn not_confirmed(key: &ManagedKey, what: &str) -> String {
     )
 }
 
-fn inputs_of(managed: &ManagedModel, wanted: &managed::Wanted, current: u32, record: Option<&Record>) -> String {
+fn inputs_of(
+    managed: &ManagedModel,
+    wanted: &managed::Wanted,
+    current: u32,
+    record: Option<&Record>,
+) -> String {
     // Debug and JSON of names, numbers and references; no secret.
     let record = record.and_then(|record| serde_json::to_string(record).ok());
     managed_inputs(&[
@@ -479,7 +527,13 @@ fn left_inputs(managed: &ManagedModel, record: Option<&Record>) -> String {
 }
 
 /// When a distribution is to be looked at; `None` = now.
-fn due(previous: &ManagedKeyStatus, memory: &Memory, name: &str, inputs: &str, now: Timestamp) -> Option<Timestamp> {
+fn due(
+    previous: &ManagedKeyStatus,
+    memory: &Memory,
+    name: &str,
+    inputs: &str,
+    now: Timestamp,
+) -> Option<Timestamp> {
     if let Some(failure) = memory.failures.get(name) {
         return failure.holds(inputs, now).then_some(failure.retry_at);
     }
@@ -487,7 +541,12 @@ fn due(previous: &ManagedKeyStatus, memory: &Memory, name: &str, inputs: &str, n
     if known.inputs_digest.as_deref() != Some(inputs) || known.reason.is_some() {
         return None;
     }
-    let next = known.last_probe_time.as_ref()?.0.saturating_add(PROBE_INTERVAL).ok()?;
+    let next = known
+        .last_probe_time
+        .as_ref()?
+        .0
+        .saturating_add(PROBE_INTERVAL)
+        .ok()?;
     (next > now).then_some(next)
 }
 

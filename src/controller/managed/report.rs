@@ -33,9 +33,13 @@ pub async fn report(
     };
     let (before, after) = (ready(saved), ready(next));
     if let Some(ready) = &after {
-        context
-            .metrics
-            .readiness(MANAGED_KIND, &namespace, &name, ready.status == "True", &ready.reason);
+        context.metrics.readiness(
+            MANAGED_KIND,
+            &namespace,
+            &name,
+            ready.status == "True",
+            &ready.reason,
+        );
     }
     let to_value = |status: &ManagedKeyStatus| serde_json::to_value(status).unwrap_or_default();
     if let Some(patch) = merge_patch(&to_value(saved), &to_value(next)) {
@@ -50,9 +54,13 @@ pub async fn report(
         }
     }
     let Some(ready) = after else { return Ok(()) };
-    let turned = before.is_none_or(|before| (before.status, before.reason) != (ready.status.clone(), ready.reason.clone()));
+    let turned = before
+        .is_none_or(|before| (before.status, before.reason) != (ready.status.clone(), ready.reason.clone()));
     if turned {
-        let known = Reason::ALL.iter().copied().find(|known| known.as_str() == ready.reason);
+        let known = Reason::ALL
+            .iter()
+            .copied()
+            .find(|known| known.as_str() == ready.reason);
         let (reason, message) = (&ready.reason, &ready.message);
         let well = ready.status == "True";
         if well {
@@ -62,7 +70,12 @@ pub async fn report(
         }
         context
             .events
-            .transition(key.object_ref(&()), well, known.unwrap_or(Reason::Pending), message)
+            .transition(
+                key.object_ref(&()),
+                well,
+                known.unwrap_or(Reason::Pending),
+                message,
+            )
             .await;
     }
     Ok(())

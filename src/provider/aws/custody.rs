@@ -11,9 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aws_sdk_kms::types::{
-    ExpirationModelType, KeySpec, KeyState as SdkState, KeyUsageType, OriginType, Tag,
-};
+use aws_sdk_kms::types::{ExpirationModelType, KeySpec, KeyState as SdkState, KeyUsageType, OriginType, Tag};
 use aws_sdk_kms::{primitives::Blob, types::KeyMetadata};
 
 use super::{
@@ -80,7 +78,12 @@ pub struct Custody {
 }
 
 impl Custody {
-    pub(super) fn new(connection: Connection, account: Option<String>, region: Region, turn: Arc<Turn>) -> Self {
+    pub(super) fn new(
+        connection: Connection,
+        account: Option<String>,
+        region: Region,
+        turn: Arc<Turn>,
+    ) -> Self {
         Self {
             connection,
             account,
@@ -255,7 +258,9 @@ impl Custody {
         if told.as_ref() != Some(arn) {
             return Err(Fault::denied(
                 Reason::KeyNotAllowed,
-                format!("AWS gave parameters to import into another key than {name}, so nothing was sent; check what answers"),
+                format!(
+                    "AWS gave parameters to import into another key than {name}, so nothing was sent; check what answers"
+                ),
             ));
         }
         let public = answer.public_key.ok_or_else(|| garbage(&asked))?.into_inner();
@@ -421,7 +426,10 @@ impl Custody {
             let asked = self.asked(Operation::ListAliases, &name);
             let page = self.connection.timed(&asked, Box::pin(request.send())).await?;
             let entries = page.aliases.unwrap_or_default();
-            if entries.iter().any(|entry| entry.alias_name.as_deref() == Some(alias)) {
+            if entries
+                .iter()
+                .any(|entry| entry.alias_name.as_deref() == Some(alias))
+            {
                 return Ok(true);
             }
             match page.next_marker.filter(|_| page.truncated) {
@@ -548,7 +556,12 @@ fn tags(pairs: &BTreeMap<String, String>, token: Option<&str>) -> Result<Vec<Tag
         .chain(token)
         .map(|(key, value)| {
             let tag = Tag::builder().tag_key(key).tag_value(value).build();
-            tag.map_err(|_| Fault::invalid(Reason::InvalidSpec, "a tag has no key or no value; correct awskms.tags"))
+            tag.map_err(|_| {
+                Fault::invalid(
+                    Reason::InvalidSpec,
+                    "a tag has no key or no value; correct awskms.tags",
+                )
+            })
         })
         .collect()
 }

@@ -76,7 +76,11 @@ impl Operation {
 
     /// Whether it makes, changes or takes back keys of a ManagedKey.
     const fn manages(self) -> bool {
-        !self.is_sts() && !matches!(self, Operation::Decrypt | Operation::Encrypt | Operation::DescribeKey)
+        !self.is_sts()
+            && !matches!(
+                self,
+                Operation::Decrypt | Operation::Encrypt | Operation::DescribeKey
+            )
     }
 
     const fn service(self) -> &'static str {

@@ -33,7 +33,10 @@ impl Wrapping {
         }
     }
 
-    #[expect(clippy::unused_self, reason = "one size for both, told where the algorithm is")]
+    #[expect(
+        clippy::unused_self,
+        reason = "one size for both, told where the algorithm is"
+    )]
     pub(super) fn key_spec(self) -> WrappingKeySpec {
         WrappingKeySpec::Rsa4096
     }
@@ -129,7 +132,10 @@ mod tests {
     fn what_is_wrapped_opens_by_the_documented_way() {
         let material = KeyBytes::new((0..32).collect());
         let (private, public) = pair(KeySize::Rsa4096);
-        let wrapped = PublicKey::read(&public).unwrap().wrap(Wrapping::Oaep, &material).unwrap();
+        let wrapped = PublicKey::read(&public)
+            .unwrap()
+            .wrap(Wrapping::Oaep, &material)
+            .unwrap();
         assert_eq!(wrapped.len(), 512);
         assert_eq!(open(private, &wrapped), material.expose());
 

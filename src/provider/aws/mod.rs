@@ -51,8 +51,8 @@ mod tests;
 
 pub use custody::{Custody, Held, NewKey};
 pub use describe::{Description, KeyState};
-pub use kms::Kms;
 pub use import::{PublicKey, Wrapping};
+pub use kms::Kms;
 pub use operator_identity::Environment;
 pub use settings::Settings;
 

@@ -11,10 +11,13 @@ use jiff::SignedDuration;
 use super::{
     Fault,
     aws::{AwsSeal, KeyRef, Region},
-    model::{self, ACCEPT_STORE, Key, LEAST_ROTATION, Model, ObjectId, Origin, parse_aws_credentials},
+    model::{
+        self, ACCEPT_STORE, Key, LEAST_ROTATION, Model, ObjectId, Origin, parse_aws_credentials, parse_copy,
+    },
 };
 use crate::api::{
-    AwsCredentials, Deletion, Distribution, KeyUsage, MANAGED_KIND, ManagedKey, MaterialType, Purpose, Reason, SealConfig,
+    AwsCredentials, Deletion, Distribution, KeyUsage, MANAGED_KIND, ManagedKey, MaterialType, Purpose,
+    Reason, SealConfig,
 };
 
 pub mod record;
@@ -90,7 +93,10 @@ pub fn rules(key: &ManagedKey) -> Result<Vec<Wanted>, Fault> {
     key.spec
         .distributions
         .iter()
-        .map(|distribution| wanted(&name, distribution).map_err(|fault| fault.of(format!("distribution {:?}", distribution.name))))
+        .map(|distribution| {
+            wanted(&name, distribution)
+                .map_err(|fault| fault.of(format!("distribution {:?}", distribution.name)))
+        })
         .collect()
 }
 
@@ -118,7 +124,9 @@ fn wanted(key_name: &str, distribution: &Distribution) -> Result<Wanted, Fault> 
         .keys()
         .any(|name| name.starts_with("aws:") || name.starts_with("autounseal.dev/"))
     {
-        return Err(invalid("tags that begin with aws: or autounseal.dev/ are not yours to set"));
+        return Err(invalid(
+            "tags that begin with aws: or autounseal.dev/ are not yours to set",
+        ));
     }
     parse_aws_credentials(aws.credentials.as_ref())?;
     Ok(Wanted {
@@ -149,6 +157,14 @@ fn material(key: &ManagedKey) -> Result<Key, Fault> {
             "usage does not fit type: aes256-gcm96 takes EncryptDecrypt, ecdsa-… takes SignVerify, rsa-… takes either",
         ));
     }
+    if spec.material.generate.is_some() != spec.material.wrapped.is_empty() {
+        return Err(invalid("material takes exactly one of generate, wrapped"));
+    }
+    if spec.material.generate.is_none() && spec.rotation.is_some() {
+        return Err(invalid(
+            "rotation goes with material.generate only: material that is brought rotates when other bytes are brought",
+        ));
+    }
     let rotation = spec.rotation.clone().unwrap_or_default();
     let after = rotation.after.as_deref().map(|text| {
         text.parse::<SignedDuration>()
@@ -162,6 +178,7 @@ fn material(key: &ManagedKey) -> Result<Key, Fault> {
         consumer_key_id: None,
         check_value: None,
         material: Some(spec.type_),
+        brings: Vec::new(),
         origin: Origin::Generated {
             bytes: 32,
             keep_previous: false,
@@ -177,10 +194,15 @@ fn material(key: &ManagedKey) -> Result<Key, Fault> {
 /// # Errors
 /// As [`rules`], and what is wrong with the SealConfig.
 pub fn parse(key: &ManagedKey, config: &SealConfig) -> Result<ManagedModel, Fault> {
-    let seals =
-        model::parse(config).map_err(|fault| fault.of(format!("SealConfig {}", key.spec.seal_config_ref.name)))?;
+    let seals = model::parse(config)
+        .map_err(|fault| fault.of(format!("SealConfig {}", key.spec.seal_config_ref.name)))?;
     let (spec, metadata) = (&key.spec, &key.metadata);
     let distributions = rules(key)?;
+    let namespace = metadata.namespace.as_deref().unwrap_or_default();
+    let copies = spec.material.wrapped.iter();
+    let brings =
+        copies.map(|copy| parse_copy(copy, &seals.seals, namespace).map_err(|fault| fault.of("material")));
+    let brings = brings.collect::<Result<Vec<_>, _>>()?;
     Ok(ManagedModel {
         confirmed: is_confirmed(key),
         model: Model {
@@ -193,7 +215,10 @@ pub fn parse(key: &ManagedKey, config: &SealConfig) -> Result<ManagedModel, Faul
             generation: metadata.generation.unwrap_or_default(),
             suspend: spec.suspend || seals.suspend,
             seals: seals.seals,
-            keys: vec![material(key)?],
+            keys: vec![Key {
+                brings,
+                ..material(key)?
+            }],
             targets: Vec::new(),
             unseal: None,
             delete_store: false,
@@ -214,7 +239,11 @@ pub fn parse(key: &ManagedKey, config: &SealConfig) -> Result<ManagedModel, Faul
 ///
 /// # Errors
 /// `InvalidSpec`, for a record that nobody here wrote.
-pub fn way(region: &str, credentials: Option<&AwsCredentials>, account: Option<String>) -> Result<AwsSeal, Fault> {
+pub fn way(
+    region: &str,
+    credentials: Option<&AwsCredentials>,
+    account: Option<String>,
+) -> Result<AwsSeal, Fault> {
     let region: Region = region
         .parse()
         .map_err(|()| invalid("region is not the name of a region, such as eu-west-1"))?;

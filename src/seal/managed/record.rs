@@ -107,7 +107,10 @@ impl Record {
 
     /// The account of its keys, once one was made.
     pub fn account(&self) -> Option<String> {
-        let arn: KeyArn = self.keys.values().find_map(|key| key.arn.as_deref()?.parse().ok())?;
+        let arn: KeyArn = self
+            .keys
+            .values()
+            .find_map(|key| key.arn.as_deref()?.parse().ok())?;
         Some(arn.account)
     }
 }

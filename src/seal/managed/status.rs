@@ -37,7 +37,12 @@ pub struct Looked {
 }
 
 /// The status of an object that cannot be read, or whose SealConfig cannot: what was known stays, the conditions tell.
-pub fn failed(previous: &ManagedKeyStatus, generation: i64, fault: &Fault, now: Timestamp) -> ManagedKeyStatus {
+pub fn failed(
+    previous: &ManagedKeyStatus,
+    generation: i64,
+    fault: &Fault,
+    now: Timestamp,
+) -> ManagedKeyStatus {
     let mut status = previous.clone();
     status.observed_generation = Some(generation);
     fail(&mut status.conditions, generation, fault, now);
@@ -93,8 +98,13 @@ pub fn status(
 
     let mut conditions = previous.conditions.clone();
     conditions.retain(|condition| {
-        [types::READY, types::SEALS_HEALTHY, types::KEYS_UNWRAPPED, types::DISTRIBUTED]
-            .contains(&condition.type_.as_str())
+        [
+            types::READY,
+            types::SEALS_HEALTHY,
+            types::KEYS_UNWRAPPED,
+            types::DISTRIBUTED,
+        ]
+        .contains(&condition.type_.as_str())
     });
     for kind in [types::SEALS_HEALTHY, types::KEYS_UNWRAPPED] {
         if let Some(said) = base.conditions.iter().find(|condition| condition.type_ == kind) {
@@ -125,7 +135,11 @@ pub fn status(
     };
     let ready = match material {
         Some(said) => Verdict {
-            status: if said.status == "False" { "False" } else { "Unknown" },
+            status: if said.status == "False" {
+                "False"
+            } else {
+                "Unknown"
+            },
             reason: word(Some(&said.reason)),
             message: said.message.clone(),
         },
@@ -142,7 +156,10 @@ pub fn status(
             .map(|fault| (fault.reason, fault.message))
             .or_else(|| {
                 // Of one that waits for its next try.
-                let was = previous.conditions.iter().find(|condition| condition.type_ == types::STALLED)?;
+                let was = previous
+                    .conditions
+                    .iter()
+                    .find(|condition| condition.type_ == types::STALLED)?;
                 (ready.status == "False" && was.reason == ready.reason.as_str())
                     .then(|| (ready.reason, ready.message.clone()))
             }),

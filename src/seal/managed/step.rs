@@ -97,7 +97,8 @@ impl Step {
     fn region<'s>(&'s self, home: &'s str) -> Option<&'s str> {
         match self {
             Step::Reserve | Step::Settle => None,
-            Step::Make(_) | Step::Find(_) => Some(home),
+            // A replica is made by its primary.
+            Step::Make(_) | Step::Find(_) | Step::Replicate(..) => Some(home),
             Step::Look(_, region)
             | Step::Import(_, region)
             | Step::Enable(_, region)
@@ -109,8 +110,6 @@ impl Step {
             | Step::CreateAlias(_, region, _)
             | Step::MoveAlias(_, region, _)
             | Step::DeleteAlias(_, region) => Some(region),
-            // The primary is asked to make it.
-            Step::Replicate(..) => Some(home),
         }
     }
 }
@@ -233,7 +232,8 @@ impl Goal<'_> {
                 ),
             ));
         }
-        next.replica_regions.extend(wanted.replica_regions.iter().cloned());
+        next.replica_regions
+            .extend(wanted.replica_regions.iter().cloned());
         next.credentials.clone_from(&wanted.credentials);
         next.aliases.extend(wanted.aliases(next.first));
         next.keys.entry(self.current).or_insert_with(|| KeyRecord {
@@ -294,8 +294,8 @@ impl Goal<'_> {
                 }
             }
         }
-        // What only a human can mend is told before what passes by itself.
-        faults.sort_by_key(|fault| std::cmp::Reverse(fault.kind));
+        // What only a human can mend is told before what passes by itself, and that before what only waits for it.
+        faults.sort_by_key(|fault| (std::cmp::Reverse(fault.kind), fault.reason == Reason::Pending));
         if let Some(fault) = faults.into_iter().next() {
             return Next::Stop(fault);
         }
@@ -322,25 +322,7 @@ impl Goal<'_> {
             if !home {
                 return Ok(());
             }
-            // An identity of another account sees none of ours, and would make the key there.
-            let known = |of: &u32| record.keys.get(of).is_some_and(|key| key.arn.is_some());
-            let mut earlier = record.keys.keys().filter(|of| known(of)).peekable();
-            let seen = |of: &u32| {
-                sight
-                    .keys
-                    .get(&(*of, record.region.clone()))
-                    .is_some_and(|state| *state != KeyState::Missing)
-            };
-            if earlier.peek().is_some() && !earlier.any(|of| seen(of)) {
-                return Err(Branch::Fault(Fault::denied(
-                    Reason::KeyNotFound,
-                    format!(
-                        "none of the keys that were made in region {} before is seen with these credentials, so no new one is \
-                         made; check whose account they lead to",
-                        record.region
-                    ),
-                )));
-            }
+            Self::may_make(record, sight)?;
             return go(Step::Make(version));
         }
         let place = (version, region.clone());
@@ -383,14 +365,19 @@ impl Goal<'_> {
                 } else {
                     Err(Branch::Fault(Fault::transient(
                         Reason::Pending,
-                        format!("version {version} is replicated into region {region} once its primary key is Enabled"),
+                        format!(
+                            "version {version} is replicated into region {region} once its primary key is Enabled"
+                        ),
                     )))
                 }
             }
             KeyState::Missing if !home => Ok(()),
-            KeyState::Missing if self.now.duration_since(key.asked) < SETTLES_IN => Err(Branch::Fault(
-                Fault::transient(Reason::Pending, format!("AWS does not know {name} everywhere yet")),
-            )),
+            KeyState::Missing if self.now.duration_since(key.asked) < SETTLES_IN => {
+                Err(Branch::Fault(Fault::transient(
+                    Reason::Pending,
+                    format!("AWS does not know {name} everywhere yet"),
+                )))
+            }
             KeyState::Missing => Err(Branch::Fault(Fault::denied(
                 Reason::KeyNotFound,
                 format!(
@@ -404,9 +391,40 @@ impl Goal<'_> {
             ))),
             KeyState::Unusable => Err(Branch::Fault(Fault::denied(
                 Reason::KeyUnusable,
-                format!("{name}, the key of version {version}, is in no state in which it can be used; look at it"),
+                format!(
+                    "{name}, the key of version {version}, is in no state in which it can be used; look at it"
+                ),
             ))),
         }
+    }
+
+    /// An identity of another account sees none of our keys, and would make the next one there.
+    fn may_make(record: &Record, sight: &Sight) -> Result<(), Branch> {
+        let made = record.keys.iter().filter(|(_, key)| key.arn.is_some());
+        let mut states = made.map(|(version, _)| sight.keys.get(&(*version, record.region.clone())));
+        let mut missing = false;
+        let seen = states.any(|state| {
+            missing |= state == Some(&KeyState::Missing);
+            state.is_some_and(|state| *state != KeyState::Missing)
+        });
+        if seen || record.keys.values().all(|key| key.arn.is_none()) {
+            return Ok(());
+        }
+        if !missing {
+            // Why none was seen is told of those.
+            return Err(Branch::Fault(Fault::transient(
+                Reason::Pending,
+                "the next key is made once one of those before is seen",
+            )));
+        }
+        Err(Branch::Fault(Fault::denied(
+            Reason::KeyNotFound,
+            format!(
+                "none of the keys that were made in region {} before is seen with these credentials, so no new one is made; \
+                 check whose account they lead to",
+                record.region
+            ),
+        )))
     }
 
     fn alias(&self, record: &Record, alias: &str, region: &str, sight: &Sight) -> Result<(), Branch> {
@@ -475,7 +493,9 @@ fn take_key(
     }
     match sight.keys.get(&(version, region.to_owned())) {
         None => go(Step::Look(version, region.to_owned())),
-        Some(KeyState::Enabled | KeyState::Disabled | KeyState::PendingImport | KeyState::Unusable) if deletes => {
+        Some(KeyState::Enabled | KeyState::Disabled | KeyState::PendingImport | KeyState::Unusable)
+            if deletes =>
+        {
             go(Step::ScheduleDeletion(version, region.to_owned()))
         }
         Some(KeyState::Enabled) => go(Step::Disable(version, region.to_owned())),

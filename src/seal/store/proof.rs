@@ -33,7 +33,10 @@ pub fn place<'a>(domain: &'a str, model: &'a Model, key: &'a Key, version: u32) 
 
 /// The authentication of a section under the bytes of its current version. `None` for keys under 16 bytes.
 pub fn mac_of(model: &Model, key: &Key, section: &Section, bytes: &KeyBytes) -> Option<String> {
-    section.mac(bytes, [model.id.kind, &model.id.namespace, &model.id.name, &key.name])
+    section.mac(
+        bytes,
+        [model.id.kind, &model.id.namespace, &model.id.name, &key.name],
+    )
 }
 
 /// The check value of a key of this object.

@@ -11,7 +11,7 @@ use crate::{
     seal::{
         Fault,
         aws::KeyArn,
-        digest::brought_inputs,
+        digest::{brings_inputs, brought_inputs},
         entry::EntryContent,
         model::{Cloud, Key, Model, Origin, Seal, Target},
         observed::{Mark, Observed},
@@ -499,13 +499,23 @@ fn drops(
 
 /// Whether the first value of a trigger is to be written down, and whether a new version is due.
 fn rotation(key: &Key, section: &Section, observed: &Observed) -> (bool, bool) {
-    let Origin::Generated { trigger, .. } = &key.origin else {
+    let trigger = &trigger(key, observed);
+    if !matches!(key.origin, Origin::Generated { .. }) {
         return (false, false);
-    };
+    }
     let first = trigger.is_some() && section.trigger.is_none();
     let pulled = trigger.is_some() && section.trigger.is_some() && *trigger != section.trigger;
     let late = next_rotation(key, section).is_some_and(|at| at <= observed.now);
     (first, pulled || late)
+}
+
+/// What makes a new version when it changes: the spec's word, or what the user brings of a ManagedKey's material.
+pub fn trigger(key: &Key, observed: &Observed) -> Option<String> {
+    match &key.origin {
+        Origin::Generated { .. } if !key.brings.is_empty() => Some(brings_inputs(key, observed)),
+        Origin::Generated { trigger, .. } => trigger.clone(),
+        Origin::Imported { .. } | Origin::Brought => None,
+    }
 }
 
 /// When the age of the version in use makes a new one due.

@@ -116,7 +116,12 @@ impl Custodian {
     /// Every key of a region.
     pub fn keys(&self, region: &str) -> Vec<Kept> {
         let state = self.state();
-        state.keys.iter().filter(|key| key.region == region).cloned().collect()
+        state
+            .keys
+            .iter()
+            .filter(|key| key.region == region)
+            .cloned()
+            .collect()
     }
 
     /// Changes a key behind the operator's back.
@@ -130,7 +135,10 @@ impl Custodian {
     pub fn foreign(&self, region: &str, state: &'static str, tags: &[(&str, &str)]) -> String {
         let id = unique();
         let arn = format!("arn:aws:kms:{region}:{ACCOUNT}:key/{id}");
-        let tags = tags.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let tags = tags
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
         self.state().keys.push(Kept {
             arn: arn.clone(),
             id,
@@ -198,7 +206,11 @@ impl Custodian {
     /// How often an operation was called.
     pub fn count(&self, operation: &str) -> usize {
         let state = self.state();
-        state.calls.iter().filter(|(called, _)| called == operation).count()
+        state
+            .calls
+            .iter()
+            .filter(|(called, _)| called == operation)
+            .count()
     }
 
     /// Calls that no honest client makes.
@@ -214,6 +226,13 @@ impl Custodian {
     /// The operator of this process id dies at that change, counted from 1.
     pub fn cut(&self, change: usize, side: Side) {
         self.state().cut = Some((change, side));
+    }
+
+    /// Another operator is started: it knows nothing of when the one before fetched import parameters.
+    pub fn another_operator(&self) {
+        let mut state = self.state();
+        state.last_parameters.clear();
+        state.cut = None;
     }
 
     /// Whom a cut ends.
@@ -263,7 +282,9 @@ fn answer(
     let named = body["KeyId"].as_str().unwrap_or_default();
     let ours = named.starts_with("alias/") && !seals.has_alias(named)
         || state.keys.iter().any(|key| key.arn == named || key.id == named);
-    if matches!(operation.as_str(), "Encrypt" | "Decrypt") || operation == "DescribeKey" && !ours && seals.knows(named) {
+    if matches!(operation.as_str(), "Encrypt" | "Decrypt")
+        || operation == "DescribeKey" && !ours && seals.knows(named)
+    {
         drop(state);
         return seals.reply(request);
     }
@@ -275,10 +296,13 @@ fn answer(
     let mut dies = None;
     if changes {
         state.changes += 1;
-        dies = state.cut.filter(|(at, _)| *at <= state.changes).map(|(at, side)| {
-            // Only the first change at or after the cut is carried out, and only if it dies after that.
-            if at == state.changes { side } else { Side::Before }
-        });
+        dies = state
+            .cut
+            .filter(|(at, _)| *at <= state.changes)
+            .map(|(at, side)| {
+                // Only the first change at or after the cut is carried out, and only if it dies after that.
+                if at == state.changes { side } else { Side::Before }
+            });
     }
     let scripted = state.scripts.iter().position(|(of, _)| *of == operation);
     let scripted = scripted.map(|at| state.scripts.remove(at).1);
@@ -298,7 +322,9 @@ fn answer(
         return reply;
     }
     loop {
-        let victim = i32::try_from(pid.load(Ordering::SeqCst)).ok().and_then(Pid::from_raw);
+        let victim = i32::try_from(pid.load(Ordering::SeqCst))
+            .ok()
+            .and_then(Pid::from_raw);
         if let Some(victim) = victim {
             let _ = kill_process(victim, Signal::KILL);
             struck.store(true, Ordering::SeqCst);
@@ -346,7 +372,12 @@ fn handle(state: &mut State, operation: &str, body: &Value, region: &str, wrappi
     match operation {
         "CreateKey" => {
             let multi_region = body["MultiRegion"].as_bool().unwrap_or_default();
-            let id = format!("{}{}{}", if multi_region { "mrk-" } else { "" }, unique(), unique());
+            let id = format!(
+                "{}{}{}",
+                if multi_region { "mrk-" } else { "" },
+                unique(),
+                unique()
+            );
             let key = Kept {
                 arn: format!("arn:aws:kms:{region}:{ACCOUNT}:key/{id}"),
                 id,
@@ -370,7 +401,9 @@ fn handle(state: &mut State, operation: &str, body: &Value, region: &str, wrappi
         "DescribeKey" => Ok(json!({"KeyMetadata": metadata(find(state, &name, region)?)})),
         "ListKeys" => {
             let keys = state.keys.iter().filter(|key| key.region == region);
-            let keys: Vec<_> = keys.map(|key| json!({"KeyArn": key.arn, "KeyId": key.id})).collect();
+            let keys: Vec<_> = keys
+                .map(|key| json!({"KeyArn": key.arn, "KeyId": key.id}))
+                .collect();
             Ok(json!({"Keys": keys, "Truncated": false}))
         }
         "ListResourceTags" => {
@@ -388,14 +421,19 @@ fn handle(state: &mut State, operation: &str, body: &Value, region: &str, wrappi
         }
         "ListAliases" => {
             let arn = find(state, &name, region)?.arn.clone();
-            let aliases = state.aliases.iter().filter(|(place, of)| place.0 == region && **of == arn);
+            let aliases = state
+                .aliases
+                .iter()
+                .filter(|(place, of)| place.0 == region && **of == arn);
             let aliases: Vec<_> = aliases.map(|(place, _)| json!({"AliasName": place.1})).collect();
             Ok(json!({"Aliases": aliases, "Truncated": false}))
         }
         "GetParametersForImport" => {
             let last = state.last_parameters.insert(region.to_owned(), Instant::now());
             if last.is_some_and(|last| last.elapsed() < Duration::from_millis(3900)) {
-                state.wrong.push(format!("two sets of import parameters within 4 s in {region}"));
+                state
+                    .wrong
+                    .push(format!("two sets of import parameters within 4 s in {region}"));
             }
             let key = find(state, &name, region)?;
             if !matches!(key.state, "PendingImport" | "Enabled" | "Disabled") || key.origin != "EXTERNAL" {
@@ -426,7 +464,11 @@ fn handle(state: &mut State, operation: &str, body: &Value, region: &str, wrappi
             if !primary.multi_region || primary.state != "Enabled" {
                 return Err("KMSInvalidStateException");
             }
-            if state.keys.iter().any(|key| key.id == primary.id && key.region == to) {
+            if state
+                .keys
+                .iter()
+                .any(|key| key.id == primary.id && key.region == to)
+            {
                 return Err("AlreadyExistsException");
             }
             let replica = Kept {
@@ -445,7 +487,11 @@ fn handle(state: &mut State, operation: &str, body: &Value, region: &str, wrappi
             if !matches!(key.state, "Enabled" | "Disabled") {
                 return Err("KMSInvalidStateException");
             }
-            key.state = if operation == "EnableKey" { "Enabled" } else { "Disabled" };
+            key.state = if operation == "EnableKey" {
+                "Enabled"
+            } else {
+                "Disabled"
+            };
             Ok(json!({}))
         }
         "ScheduleKeyDeletion" => {
@@ -473,7 +519,9 @@ fn handle(state: &mut State, operation: &str, body: &Value, region: &str, wrappi
             let (arn, enabled) = (target.arn.clone(), target.state == "Enabled");
             let place = (region.to_owned(), text("AliasName"));
             if !enabled {
-                state.wrong.push(format!("{operation} to a key that is not Enabled: {body}"));
+                state
+                    .wrong
+                    .push(format!("{operation} to a key that is not Enabled: {body}"));
             }
             match (operation, state.aliases.contains_key(&place)) {
                 ("CreateAlias", true) => return Err("AlreadyExistsException"),
@@ -496,9 +544,15 @@ fn handle(state: &mut State, operation: &str, body: &Value, region: &str, wrappi
 }
 
 fn import(state: &mut State, body: &Value, region: &str, wrapping: &Wrapping) -> Outcome {
-    let blob = |name: &str| BASE64.decode(body[name].as_str().unwrap_or_default().as_bytes()).unwrap_or_default();
+    let blob = |name: &str| {
+        BASE64
+            .decode(body[name].as_str().unwrap_or_default().as_bytes())
+            .unwrap_or_default()
+    };
     if body["ExpirationModel"] != "KEY_MATERIAL_DOES_NOT_EXPIRE" || body.get("ValidTo").is_some() {
-        state.wrong.push(format!("an import that expires: {}", body["ExpirationModel"]));
+        state
+            .wrong
+            .push(format!("an import that expires: {}", body["ExpirationModel"]));
         return Err("ValidationException");
     }
     let token = String::from_utf8(blob("ImportToken")).unwrap_or_default();
@@ -538,7 +592,9 @@ fn import(state: &mut State, body: &Value, region: &str, wrapping: &Wrapping) ->
 fn unwrap(wrapping: &Wrapping, algorithm: &str, wrapped: &[u8]) -> Option<Vec<u8>> {
     let oaep = |bytes: &[u8]| {
         let mut out = vec![0; wrapping.private.min_output_size()];
-        let opened = wrapping.private.decrypt(&OAEP_SHA256_MGF1SHA256, bytes, &mut out, None);
+        let opened = wrapping
+            .private
+            .decrypt(&OAEP_SHA256_MGF1SHA256, bytes, &mut out, None);
         opened.ok().map(|opened| opened.to_vec())
     };
     if algorithm == "RSAES_OAEP_SHA_256" {

@@ -134,7 +134,12 @@ impl Kms {
 
     /// Whether it has a key of that ARN or id, or an alias of that name.
     pub fn knows(&self, name: &str) -> bool {
-        self.has_alias(name) || self.state().keys.iter().any(|k| k.key.arn == name || k.key.id == name)
+        self.has_alias(name)
+            || self
+                .state()
+                .keys
+                .iter()
+                .any(|k| k.key.arn == name || k.key.id == name)
     }
 
     /// Whether it has such an alias.

@@ -205,7 +205,9 @@ fn managing(asked: &Asked<'_>, answer: &Answer) -> Option<Fault> {
         ),
         "ExpiredImportTokenException" | "InvalidImportTokenException" => Fault::transient(
             Reason::ImportRejected,
-            format!("AWS does not take the import token for {of} any more; it is tried again with new parameters"),
+            format!(
+                "AWS does not take the import token for {of} any more; it is tried again with new parameters"
+            ),
         ),
         "IncorrectKeyMaterialException" => Fault::denied(
             Reason::MaterialMismatch,
@@ -214,7 +216,9 @@ fn managing(asked: &Asked<'_>, answer: &Answer) -> Option<Fault> {
                  must say what it is: rotate to have a key that is known to be right"
             ),
         ),
-        "InvalidCiphertextException" | "ValidationException" if asked.operation == Operation::ImportKeyMaterial => {
+        "InvalidCiphertextException" | "ValidationException"
+            if asked.operation == Operation::ImportKeyMaterial =>
+        {
             Fault::denied(
                 Reason::ImportRejected,
                 format!(
@@ -233,7 +237,9 @@ fn managing(asked: &Asked<'_>, answer: &Answer) -> Option<Fault> {
         ),
         "UnsupportedOperationException" | "ValidationException" => Fault::denied(
             Reason::InvalidSpec,
-            format!("AWS KMS in region {region} does not {operation} as asked; check type, usage, multiRegion and tags"),
+            format!(
+                "AWS KMS in region {region} does not {operation} as asked; check type, usage, multiRegion and tags"
+            ),
         ),
         _ => return None,
     };

@@ -83,7 +83,8 @@ impl Toy {
             Step::Make(version) => {
                 let record = self.record.as_mut().unwrap();
                 record.keys.get_mut(version).unwrap().arn = Some(arn(*version, HOME).to_string());
-                self.keys.insert((*version, home.clone()), KeyState::PendingImport);
+                self.keys
+                    .insert((*version, home.clone()), KeyState::PendingImport);
                 sight.keys.insert((*version, home), KeyState::PendingImport);
             }
             Step::Find(_) | Step::Tag(..) => {}
@@ -107,11 +108,17 @@ impl Toy {
             Step::LookAlias(alias, region) => {
                 let place = (alias.clone(), region.clone());
                 let target = self.aliases.get(&place).cloned();
-                sight.aliases.insert(place, target.map_or(Target::Nothing, Target::Key));
+                sight
+                    .aliases
+                    .insert(place, target.map_or(Target::Nothing, Target::Key));
             }
             Step::CreateAlias(alias, region, version) | Step::MoveAlias(alias, region, version) => {
                 let place = (alias.clone(), region.clone());
-                assert_eq!(self.keys[&(*version, region.clone())], KeyState::Enabled, "{step:?}");
+                assert_eq!(
+                    self.keys[&(*version, region.clone())],
+                    KeyState::Enabled,
+                    "{step:?}"
+                );
                 self.aliases.insert(place.clone(), arn(*version, region));
                 sight.aliases.insert(place, Target::Key(arn(*version, region)));
             }
@@ -172,8 +179,16 @@ fn cut_short_after_any_step_the_end_is_the_same() {
             left -= toy.steps.len() - before;
             assert_eq!(toy.run(&goal(&wanted, version), 60), Next::Done, "after {cut}");
         }
-        assert_eq!((&toy.keys, &toy.aliases), (&whole.keys, &whole.aliases), "after {cut}");
-        let made = toy.steps.iter().filter(|step| matches!(step, Step::Make(_))).count();
+        assert_eq!(
+            (&toy.keys, &toy.aliases),
+            (&whole.keys, &whole.aliases),
+            "after {cut}"
+        );
+        let made = toy
+            .steps
+            .iter()
+            .filter(|step| matches!(step, Step::Make(_)))
+            .count();
         assert_eq!(made, 3, "after {cut}");
     }
 }
@@ -192,7 +207,10 @@ fn old_versions_stay_enabled_down_to_the_minimum() {
     };
     assert_eq!(toy.run(&raised, 60), Next::Done);
     let states: Vec<_> = toy.keys.values().copied().collect();
-    assert_eq!(states, [KeyState::Disabled, KeyState::Disabled, KeyState::Enabled]);
+    assert_eq!(
+        states,
+        [KeyState::Disabled, KeyState::Disabled, KeyState::Enabled]
+    );
     // Lowered again, they come back.
     assert_eq!(toy.run(&goal(&wanted, 3), 60), Next::Done);
     assert!(toy.keys.values().all(|state| *state == KeyState::Enabled));
@@ -214,7 +232,10 @@ fn an_alias_moves_only_from_a_key_of_ours() {
     // The standard one moved all the same.
     assert_eq!(toy.aliases[&(toy.standard(), HOME.to_owned())], arn(2, HOME));
     // Not wanted any more, it is left where it is, and nobody speaks of it.
-    let without = super::super::Wanted { alias: None, ..wanted };
+    let without = super::super::Wanted {
+        alias: None,
+        ..wanted
+    };
     assert_eq!(toy.run(&goal(&without, 2), 60), Next::Done);
     assert_eq!(toy.aliases[&place], foreign);
 }
@@ -228,14 +249,29 @@ fn a_silent_replica_holds_up_nothing_at_home() {
     toy.broken.insert(REPLICA.into(), down.clone());
     let asked = toy.steps.len();
     assert_eq!(toy.run(&goal(&wanted, 2), 60), Next::Stop(down));
-    let to_it = toy.steps[asked..].iter().filter(|step| step.region(HOME) == Some(REPLICA));
+    let to_it = toy.steps[asked..]
+        .iter()
+        .filter(|step| step.region(HOME) == Some(REPLICA));
     assert_eq!(to_it.count(), 1, "it is asked once");
     let place = |region: &str| (toy.standard(), region.to_owned());
     assert_eq!(toy.aliases[&place(HOME)], arn(2, HOME));
     assert_eq!(toy.aliases[&place(REPLICA)], arn(1, REPLICA));
     toy.broken.clear();
     assert_eq!(toy.run(&goal(&wanted, 2), 60), Next::Done);
-    assert_eq!(toy.aliases[&(toy.standard(), REPLICA.to_owned())], arn(2, REPLICA));
+    assert_eq!(
+        toy.aliases[&(toy.standard(), REPLICA.to_owned())],
+        arn(2, REPLICA)
+    );
+}
+
+#[test]
+fn a_silent_region_is_told_as_such_when_a_version_is_due_there() {
+    let wanted = wanted(None, &[]);
+    let mut toy = Toy::default();
+    toy.run(&goal(&wanted, 1), 60);
+    let down = Fault::transient(Reason::KmsUnavailable, "down");
+    toy.broken.insert(HOME.into(), down.clone());
+    assert_eq!(toy.run(&goal(&wanted, 2), 60), Next::Stop(down));
 }
 
 #[test]
@@ -303,14 +339,34 @@ fn each_policy_takes_back_what_it_says() {
     let place = ("alias/pay".to_owned(), HOME.to_owned());
     let foreign: KeyArn = "arn:aws:kms:eu-west-1:123456789012:key/other".parse().unwrap();
     deleted.aliases.insert(place.clone(), foreign.clone());
-    assert_eq!(deleted.take_back(KeyDeletionPolicy::ScheduleDeletion, 60), Next::Done);
-    assert!(deleted.keys.values().all(|state| *state == KeyState::PendingDeletion));
-    assert_eq!(deleted.aliases, BTreeMap::from([(place, foreign)]), "somebody else's stays");
+    assert_eq!(
+        deleted.take_back(KeyDeletionPolicy::ScheduleDeletion, 60),
+        Next::Done
+    );
+    assert!(
+        deleted
+            .keys
+            .values()
+            .all(|state| *state == KeyState::PendingDeletion)
+    );
+    assert_eq!(
+        deleted.aliases,
+        BTreeMap::from([(place, foreign)]),
+        "somebody else's stays"
+    );
     // Twice is once.
     let steps = deleted.steps.len();
-    assert_eq!(deleted.take_back(KeyDeletionPolicy::ScheduleDeletion, 60), Next::Done);
+    assert_eq!(
+        deleted.take_back(KeyDeletionPolicy::ScheduleDeletion, 60),
+        Next::Done
+    );
     let again = &deleted.steps[steps..];
-    assert!(again.iter().all(|step| matches!(step, Step::Look(..) | Step::LookAlias(..))), "{again:?}");
+    assert!(
+        again
+            .iter()
+            .all(|step| matches!(step, Step::Look(..) | Step::LookAlias(..))),
+        "{again:?}"
+    );
 }
 
 #[test]
