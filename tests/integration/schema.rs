@@ -98,7 +98,7 @@ async fn what_contradicts_itself_is_refused_by_the_apiserver() {
         ("no key id", without(&full, "/seals/0/awskms/kmsKeyID")),
         ("an empty key id", s("/seals/0/awskms/kmsKeyID", json!(""))),
         ("a generated share", {
-            without(&full, "/keys/2/wrapped");
+            let spec = without(&full, "/keys/2/wrapped");
             set(&spec, "/keys/2/generate", json!({}))
         }),
         (
@@ -123,7 +123,7 @@ async fn what_contradicts_itself_is_refused_by_the_apiserver() {
         ("unseal of no product", without(&full, "/unseal/product")),
         ("https without a CA", without(&full, "/unseal/tls")),
         ("https without a name", {
-            without(&full, "/unseal/address");
+            let spec = without(&full, "/unseal/address");
             without(&spec, "/unseal/tls/serverName")
         }),
         ("http with a CA", s("/unseal/scheme", json!("http"))),
