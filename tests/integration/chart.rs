@@ -128,6 +128,7 @@ fn everything_that_can_be_asked_for_is_rendered() {
         "ConfigMap",
         "ConfigMap",
         "CustomResourceDefinition",
+        "CustomResourceDefinition",
         "Deployment",
         "NetworkPolicy",
         "PodDisruptionBudget",

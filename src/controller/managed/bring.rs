@@ -126,6 +126,9 @@ impl Hand<'_, '_> {
         sight: &mut Sight,
         fresh: &mut Option<u32>,
     ) -> Result<(), Fault> {
+        if !matches!(step, Step::Look(..) | Step::LookAlias(..)) {
+            self.ledger.lock().await.prove().await?;
+        }
         match (step, record) {
             (Step::Reserve, record) => return self.reserve(record, fresh).await,
             (Step::Settle, _) => return self.settle().await,

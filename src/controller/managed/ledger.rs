@@ -31,6 +31,8 @@ pub struct Ledger<'w> {
     observed: &'w mut Observed,
     /// Versions that were opened, until the reconcile ends.
     opened: BTreeMap<u32, KeyBytes>,
+    /// What is written down was authenticated in this reconcile.
+    proven: bool,
 }
 
 impl<'w> Ledger<'w> {
@@ -42,6 +44,7 @@ impl<'w> Ledger<'w> {
             key,
             observed,
             opened: BTreeMap::new(),
+            proven: false,
         }
     }
 
@@ -63,21 +66,33 @@ impl<'w> Ledger<'w> {
         managed.distributions.get(name).cloned()
     }
 
+    /// Holds that what is written down was written by us, under the material itself. Before anything in AWS is changed by
+    /// it: the status only says that somebody found so before, and others may be able to write a status.
+    ///
+    /// # Errors
+    /// `StoreCorrupt`, and why the material could not be opened.
+    pub async fn prove(&mut self) -> Result<(), Fault> {
+        if self.proven {
+            return Ok(());
+        }
+        let sealed = self.sealed().cloned().ok_or_else(again)?;
+        let current = sealed.section.current;
+        self.open(current).await?;
+        let bytes = self.opened.get(&current).ok_or_else(again)?;
+        authentic(self.model, self.key, &sealed, bytes)?;
+        self.proven = true;
+        Ok(())
+    }
+
     /// Writes a change down and reads it back: only then what it announces may be done.
     ///
     /// # Errors
     /// Why the material could not be opened, which authenticates what is written, or the store not written.
     pub async fn write(&mut self, change: impl FnOnce(&mut Managed)) -> Result<(), Fault> {
-        let Some(sealed) = self.sealed().cloned() else {
-            return Err(again());
-        };
-        let current = sealed.section.current;
-        self.open(current).await?;
-        let Some(bytes) = self.opened.remove(&current) else {
-            return Err(again());
-        };
-        authentic(self.model, self.key, &sealed, &bytes)?;
-        let mut section = sealed.section;
+        self.prove().await?;
+        let mut section = self.sealed().ok_or_else(again)?.section.clone();
+        let current = section.current;
+        let bytes = self.opened.remove(&current).ok_or_else(again)?;
         if let Some(managed) = &mut section.managed {
             change(managed);
         }

@@ -272,7 +272,7 @@ async fn follow(
     // What was written down since is authentic, too: it was written over what was.
     if let StoreFacts::Found(store) = &observed.store
         && let Some(sealed) = store.header.keys.get(MATERIAL)
-        && is_authentic_before(&base)
+        && was_made(&base)
         && !looked.is_empty()
     {
         let outcome = outcomes.keys.entry(MATERIAL.to_owned()).or_default();
@@ -304,7 +304,7 @@ fn is_authentic(base: &SealConfigStatus, observed: &Observed) -> bool {
         .is_some_and(|material| material.version > 0 && material.store_digest == Some(sealed.digest()))
 }
 
-fn is_authentic_before(base: &SealConfigStatus) -> bool {
+fn was_made(base: &SealConfigStatus) -> bool {
     base.keys.first().is_some_and(|material| material.version > 0)
 }
 
