@@ -18,13 +18,18 @@ use crate::{
         knife::{Cut, Knife, Side},
         needle::Needle,
         operator::Operator,
-        plane::{eventually, within},
+        plane::within,
         stage::{Stage, condition, named, random, speaks_of_now},
     },
 };
 
 const HOME: &str = "eu-west-1";
 const OTHER: &str = "us-west-2";
+
+/// Polls until the probe says yes, with the patience that imports and their pace need on a noisy machine.
+async fn eventually<T>(what: &str, probe: impl AsyncFnMut() -> Result<T, String>) -> T {
+    within(Duration::from_mins(3), what, probe).await
+}
 
 struct Scene {
     stage: Stage,
@@ -79,7 +84,7 @@ impl Scene {
     /// Waits until Ready is not True for this reason; the message.
     async fn not_ready(&self, reason: &str) -> String {
         within(
-            Duration::from_mins(2),
+            Duration::from_mins(4),
             &format!("not Ready: {reason}"),
             async || {
                 let key = managed_key(&self.stage, "pay").await;

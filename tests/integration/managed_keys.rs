@@ -13,7 +13,7 @@ use crate::support::{
 /// Waits until a ManagedKey is Ready for its current generation.
 pub async fn ready(stage: &Stage, name: &str) -> Value {
     within(
-        std::time::Duration::from_mins(3),
+        std::time::Duration::from_mins(5),
         &format!("{name} Ready"),
         async || {
             let key = managed_key(stage, name).await;
