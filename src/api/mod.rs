@@ -1,6 +1,7 @@
 //! The wire: what users write and read. Types only, no logic.
 
 mod aws;
+mod managed_key;
 mod oci;
 mod reason;
 mod seal_config;
@@ -9,12 +10,17 @@ mod status;
 mod unseal;
 
 pub use aws::{AssumeRole, AwsCredentials, AwsKms, Empty, SecretCredentialsRef, ServiceAccountRef};
+pub use managed_key::{
+    AwsDistribution, Deletion, Distribution, DistributionStatus, KeyDeletionPolicy, KeyUsage,
+    KeyVersionStatus, ManagedKey, ManagedKeySpec, ManagedKeyStatus, ManagedKeySummary, Material,
+    MaterialType, SealConfigRef,
+};
 pub use oci::{ApiKeyRef, NameRef, OciCredentials, OciKms, WorkloadIdentity};
 pub use reason::Reason;
 pub use seal_config::{
     Armor, BoundedText, ChangePolicy, DataEntry, DeletionPolicy, Encoding, EntryRef, Generate, Import,
     KeyEntry, KeyVersion, PlainRef, Purpose, RootKey, Rotation, SealConfig, SealConfigSpec, SealSpec,
-    SealUse, SecretType, Target, TargetSecret, WrappedCopy, WrappedFormat, crd,
+    SealUse, SecretType, Target, TargetSecret, WrappedCopy, WrappedFormat, crds,
 };
 pub use stanza::{AeadStanza, EnvSpec, KmsStanza, SealStanza, StanzaSpec, StaticStanza};
 pub use status::{
@@ -29,5 +35,8 @@ pub use unseal::{
 /// The API group of every kind, and the prefix of every label and annotation.
 pub const GROUP: &str = "autounseal.dev";
 
-/// The kind whose keys are bound, authenticated and checked.
+/// The kind of objects whose keys are delivered.
 pub const KIND: &str = "SealConfig";
+
+/// The kind of objects whose keys are brought to a KMS.
+pub const MANAGED_KIND: &str = "ManagedKey";

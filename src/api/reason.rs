@@ -149,6 +149,20 @@ reasons! {
     TargetNotVerified "TargetNotVerified",
     /// Two SealConfigs select one pod to unseal it.
     PodContested "PodContested",
+    /// An alias in AWS points at a key that the ManagedKey did not make.
+    AliasNotOwned "AliasNotOwned",
+    /// Two keys in AWS carry the token of the one that was being made.
+    CreateTokenAmbiguous "CreateTokenAmbiguous",
+    /// AWS does not take the wrapped material.
+    ImportRejected "ImportRejected",
+    /// A key in AWS held other material than the version that it was made for.
+    MaterialMismatch "MaterialMismatch",
+    /// The account has reached a quota of the KMS.
+    QuotaExceeded "QuotaExceeded",
+    /// The deletion of keys in AWS was not confirmed.
+    DeletionNotConfirmed "DeletionNotConfirmed",
+    /// A ManagedKey refers to the SealConfig.
+    InUse "InUse",
     /// A workload was restarted (event).
     Restarted "Restarted",
 }

@@ -10,7 +10,7 @@ use kube::{CustomResource, CustomResourceExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{AwsKms, EnvSpec, OciKms, StanzaSpec, UnsealSpec, status::SealConfigStatus};
+use super::{AwsKms, EnvSpec, ManagedKey, OciKms, StanzaSpec, UnsealSpec, status::SealConfigStatus};
 
 /// Names seals (KMS keys) and the root keys wrapped under them, and says which Secrets receive the keys.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -564,21 +564,22 @@ pub enum KeyVersion {
     Previous,
 }
 
-/// The CustomResourceDefinition, as it is applied.
+/// The CustomResourceDefinitions, as they are applied: SealConfig, ManagedKey.
 ///
 /// kube's derive marks optional fields `nullable`; the contract says that no member is, for an
 /// explicit `null` would satisfy the type and confuse `has()`.
-pub fn crd() -> serde_json::Value {
-    let definition: CustomResourceDefinition = SealConfig::crd();
-    let mut value = serde_json::to_value(definition).unwrap_or_default();
-    strip(&mut value);
-    if let Some(status) = value.pointer_mut("/spec/versions/0/schema/openAPIV3Schema/properties/status") {
-        status["default"] = serde_json::json!({"conditions": [{
-            "type": "Ready", "status": "Unknown", "reason": "Pending",
-            "message": "waiting for the operator", "lastTransitionTime": "1970-01-01T00:00:00Z",
-        }]});
-    }
-    value
+pub fn crds() -> [serde_json::Value; 2] {
+    [SealConfig::crd(), ManagedKey::crd()].map(|definition: CustomResourceDefinition| {
+        let mut value = serde_json::to_value(definition).unwrap_or_default();
+        strip(&mut value);
+        if let Some(status) = value.pointer_mut("/spec/versions/0/schema/openAPIV3Schema/properties/status") {
+            status["default"] = serde_json::json!({"conditions": [{
+                "type": "Ready", "status": "Unknown", "reason": "Pending",
+                "message": "waiting for the operator", "lastTransitionTime": "1970-01-01T00:00:00Z",
+            }]});
+        }
+        value
+    })
 }
 
 fn strip(value: &mut serde_json::Value) {

@@ -18,6 +18,8 @@ pub mod condition_types {
     pub const SECRETS_DELIVERED: &str = "SecretsDelivered";
     /// Every target pod runs with what was delivered.
     pub const PODS_CURRENT: &str = "PodsCurrent";
+    /// Every distribution of a ManagedKey is as it should be.
+    pub const DISTRIBUTED: &str = "Distributed";
     /// Every server that `spec.unseal` selects is unsealed.
     pub const UNSEALED: &str = "Unsealed";
 }

@@ -1,5 +1,7 @@
 //! `autounseal check`: what the operator would say and do, without a cluster and without a cloud.
 
+mod managed;
+
 use std::{fmt::Write as _, path::PathBuf};
 
 use serde_json::{Value, json};
@@ -12,7 +14,7 @@ use super::{
     sending,
 };
 use crate::{
-    api::{self, Encoding, KIND, KeyVersion, SealConfig, SecretType, UnsealProduct},
+    api::{self, Encoding, KIND, KeyVersion, MANAGED_KIND, SealConfig, SecretType, UnsealProduct},
     seal::{
         aws::{AwsSeal, Credentials},
         entry::EntryContent,
@@ -29,7 +31,7 @@ use crate::{
 
 /// Check manifests offline and print what the operator would do
 ///
-/// Reads every SealConfig of the files, holds it against the schema (unknown fields are errors) and against the rules
+/// Reads every SealConfig and ManagedKey of the files, holds it against the schema (unknown fields are errors) and against the rules
 /// that the operator itself applies, and prints which seals open which keys and which Secrets receive them. Nothing
 /// is contacted: whether the KMS keys, Secrets, ServiceAccounts and pods exist is not looked at. Objects of other kinds
 /// are skipped with a note.
@@ -40,7 +42,7 @@ use crate::{
 ///   kustomize build . | autounseal check -f -
 ///   autounseal check -o json -f a.yaml -f b.yaml | jq '.objects[].problems'
 ///
-/// Exit codes: 0 every SealConfig is well, 1 one is not or there is none, 2 a file cannot be read.
+/// Exit codes: 0 every object is well, 1 one is not or there is none, 2 a file cannot be read.
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct CheckArgs {
@@ -60,25 +62,33 @@ pub(super) fn run(args: &CheckArgs) -> Done {
     for file in &args.files {
         objects.extend(manifest::read(file)?);
     }
-    let (configs, others): (Vec<_>, Vec<_>) = objects.into_iter().partition(|object| object.kind() == KIND);
+    let (configs, others): (Vec<_>, Vec<_>) = objects
+        .into_iter()
+        .partition(|object| [KIND, MANAGED_KIND].contains(&object.kind()));
     for other in &others {
         let kind = match other.kind() {
             "" => "an object without a kind",
             kind => kind,
         };
         output::note(&format!(
-            "{}: {kind} {} is no SealConfig, skipped",
+            "{}: {kind} {} is neither a SealConfig nor a ManagedKey, skipped",
             other.place,
             other.name().unwrap_or_default()
         ));
     }
     if configs.is_empty() {
-        return Err(Failure::No("there is no SealConfig in what was given".to_owned()));
+        return Err(Failure::No(
+            "there is no SealConfig and no ManagedKey in what was given".to_owned(),
+        ));
     }
     let mut results = Vec::new();
     for mut object in configs {
         object.put_in(args.namespace.as_deref())?;
-        let checked = check(&object);
+        let checked = if object.kind() == MANAGED_KIND {
+            managed::check(&object)
+        } else {
+            check(&object).map(Well::of)
+        };
         results.push((object, checked));
     }
     match args.output {
@@ -92,10 +102,26 @@ pub(super) fn run(args: &CheckArgs) -> Done {
     }
 }
 
-type Checked = Result<Model, Vec<Problem>>;
+/// What an object that is well will have the operator do.
+struct Well {
+    text: String,
+    json: Value,
+}
+
+impl Well {
+    #[expect(clippy::needless_pass_by_value, reason = "the last word on the model")]
+    fn of(model: Model) -> Self {
+        Self {
+            text: plan_text(&model),
+            json: plan_json(&model),
+        }
+    }
+}
+
+type Checked = Result<Well, Vec<Problem>>;
 
 /// Schema first; the rules only where the schema is kept, for they read what it promises.
-pub(super) fn check(object: &Object) -> Checked {
+pub(super) fn check(object: &Object) -> Result<Model, Vec<Problem>> {
     let told = |path: &str, message: String| {
         vec![Problem {
             path: path.to_owned(),
@@ -109,7 +135,7 @@ pub(super) fn check(object: &Object) -> Checked {
     if let Some(map) = value.as_object_mut() {
         map.remove("status");
     }
-    let problems = schema::check(&schema::of_seal_config(&api::crd()), &value);
+    let problems = schema::check(&schema::of_kind(&api::crds()[0]), &value);
     if !problems.is_empty() {
         return Err(problems);
     }
@@ -149,7 +175,7 @@ fn title(object: &Object) -> String {
     match (object.namespace(), object.name()) {
         (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
         (None, Some(name)) => name.to_owned(),
-        _ => "SealConfig without a name".to_owned(),
+        _ => format!("{} without a name", object.kind()),
     }
 }
 
@@ -158,13 +184,7 @@ fn as_text(results: &[(Object, Checked)]) -> String {
     for (object, checked) in results {
         // Writing to a String cannot fail.
         let _ = match checked {
-            Ok(model) => writeln!(
-                out,
-                "{} ({}): well\n{}",
-                title(object),
-                object.place,
-                plan_text(model)
-            ),
+            Ok(well) => writeln!(out, "{} ({}): well\n{}", title(object), object.place, well.text),
             Err(problems) => {
                 let list = indented(problems.iter());
                 writeln!(
@@ -199,7 +219,7 @@ fn as_json(results: &[(Object, Checked)]) -> Value {
                 "namespace": object.namespace(),
                 "name": object.name(),
                 "problems": problems,
-                "plan": checked.as_ref().ok().map(plan_json),
+                "plan": checked.as_ref().ok().map(|well| &well.json),
             })
         })
         .collect();
@@ -304,7 +324,7 @@ fn servers_text(model: &Model, unseal: &Unseal) -> String {
             format!(
                 "initialised once with {}, kept in Secret {}; root token {token}",
                 members.join(" or "),
-                secret_name(&model.id.name)
+                secret_name(&model.id)
             )
         }
     };
@@ -334,7 +354,7 @@ fn stanza_words(stanza: &Stanza) -> String {
 
 /// Where a key comes from, what opens it, and where the operator's copies of it go.
 fn key_text(model: &Model, key: &Key) -> String {
-    let store = secret_name(&model.id.name);
+    let store = secret_name(&model.id);
     let under: Vec<_> = wrapping(model, key).map(|seal| seal.name.as_str()).collect();
     let kept = match under.as_slice() {
         [] => "under no seal, for none of them wraps: it cannot be made".to_owned(),
@@ -493,7 +513,7 @@ fn plan_json(model: &Model) -> Value {
             })
         })
         .collect();
-    let store = needs_store(model).then(|| secret_name(&model.id.name));
+    let store = needs_store(model).then(|| secret_name(&model.id));
     json!({"suspend": model.suspend, "store": store, "seals": seals, "keys": keys, "targets": targets})
 }
 
@@ -545,7 +565,7 @@ pub(super) mod tests {
     fn the_plan_tells_seals_keys_and_secrets() {
         let object = object(&good());
         let checked = check(&object);
-        let text = as_text(&[(object, checked)]);
+        let text = as_text(&[(object, checked.map(Well::of))]);
         let want = "\
 billing/billing (seal.yaml): well
   seal aws (priority 50): AWS KMS alias/billing, region eu-west-1, ServiceAccount billing
@@ -575,7 +595,7 @@ billing/billing (seal.yaml): well
         });
         let object = object(&value);
         let checked = check(&object);
-        let text = as_text(&[(object, checked)]);
+        let text = as_text(&[(object, checked.map(Well::of))]);
         for line in [
             "    vault.hcl: Vault's seal blocks for seals aws\n",
             "    kms.hcl: Boundary's kms blocks for seal aws, purposes root, bsr\n",
@@ -592,7 +612,7 @@ billing/billing (seal.yaml): well
     fn the_json_report_has_the_same_parts() {
         let object = object(&good());
         let checked = check(&object);
-        let report = as_json(&[(object, checked)]);
+        let report = as_json(&[(object, checked.map(Well::of))]);
         assert_eq!(report["ok"], true);
         assert_eq!(
             report["objects"][0]["plan"]["keys"],
@@ -627,7 +647,7 @@ billing/billing (seal.yaml): well
     fn the_plan_tells_what_is_made_and_where_it_is_kept() {
         let object = object(&stored());
         let checked = check(&object);
-        let text = as_text(&[(object, checked)]);
+        let text = as_text(&[(object, checked.map(Well::of))]);
         let want = "\
 billing/billing (seal.yaml): well
   seal a (priority 50): AWS KMS alias/a, region eu-west-1, credentials in Secret s
@@ -647,7 +667,7 @@ billing/billing (seal.yaml): well
     fn the_json_plan_tells_the_same() {
         let object = object(&stored());
         let checked = check(&object);
-        let plan = as_json(&[(object, checked)])["objects"][0]["plan"].clone();
+        let plan = as_json(&[(object, checked.map(Well::of))])["objects"][0]["plan"].clone();
         assert_eq!(plan["store"], "billing.sealconfig.wrapped");
         assert_eq!(
             plan["keys"],

@@ -11,12 +11,12 @@ use super::{
     output,
 };
 use crate::{
-    api::{Reason, SealConfig, condition_types},
+    api::{KIND, Reason, SealConfig, condition_types},
     kube_ext::store as secret,
     seal::store::{
         Class, Store, StoreFacts,
         edit::next_header,
-        secret_name,
+        name_of,
         sets::{self, Marker},
     },
 };
@@ -57,7 +57,7 @@ pub(super) async fn run(args: &ForgetInitArgs) -> Done {
     let cluster = cluster::connect(&args.cluster).await?;
     let namespace = args.namespace.clone().unwrap_or(cluster.namespace);
     let config = cluster::seal_config(&cluster.client, &namespace, &args.name).await?;
-    let name = secret_name(&args.name);
+    let name = name_of(KIND, &args.name);
     let found = secret::find(&cluster.client, &namespace, &name).await;
     let (facts, _) = found.map_err(cluster::yours)?;
     let StoreFacts::Found(store) = &facts else {

@@ -1,4 +1,6 @@
-//! `autounseal status`: what the operator says of SealConfigs, at a glance.
+//! `autounseal status`: what the operator says of SealConfigs and ManagedKeys, at a glance.
+
+mod managed;
 
 use std::fmt::Write as _;
 
@@ -19,12 +21,13 @@ use crate::{
 /// SealConfigs that are asked for at once.
 const PAGE: u32 = 500;
 
-/// Print a table of SealConfigs with their seals, keys and pods
+/// Print a table of SealConfigs with their seals, keys and pods, and of ManagedKeys with their distributions
 ///
 /// Shows what the operator last wrote into each SealConfig's status: whether it is Ready and why not, each seal's KMS key and
 /// state, each key's version, the seals that it is wrapped under, its next rotation and the seals that once opened it and were
 /// taken out since (rotate it, if one of them is compromised), how many pods run with what was delivered, which servers are
-/// unsealed, and which shares they answered when the operator initialised them. Nothing but SealConfigs is read, and no KMS is asked; `doctor` does that.
+/// unsealed, and which shares they answered when the operator initialised them; of ManagedKeys the alias, version and state in
+/// each place that they were brought to. Nothing but these objects is read, and no KMS is asked; `doctor` does that.
 ///
 /// Examples:
 ///
@@ -36,10 +39,10 @@ const PAGE: u32 = 500;
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct StatusArgs {
-    /// Only this SealConfig
+    /// Only the SealConfig and the ManagedKey of this name
     #[arg(value_name = "NAME", conflicts_with = "all_namespaces")]
     name: Option<String>,
-    /// The SealConfigs of all namespaces
+    /// The objects of all namespaces
     #[arg(short = 'A', long)]
     all_namespaces: bool,
     /// The namespace. Default: that of the context
@@ -55,27 +58,46 @@ pub struct StatusArgs {
 pub(super) async fn run(args: &StatusArgs) -> Done {
     let cluster = cluster::connect(&args.cluster).await?;
     let namespace = args.namespace.clone().unwrap_or(cluster.namespace);
-    let configs = match (&args.name, args.all_namespaces) {
-        (Some(name), _) => vec![cluster::seal_config(&cluster.client, &namespace, name).await?],
-        (None, true) => list(&Api::all(cluster.client), "all namespaces").await?,
+    let (configs, keys) = match (&args.name, args.all_namespaces) {
+        (Some(name), _) => {
+            let key = managed::one(&cluster.client, &namespace, name).await?;
+            match (cluster::seal_config(&cluster.client, &namespace, name).await, key) {
+                (Ok(config), key) => (vec![config], key.into_iter().collect()),
+                // Of a ManagedKey alone is spoken as well.
+                (Err(Failure::Misuse(_)), Some(key)) => (Vec::new(), vec![key]),
+                (Err(failure), _) => return Err(failure),
+            }
+        }
+        (None, true) => (
+            list(&Api::all(cluster.client.clone()), "all namespaces").await?,
+            managed::list(&Api::all(cluster.client)).await?,
+        ),
         (None, false) => {
             let place = format!("namespace {namespace}");
-            let found = list(&Api::namespaced(cluster.client, &namespace), &place).await?;
-            if found.is_empty() {
+            let found = list(&Api::namespaced(cluster.client.clone(), &namespace), &place).await?;
+            let keys = managed::list(&Api::namespaced(cluster.client, &namespace)).await?;
+            if found.is_empty() && keys.is_empty() {
                 output::note(&format!(
                     "there is no SealConfig in {place}; -A shows those of all namespaces"
                 ));
             }
-            found
+            (found, keys)
         }
     };
     let rows: Vec<Row> = configs.iter().map(Row::of).collect();
+    let keys: Vec<managed::KeyRow> = keys.iter().map(managed::KeyRow::of).collect();
     match args.output {
-        Output::Json => output::json(&as_json(&rows)),
-        Output::Text if rows.is_empty() => {}
-        Output::Text => output::report(&as_text(&rows)),
+        Output::Json => {
+            let mut shown = as_json(&rows);
+            let well = rows.iter().all(Row::is_ready) && keys.iter().all(managed::KeyRow::is_ready);
+            shown["ok"] = json!(well);
+            shown["managedKeys"] = managed::as_json(&keys);
+            output::json(&shown);
+        }
+        Output::Text if rows.is_empty() && keys.is_empty() => {}
+        Output::Text => output::report(&(as_text(&rows) + &managed::as_text(&keys))),
     }
-    if rows.iter().all(Row::is_ready) {
+    if rows.iter().all(Row::is_ready) && keys.iter().all(managed::KeyRow::is_ready) {
         Ok(())
     } else {
         Err(Failure::Told)

@@ -34,9 +34,9 @@ pub(super) fn of_file(path: &Path, model: &Model) -> Result<Store, Failure> {
         Failure::No(format!(
             "{} does not hold Secret {} of namespace {}; write it with: kubectl -n {1} get secret {} -o yaml",
             path.display(),
-            secret_name(&model.id.name),
+            secret_name(&model.id),
             model.id.namespace,
-            secret_name(&model.id.name),
+            secret_name(&model.id),
         ))
     })
 }
@@ -46,7 +46,7 @@ pub(super) fn of_file(path: &Path, model: &Model) -> Result<Store, Failure> {
 /// # Errors
 /// It is, and cannot be read.
 pub(super) fn of_objects(objects: &[Object], model: &Model) -> Result<Option<Store>, Failure> {
-    let name = secret_name(&model.id.name);
+    let name = secret_name(&model.id);
     let holder = objects.iter().find(|object| {
         object.kind() == "Secret"
             && object.name() == Some(name.as_str())
@@ -160,7 +160,7 @@ impl Request<'_> {
             let names: Vec<_> = self.store.header.keys.keys().map(String::as_str).collect();
             Failure::No(format!(
                 "Secret {} holds no key {:?}; it holds {}",
-                secret_name(&self.model.id.name),
+                secret_name(&self.model.id),
                 self.key.name,
                 names.join(", ")
             ))

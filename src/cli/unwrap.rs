@@ -253,7 +253,7 @@ impl<'a> Case<'a> {
             return self.open_brought(key).await;
         }
         let Some(store) = self.store().await? else {
-            let name = secret_name(&self.model.id.name);
+            let name = secret_name(&self.model.id);
             return Err(Failure::No(match &self.holder {
                 Holder::File(_) => format!(
                     "key {:?} is not in the file: its copies lie in Secret {name}; name a file that holds it with --store \
@@ -299,7 +299,7 @@ impl<'a> Case<'a> {
     }
 
     async fn store(&self) -> Result<Option<Store>, Failure> {
-        let name = secret_name(&self.model.id.name);
+        let name = secret_name(&self.model.id);
         match (&self.args.store, &self.holder) {
             (Some(path), _) => stored::of_file(path, &self.model).map(Some),
             (None, Holder::File(others)) => stored::of_objects(others, &self.model),

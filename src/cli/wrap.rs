@@ -159,7 +159,7 @@ pub(super) async fn run(args: &WrapArgs) -> Done {
 
 /// The seals of a manifest that may hold nothing else.
 fn seals_of(object: &Object) -> Result<Vec<Seal>, Failure> {
-    let schema = schema::of_seal_config(&api::crd());
+    let schema = schema::of_kind(&api::crds()[0]);
     let schema = schema
         .pointer("/properties/spec/properties/seals")
         .cloned()

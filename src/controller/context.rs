@@ -7,16 +7,19 @@ use std::{
 
 use kube::Client;
 
+use kube::runtime::reflector::{ObjectRef, Store};
+
 use super::{
     events::Events,
     index::Index,
     kept::Kept,
+    managed::Memories,
     turnstile::Turnstile,
     unseal::{Inits, Unsealers},
     watch::Scope,
 };
 use crate::{
-    api::SealConfigStatus,
+    api::{SealConfig, SealConfigStatus},
     lease::Term,
     provider::Clouds,
     seal::{
@@ -55,7 +58,10 @@ pub struct Context {
     pub cluster_ca: Vec<Vec<u8>>,
     /// Until when this replica acts.
     pub term: Term,
+    /// What is remembered of ManagedKeys.
+    pub managed: Memories,
     scopes: Mutex<Vec<Scope>>,
+    configs: Mutex<Vec<Store<Kept>>>,
     objects: Mutex<HashMap<(String, String), Box<Remembered>>>,
 }
 
@@ -100,7 +106,9 @@ impl Context {
             inits: Arc::default(),
             cluster_ca,
             term,
+            managed: Memories::default(),
             scopes: Mutex::default(),
+            configs: Mutex::default(),
             objects: Mutex::default(),
         }
     }
@@ -109,6 +117,20 @@ impl Context {
     pub fn watches(&self, scope: Scope) {
         let mut scopes = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
         scopes.push(scope);
+    }
+
+    /// SealConfigs are watched here from now on.
+    pub fn reads(&self, configs: Store<Kept>) {
+        let mut all = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push(configs);
+    }
+
+    /// A SealConfig as the watch last saw it.
+    pub fn config(&self, namespace: &str, name: &str) -> Option<SealConfig> {
+        let all = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
+        let reference = ObjectRef::new(name).within(namespace);
+        let found = all.iter().find_map(|configs| configs.get(&reference))?;
+        found.read()
     }
 
     /// A SealConfig is to be looked at again.

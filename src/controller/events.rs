@@ -1,8 +1,9 @@
-//! Events on SealConfigs: one for each transition, warnings always, good news sparingly.
+//! Events on our objects: one for each transition, warnings always, good news sparingly.
 
 use std::sync::Mutex;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
     Client, Resource,
     runtime::events::{Event, EventType, Recorder, Reporter},
@@ -38,7 +39,7 @@ impl Events {
     }
 
     /// The object's `Ready` condition has changed.
-    pub async fn transition(&self, config: &SealConfig, ready: bool, reason: Reason, message: &str) {
+    pub async fn transition(&self, object: ObjectReference, ready: bool, reason: Reason, message: &str) {
         if ready && !self.may_speak() {
             return;
         }
@@ -47,34 +48,34 @@ impl Events {
         } else {
             EventType::Warning
         };
-        self.publish(
-            config.object_ref(&()),
-            type_,
-            reason,
-            message.to_owned(),
-            "Reconcile",
-        )
-        .await;
+        self.publish(object, type_, reason, message.to_owned(), "Reconcile")
+            .await;
     }
 
     /// A workload was restarted.
     pub async fn restarted(&self, model: &Model, workload: &str) {
-        let reference = k8s_openapi::api::core::v1::ObjectReference {
+        let reference = ObjectReference {
             api_version: Some(SealConfig::api_version(&()).into_owned()),
             kind: Some(SealConfig::kind(&()).into_owned()),
             namespace: Some(model.id.namespace.clone()),
             name: Some(model.id.name.clone()),
             uid: Some(model.id.uid.clone()),
-            ..k8s_openapi::api::core::v1::ObjectReference::default()
+            ..ObjectReference::default()
         };
         let note = format!("{workload} is restarted, because the keys that its pods read have changed");
         self.publish(reference, EventType::Normal, Reason::Restarted, note, "Restart")
             .await;
     }
 
+    /// A human must know of something that is no state.
+    pub async fn warn(&self, object: ObjectReference, reason: Reason, note: String, action: &str) {
+        self.publish(object, EventType::Warning, reason, note, action)
+            .await;
+    }
+
     async fn publish(
         &self,
-        reference: k8s_openapi::api::core::v1::ObjectReference,
+        reference: ObjectReference,
         type_: EventType,
         reason: Reason,
         note: String,

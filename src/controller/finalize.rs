@@ -1,17 +1,21 @@
 //! `wrappedDeletionPolicy: Delete`: a finalizer that takes the wrapped store along (`api.md`, meaning 11).
 
+use std::fmt::Debug;
+
 use http::StatusCode;
 use kube::{
-    Api, ResourceExt,
-    api::{Patch, PatchParams},
+    Api, Resource, ResourceExt,
+    api::{ListParams, Patch, PatchParams},
+    core::NamespaceResourceScope,
 };
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::context::Context;
 use crate::{
-    api::{DeletionPolicy, Reason, SealConfig},
+    api::{DeletionPolicy, KIND, ManagedKey, Reason, SealConfig},
     kube_ext::{FIELD_MANAGER, bounded, cluster::read_fault, names, store},
-    seal::{Fault, store::secret_name},
+    seal::{Fault, store::name_of},
 };
 
 /// Brings the finalizer to what the policy says. An object that is being deleted loses its store, if the policy is Delete
@@ -31,19 +35,82 @@ pub async fn finalize(context: &Context, config: &SealConfig) -> Result<(), Faul
         return Ok(());
     }
     if deleting && config.spec.wrapped_deletion_policy == DeletionPolicy::Delete {
-        store::delete(&context.client, &namespace, &secret_name(&name)).await?;
+        unused(context, &namespace, &name).await?;
+        store::delete(&context.client, &namespace, &name_of(KIND, &name)).await?;
     }
-    let mut finalizers: Vec<&str> = config.finalizers().iter().map(String::as_str).collect();
+    put_finalizers(
+        context,
+        config,
+        names::FINALIZER,
+        wanted,
+        "patch sealconfigs (wrappedDeletionPolicy: Delete; rights.storeDeletion of the chart)",
+    )
+    .await
+}
+
+/// Holds that no ManagedKey refers to the SealConfig: its seals are needed to open the material. The apiserver itself is
+/// asked, for a watch may be behind.
+async fn unused(context: &Context, namespace: &str, name: &str) -> Result<(), Fault> {
+    let api: Api<ManagedKey> = Api::namespaced(context.client.clone(), namespace);
+    let list = bounded(api.list(&ListParams::default())).await;
+    let list = match list {
+        Ok(list) => list.items,
+        // Where the kind does not exist nobody refers to anything.
+        Err(kube::Error::Api(status)) if status.code == StatusCode::NOT_FOUND.as_u16() => Vec::new(),
+        Err(error) => {
+            return Err(read_fault(
+                &error,
+                "list managedkeys",
+                namespace,
+                Reason::DeliveryFailed,
+            ));
+        }
+    };
+    let users = list.iter().filter(|key| key.spec.seal_config_ref.name == name);
+    let users: Vec<_> = users.map(ResourceExt::name_any).collect();
+    if users.is_empty() {
+        return Ok(());
+    }
+    Err(Fault::denied(
+        Reason::InUse,
+        format!(
+            "its seals open the material of ManagedKey {}, so the SealConfig and its store stay until that is deleted or refers \
+             to another one",
+            users.join(", ")
+        ),
+    ))
+}
+
+/// Puts a finalizer of ours on an object, or takes it away; nothing where it is as it should be.
+///
+/// # Errors
+/// What kept the apiserver from it. `right`: what is told to be missing if it is not permitted.
+pub async fn put_finalizers<K>(
+    context: &Context,
+    object: &K,
+    finalizer: &str,
+    wanted: bool,
+    right: &str,
+) -> Result<(), Fault>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+{
+    if wanted == object.finalizers().iter().any(|found| found == finalizer) {
+        return Ok(());
+    }
+    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+    let mut finalizers: Vec<&str> = object.finalizers().iter().map(String::as_str).collect();
     if wanted {
-        finalizers.push(names::FINALIZER);
+        finalizers.push(finalizer);
     } else {
-        finalizers.retain(|finalizer| *finalizer != names::FINALIZER);
+        finalizers.retain(|found| *found != finalizer);
     }
-    let api: Api<SealConfig> = Api::namespaced(context.client.clone(), &namespace);
+    let api: Api<K> = Api::namespaced(context.client.clone(), &namespace);
     // A list is replaced as a whole, so it must be the one that was seen.
-    let patch = json!({"metadata": {
-        "uid": config.uid(), "resourceVersion": config.resource_version(), "finalizers": finalizers,
-    }});
+    let patch = json!({
+        "apiVersion": K::api_version(&()), "kind": K::kind(&()),
+        "metadata": {"uid": object.uid(), "resourceVersion": object.resource_version(), "finalizers": finalizers},
+    });
     let params = PatchParams {
         field_manager: Some(FIELD_MANAGER.to_owned()),
         ..PatchParams::default()
@@ -58,11 +125,6 @@ pub async fn finalize(context: &Context, config: &SealConfig) -> Result<(), Faul
         {
             Ok(())
         }
-        Err(error) => Err(read_fault(
-            &error,
-            "patch sealconfigs (wrappedDeletionPolicy: Delete; rights.storeDeletion of the chart)",
-            &namespace,
-            Reason::DeliveryFailed,
-        )),
+        Err(error) => Err(read_fault(&error, right, &namespace, Reason::DeliveryFailed)),
     }
 }

@@ -14,7 +14,7 @@ use kube::core::{Selector, SelectorExt};
 use crate::seal::observed::{NamespaceFacts, PodFacts, SecretFacts};
 use secret::Known;
 
-/// Kinds of objects that SealConfigs refer to.
+/// Kinds of objects that SealConfigs and ManagedKeys refer to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     /// Secrets: sources, credentials, targets.
@@ -23,6 +23,8 @@ pub enum Kind {
     ConfigMap,
     /// ServiceAccounts: identities.
     ServiceAccount,
+    /// SealConfigs: the seals of ManagedKeys.
+    SealConfig,
 }
 
 /// Namespace and name.
@@ -39,6 +41,28 @@ struct Inner {
     spaces: HashMap<String, Space>,
     /// The scopes whose SealConfigs are all known.
     listed: HashSet<Option<String>>,
+}
+
+/// Before the name of a ManagedKey where names of SealConfigs stand as well; no name holds a slash.
+const MANAGED: &str = "managedkey/";
+
+/// How a ManagedKey is named among those that refer to something.
+pub fn managed(name: &str) -> String {
+    format!("{MANAGED}{name}")
+}
+
+/// The ManagedKey that is named so; `None` = it is a SealConfig.
+pub fn as_managed(name: &str) -> Option<&str> {
+    name.strip_prefix(MANAGED)
+}
+
+/// What a SealConfig must know of a ManagedKey that refers to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ManagedFacts {
+    /// The SealConfig.
+    pub config: String,
+    /// The seals that open its material.
+    pub wrapped_under: BTreeSet<String>,
 }
 
 /// What is known of one namespace.
@@ -58,6 +82,8 @@ struct Space {
     referred: HashMap<(Kind, String), BTreeSet<String>>,
     /// The pods that SealConfigs unseal, whoever works on these SealConfigs.
     unseals: HashMap<String, Selector>,
+    /// The ManagedKeys.
+    managed: HashMap<String, ManagedFacts>,
 }
 
 impl Space {
@@ -69,6 +95,7 @@ impl Space {
             && self.living.is_empty()
             && self.referring.is_empty()
             && self.unseals.is_empty()
+            && self.managed.is_empty()
     }
 
     fn refer(&mut self, name: &str, references: References) {
@@ -181,6 +208,11 @@ impl Index {
     /// The SealConfigs known in a scope.
     pub fn config_names(&self, scope: Option<&str>) -> HashSet<Name> {
         Self::names(&self.lock(), scope, |space| space.living.keys())
+    }
+
+    /// The ManagedKeys known in a scope.
+    pub fn managed_names(&self, scope: Option<&str>) -> HashSet<Name> {
+        Self::names(&self.lock(), scope, |space| space.managed.keys())
     }
 
     /// The pods known in a scope.
@@ -298,6 +330,34 @@ impl Index {
         });
     }
 
+    /// A ManagedKey was seen. Whether what matters to its SealConfig has changed.
+    pub fn saw_managed(&self, namespace: &str, name: &str, facts: ManagedFacts) -> bool {
+        self.change(namespace, |space| {
+            space.managed.insert(name.to_owned(), facts.clone()) != Some(facts)
+        })
+    }
+
+    /// A ManagedKey is gone, and with it its references.
+    pub fn lost_managed(&self, namespace: &str, name: &str) {
+        self.change(namespace, |space| {
+            space.refer(&managed(name), References::default());
+            space.managed.remove(name);
+        });
+    }
+
+    /// What is known of a ManagedKey.
+    pub fn managed(&self, namespace: &str, name: &str) -> Option<ManagedFacts> {
+        self.read(namespace, |space| space.managed.get(name).cloned())
+    }
+
+    /// The ManagedKeys that refer to a SealConfig, by name.
+    pub fn dependants(&self, namespace: &str, config: &str) -> BTreeMap<String, ManagedFacts> {
+        self.read(namespace, |space| {
+            let of_it = space.managed.iter().filter(|(_, facts)| facts.config == config);
+            of_it.map(|(name, facts)| (name.clone(), facts.clone())).collect()
+        })
+    }
+
     /// A SealConfig unseals these pods, or none. Whether this is news.
     pub fn saw_unseal(&self, namespace: &str, name: &str, selector: Option<Selector>) -> bool {
         self.change(namespace, |space| match selector {
@@ -349,9 +409,12 @@ impl Index {
         })
     }
 
-    /// Names of the SealConfigs of a namespace.
+    /// Names of the SealConfigs of a namespace, and of its ManagedKeys.
     pub fn configs(&self, namespace: &str) -> Vec<String> {
-        self.read(namespace, |space| space.living.keys().cloned().collect())
+        self.read(namespace, |space| {
+            let keys = space.managed.keys().map(|name| managed(name));
+            space.living.keys().cloned().chain(keys).collect()
+        })
     }
 
     /// Sets what a SealConfig refers to.

@@ -16,7 +16,8 @@ use super::{
     apply::{admitted, connect, fail, pinned},
     context::Context,
     hedge::Attempt,
-    open::{Held, Ready, consumer_key_id, open_candidate, open_version},
+    managed::material,
+    open::{Held, Ready, consumer_key_id, open_brings, open_candidate, open_version},
 };
 use crate::{
     api::{Encoding, Reason},
@@ -30,6 +31,7 @@ use crate::{
         Ciphertext, Fault, KeyBytes,
         checks::Findings,
         digest::{brought_inputs, seal_inputs, tend_inputs},
+        managed::record::Managed,
         model::{Key, MAX_SOURCE, Model, Origin, Seal},
         observed::Observed,
         outcome::{Described, KeyOutcome, Outcomes, StoredState},
@@ -41,7 +43,7 @@ use crate::{
             highest_version, item_digest,
             proof::{authentic, fits, mac_of, place, value_of},
             secret_name,
-            standing::{Delivered, Due, Rebuild, seen, successor, wrapping},
+            standing::{Delivered, Due, Rebuild, seen, successor, trigger, wrapping},
         },
     },
 };
@@ -279,7 +281,7 @@ impl<'w, 'a> Hand<'w, 'a> {
 
     fn fresh(&self, version: u32) -> Section {
         let (source, trigger, inputs) = match &self.key.origin {
-            Origin::Generated { trigger, .. } => (Provenance::Generated, trigger.clone(), None),
+            Origin::Generated { .. } => (Provenance::Generated, trigger(self.key, self.observed), None),
             Origin::Imported { .. } => (Provenance::Imported, None, None),
             Origin::Initialized(_) => (Provenance::Initialized, None, None),
             Origin::Brought => {
@@ -301,6 +303,7 @@ impl<'w, 'a> Hand<'w, 'a> {
             trigger,
             inputs,
             versions: BTreeMap::new(),
+            managed: self.key.material.map(Managed::of),
         }
     }
 
@@ -323,7 +326,7 @@ impl<'w, 'a> Hand<'w, 'a> {
             (_, Some(bytes)) => bytes,
             (Origin::Generated { bytes, .. }, None) => {
                 self.never_delivered().await?;
-                made = random(*bytes)?;
+                made = self.fresh_bytes(*bytes).await?;
                 &made
             }
             (Origin::Imported { secret, entry }, None) => {
@@ -504,7 +507,7 @@ impl<'w, 'a> Hand<'w, 'a> {
                 format!(
                     "Secret {} does not hold it, and Secret {} holds other bytes than were delivered, so nothing was made from \
                      them; restore the store from a backup",
-                    secret_name(&self.model.id.name),
+                    secret_name(&self.model.id),
                     from.current.secret
                 ),
             )
@@ -585,10 +588,7 @@ impl<'w, 'a> Hand<'w, 'a> {
         for (version, item) in &due.drop {
             self.drop_former(&mut draft, store, *version, item).await;
         }
-        let trigger = match &self.key.origin {
-            Origin::Generated { trigger, .. } => trigger.clone(),
-            Origin::Imported { .. } | Origin::Brought | Origin::Initialized(_) => None,
-        };
+        let trigger = trigger(self.key, self.observed);
         if let Some(cluster) = &due.cluster {
             draft.edit.note_cluster(cluster);
         }
@@ -601,12 +601,32 @@ impl<'w, 'a> Hand<'w, 'a> {
         Ok(draft)
     }
 
+    /// Bytes that never were before: of that number, or the material of a ManagedKey.
+    async fn fresh_bytes(&self, bytes: usize) -> Result<KeyBytes, Fault> {
+        match self.key.material {
+            Some(type_) if !self.key.brings.is_empty() => {
+                let brought = open_brings(self.context, self.model, self.observed, self.key).await?;
+                material::check(type_, &brought)?;
+                Ok(brought)
+            }
+            Some(type_) => material::make(type_).await,
+            None => random(bytes),
+        }
+    }
+
     async fn rotate(&self, draft: &mut Draft<'a>, trigger: Option<String>) -> Result<(), Fault> {
         let Origin::Generated { bytes, .. } = self.key.origin else {
             return Ok(());
         };
         let seals = self.wrapping();
-        let (bytes, version) = (random(bytes)?, draft.edit.section.next);
+        let (bytes, version) = (self.fresh_bytes(bytes).await?, draft.edit.section.next);
+        let current = draft.edit.section.versions.get(&draft.edit.section.current);
+        let value = value_of(self.model, self.key, &bytes);
+        if value.is_some() && current.is_some_and(|current| current.check_value == value) {
+            // Brought in other copies, and the same key.
+            draft.edit.note_trigger(trigger);
+            return Ok(());
+        }
         self.add_version(draft, version, &bytes, &seals, true).await;
         if draft.edit.section.current == version {
             draft.edit.note_trigger(trigger);
@@ -715,11 +735,40 @@ impl<'w, 'a> Hand<'w, 'a> {
     }
 }
 
-fn first_fault(attempts: Vec<Attempt>) -> Fault {
+pub(super) fn first_fault(attempts: Vec<Attempt>) -> Fault {
     let fault = attempts
         .into_iter()
         .find_map(|(seal, _, result)| Some(result.err()?.of(format!("seal {seal:?}"))));
     fault.unwrap_or_else(|| Fault::transient(Reason::Pending, "no stored copy can be opened now"))
+}
+
+/// Writes a changed section of a stored key, authenticated under the bytes of its current version, which come back.
+pub async fn amend(
+    context: &Context,
+    model: &Model,
+    observed: &mut Observed,
+    key: &Key,
+    section: Section,
+    bytes: KeyBytes,
+) -> (Option<KeyBytes>, Result<(), Fault>) {
+    let current = section.current;
+    let mut draft = Draft {
+        key,
+        edit: Edit::new(&key.name, section),
+        bytes: BTreeMap::from([(current, bytes)]),
+        faults: Vec::new(),
+        wrapped: Vec::new(),
+    };
+    draft.edit.changed = true;
+    let outcome = save(
+        context,
+        model,
+        observed,
+        std::slice::from_mut(&mut draft),
+        &BTreeMap::new(),
+    )
+    .await;
+    (draft.bytes.remove(&current), outcome)
 }
 
 /// Writes every draft in one write, and takes what was read back.
@@ -775,7 +824,7 @@ async fn save(
             Reason::InvalidSpec,
             format!(
                 "Secret {} would grow beyond 512 KiB, so nothing was written; spread the keys over several SealConfigs",
-                secret_name(&model.id.name)
+                secret_name(&model.id)
             ),
         ));
     }
@@ -785,7 +834,7 @@ async fn save(
         put,
         remove,
     };
-    let (namespace, name) = (&model.id.namespace, secret_name(&model.id.name));
+    let (namespace, name) = (&model.id.namespace, secret_name(&model.id));
     let (facts, known) = secret::save(&context.client, namespace, &name, &change).await?;
     if let Some(known) = known {
         context.index.saw_secret(namespace, &name, known);

@@ -12,6 +12,7 @@ pub mod hedge;
 pub mod index;
 pub mod keep;
 pub mod kept;
+pub mod managed;
 pub mod observe;
 pub mod open;
 pub mod preflight;
@@ -35,7 +36,7 @@ use std::{
 use futures::{
     FutureExt, StreamExt, TryStreamExt,
     channel::mpsc,
-    future::{Either, join_all, select},
+    future::{Either, join, join_all, select},
 };
 use kube::{
     ResourceExt,
@@ -57,6 +58,7 @@ use crate::{
     telemetry::{metrics::Metrics, server},
 };
 use context::Context;
+use index::Kind;
 use kept::Kept;
 use turnstile::Pass;
 use watch::{Pending, Scope};
@@ -233,10 +235,12 @@ async fn run_scope(
     stop: impl Future<Output = ()> + Send + Sync + 'static,
 ) {
     let (trigger, triggered) = mpsc::unbounded();
+    let (trigger_managed, triggered_managed) = mpsc::unbounded();
     let scope = Scope {
         namespace: namespace.clone(),
         trigger,
         streams,
+        managed: trigger_managed,
     };
     context.watches(scope.clone());
     let watches_namespaces = namespace.is_none();
@@ -291,6 +295,14 @@ async fn run_scope(
         .reflect(writer)
         .applied_objects()
         .predicate_filter(changed, kube::runtime::PredicateConfig::default());
+    context.reads(reader.clone());
+    let managed = managed::run::run(
+        context.clone(),
+        scope.clone(),
+        triggered_managed,
+        replica.clone(),
+        stop.clone(),
+    );
     // A standby lists and watches like a leader, and lets every object pass; when it leads it takes them all up.
     let Replica { term, mut leads } = replica;
     let elected = futures::stream::once(async move {
@@ -328,7 +340,11 @@ async fn run_scope(
             std::future::pending::<()>().await;
         }
     };
-    select(std::pin::pin!(controller), std::pin::pin!(too_early)).await;
+    join(
+        select(std::pin::pin!(controller), std::pin::pin!(too_early)),
+        managed,
+    )
+    .await;
     drop(watches);
 }
 
@@ -359,6 +375,10 @@ fn remember(
             if context.index.saw_unseal(&namespace, &name, selector) {
                 context.unsealers.sync(context, &namespace);
             }
+            scope.look_at(
+                &namespace,
+                context.index.referring(Kind::SealConfig, &namespace, &name),
+            );
         }
         Event::Delete(config) => {
             let (namespace, name) = (config.namespace().unwrap_or_default(), config.name_any());

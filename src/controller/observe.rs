@@ -10,7 +10,7 @@ use super::{
     index::{Kind, References},
 };
 use crate::{
-    api::SealConfigStatus,
+    api::{KIND, SealConfigStatus},
     kube_ext::{cluster::source_facts, store::find},
     provider,
     seal::{
@@ -36,7 +36,7 @@ pub fn references(model: &Model) -> References {
     objects.extend(read_secrets.iter().map(|name| (Kind::Secret, name.clone())));
     // Servers may have been initialised before, and what they answered lies there.
     if needs_store(model) || model.unseal.is_some() {
-        objects.insert((Kind::Secret, secret_name(&model.id.name)));
+        objects.insert((Kind::Secret, secret_name(&model.id)));
     }
     objects.extend(
         model
@@ -111,7 +111,7 @@ pub async fn observe(
         endpoints: context.settings.endpoints.clone(),
         living: index.living(namespace, &owners),
         secrets,
-        relics: if own {
+        relics: if own && model.id.kind == KIND {
             index.delivered_by(namespace, &model.id.name)
         } else {
             BTreeMap::new()
@@ -166,7 +166,7 @@ async fn store(
     remembered: &mut Remembered,
 ) -> Result<StoreFacts, Fault> {
     let before = remembered.store.take();
-    let (namespace, name) = (&model.id.namespace, secret_name(&model.id.name));
+    let (namespace, name) = (&model.id.namespace, secret_name(&model.id));
     let seen = context
         .index
         .secret(namespace, &name)

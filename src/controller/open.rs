@@ -14,7 +14,7 @@ use crate::{
     provider::{Bound, Kms, Opened},
     seal::{
         Fault, KeyBytes,
-        checks::{Findings, key_allowed, key_granted},
+        checks::{Findings, key_allowed, key_granted, source_found},
         consumer_id::ConsumerName,
         model::{Copy, Key, Model, Seal, Source},
         observed::{Mark, Observed, SourceFacts},
@@ -414,6 +414,32 @@ pub async fn open_candidate(
     }
 }
 
+/// Opens every copy of material that the user brings, which must agree.
+///
+/// # Errors
+/// What kept a copy from opening, with its seal; `CopiesDiffer`.
+pub async fn open_brings(
+    context: &Context,
+    model: &Model,
+    observed: &Observed,
+    key: &Key,
+) -> Result<KeyBytes, Fault> {
+    let opening = key
+        .brings
+        .iter()
+        .map(|copy| open_copy(context, model, observed, copy));
+    let mut opened = Vec::new();
+    for (seal, _, result) in join_all(opening).await {
+        opened.push((
+            seal.clone(),
+            result.map_err(|fault| fault.of(format!("seal {seal:?}")))?,
+        ));
+    }
+    agree(model, key, &opened, None, "")?;
+    let (_, bytes) = opened.swap_remove(0);
+    Ok(bytes)
+}
+
 async fn open_copy(context: &Context, model: &Model, observed: &Observed, copy: &Copy) -> Attempt {
     let Some(seal) = model.seal(&copy.seal) else {
         let fault = Fault::invalid(
@@ -442,12 +468,7 @@ async fn unwrap(
         Source::Inline(ciphertext) => ciphertext,
         Source::Entry(entry) => match observed.sources.get(entry) {
             Some(SourceFacts::Found(ciphertext)) => ciphertext,
-            _ => {
-                return Err(Fault::invalid(
-                    Reason::SourceMissing,
-                    "the source of the copy is not there",
-                ));
-            }
+            facts => source_found(entry, facts)?,
         },
     };
     // Through the operator's identity nothing is sent before the key is known to be granted, as far as anybody tells;

@@ -8,6 +8,7 @@ use tracing::Instrument;
 
 use super::{apply, context::Context, finalize, kept::Kept, observe, report, unseal};
 use crate::{
+    api::Reason,
     provider::{self, TRACES},
     seal::{FaultKind, backoff, checks, model, plan, status, store::StoreFacts},
 };
@@ -44,6 +45,13 @@ async fn look(object: Arc<Kept>, context: Arc<Context>) -> Result<Action, Infall
         return Ok(match finalized {
             Ok(()) => Action::await_change(),
             Err(fault) => {
+                if fault.reason == Reason::InUse {
+                    let saved = config.status.clone().unwrap_or_default();
+                    let generation = config.metadata.generation.unwrap_or_default();
+                    let next = status::failed(&saved, generation, &fault, Timestamp::now());
+                    // Not taken, it is written at the next look.
+                    let _ = report::report(&context, config, &saved, &next).await;
+                }
                 let (namespace, name) = (config.namespace(), config.name_any());
                 let reason = fault.reason.as_str();
                 tracing::warn!(namespace, name, reason, "{}", fault.message);
@@ -96,7 +104,12 @@ async fn look(object: Arc<Kept>, context: Arc<Context>) -> Result<Action, Infall
                         let mut outcomes =
                             apply::apply(&context, &model, &mut observed, &mut findings, &plan).await;
                         outcomes.unseal = unseal::follow(&context, &model, &observed, &findings);
-                        let next = status::status(&model, &observed, &findings, &outcomes);
+                        let mut next = status::status(&model, &observed, &findings, &outcomes);
+                        let dependants = context.index.dependants(&namespace, &name);
+                        let dependants = dependants.iter().map(|(key, facts)| (key, &facts.wrapped_under));
+                        if let Some(fault) = checks::left_unopenable(&model, dependants) {
+                            next = status::failed(&next, generation, &fault, observed.now);
+                        }
                         let after = crate::seal::observed::Observed {
                             status: next.clone(),
                             ..observed

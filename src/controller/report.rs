@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
-use kube::ResourceExt;
+use kube::{Resource, ResourceExt};
 
 use super::context::Context;
 use crate::{
@@ -73,7 +73,7 @@ pub async fn report(
     let to_value = |status: &SealConfigStatus| serde_json::to_value(status).unwrap_or_default();
     if let Some(patch) = merge_patch(&to_value(saved), &to_value(next)) {
         let uid = config.uid().unwrap_or_default();
-        match write::patch_status(&context.client, &namespace, &name, &uid, patch).await {
+        match write::patch_status::<SealConfig>(&context.client, &namespace, &name, &uid, patch).await {
             Ok(_) => {}
             // The object is gone, or another one of the same name has come.
             Err(error) if error.is(StatusCode::NOT_FOUND) || error.is(StatusCode::CONFLICT) => return Ok(()),
@@ -99,7 +99,10 @@ pub async fn report(
         } else {
             tracing::warn!(namespace, name, reason, "{message}");
         }
-        context.events.transition(config, is_ready, word, &message).await;
+        context
+            .events
+            .transition(config.object_ref(&()), is_ready, word, &message)
+            .await;
     }
     Ok(())
 }

@@ -16,7 +16,10 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-use super::{context::Context, index::Kind, kept::Kept};
+use super::{
+    context::Context,
+    index::{self, Kind},
+};
 use crate::kube_ext::facts;
 
 /// SealConfigs to look at again: namespace and name.
@@ -27,10 +30,12 @@ pub type Trigger = UnboundedSender<(String, String)>;
 pub struct Scope {
     /// `None` = all.
     pub namespace: Option<String>,
-    /// Where triggers go.
+    /// Where triggers of SealConfigs go.
     pub trigger: Trigger,
     /// Whether the apiserver sends lists object by object.
     pub streams: bool,
+    /// Where those of ManagedKeys go.
+    pub managed: Trigger,
 }
 
 impl Scope {
@@ -50,11 +55,15 @@ impl Scope {
         self.namespace.as_ref().is_none_or(|own| own == namespace)
     }
 
-    /// Has these SealConfigs looked at again.
+    /// Has these SealConfigs and ManagedKeys ([`index::managed`]) looked at again.
     pub fn look_at(&self, namespace: &str, names: impl IntoIterator<Item = String>) {
         for name in names {
+            let (trigger, name) = match index::as_managed(&name) {
+                Some(key) => (&self.managed, key.to_owned()),
+                None => (&self.trigger, name),
+            };
             // The receiver lives as long as the controller; at its end nobody needs to look.
-            let _ = self.trigger.unbounded_send((namespace.to_owned(), name));
+            let _ = trigger.unbounded_send((namespace.to_owned(), name));
         }
     }
 }
@@ -295,8 +304,11 @@ pub async fn namespaces(context: Arc<Context>, scope: Scope, pending: Pending) {
 }
 
 /// The triggers as the controller takes them.
-pub fn as_references(
+pub fn as_references<K>(
     receiver: impl Stream<Item = (String, String)> + Send + 'static,
-) -> impl Stream<Item = ObjectRef<Kept>> + Send + 'static {
+) -> impl Stream<Item = ObjectRef<K>> + Send + 'static
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + 'static,
+{
     receiver.map(|(namespace, name)| ObjectRef::new(&name).within(&namespace))
 }

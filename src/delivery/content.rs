@@ -188,6 +188,8 @@ pub(crate) mod tests {
             purpose: Purpose::Root,
             consumer_key_id: None,
             check_value: None,
+            material: None,
+            brings: Vec::new(),
             origin: Origin::Generated {
                 bytes: 32,
                 keep_previous: true,

@@ -28,6 +28,8 @@ pub async fn bounded<T>(request: impl Future<Output = kube::Result<T>>) -> kube:
 pub mod names {
     /// On SealConfigs whose wrapped store goes with them.
     pub const FINALIZER: &str = "autounseal.dev/wrapped-store";
+    /// On ManagedKeys whose keys in AWS do not stay as they are.
+    pub const KEYS_FINALIZER: &str = "autounseal.dev/keys";
     /// On delivered Secrets: the UID of the SealConfig that owns the content.
     pub const OWNER_UID: &str = "autounseal.dev/owner-uid";
     /// On delivered Secrets: the name of that SealConfig, for people.

@@ -8,7 +8,6 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::{FIELD_MANAGER, bounded};
-use crate::api::SealConfig;
 
 const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 
@@ -69,11 +68,11 @@ pub async fn apply_secret(
     send(client, Method::PATCH, &uri, "application/apply-patch+yaml", body).await
 }
 
-/// Merge patch of a SealConfig's status.
+/// Merge patch of an object's status.
 ///
 /// # Errors
 /// As the apiserver answers; 409 when the object of that name has another UID by now.
-pub async fn patch_status(
+pub async fn patch_status<K: kube::Resource<DynamicType = ()>>(
     client: &Client,
     namespace: &str,
     name: &str,
@@ -83,7 +82,7 @@ pub async fn patch_status(
     let uri = format!(
         "/apis/{}/v1alpha1/namespaces/{namespace}/{}/{name}/status?fieldManager={FIELD_MANAGER}",
         crate::api::GROUP,
-        <SealConfig as kube::Resource>::plural(&()),
+        K::plural(&()),
     );
     let body = serde_json::json!({"metadata": {"uid": uid}, "status": patch});
     send(

@@ -15,6 +15,7 @@ use crate::api::Reason;
 pub use crate::api::WrappedFormat as Format;
 use crate::seal::{
     Ciphertext, Fault, KMS_REQUESTS_PER_SECOND, KeyBytes, StaticCredentials,
+    aws::AwsSeal,
     endpoint::EndpointPolicy,
     model::{Cloud, Seal},
 };
@@ -67,6 +68,14 @@ impl Clouds {
                 "ocikms takes no credentials in its configuration; take includeCredentials out",
             )),
         }
+    }
+
+    /// The keys of a ManagedKey in one region of AWS. Calls nobody; may read the credentials Secret or the ServiceAccount.
+    ///
+    /// # Errors
+    /// What is wrong with the credentials as far as the cluster tells.
+    pub async fn custody(&self, way: &AwsSeal, tenant: Tenant<'_>) -> Result<aws::Custody, Fault> {
+        self.aws.custody(way, tenant).boxed().await
     }
 
     /// A seal's key, ready to be used. Calls no KMS; may read the credentials Secret or the ServiceAccount.

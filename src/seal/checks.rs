@@ -1,6 +1,6 @@
 //! What stands in the way, decided before anything is called: identity, endpoints, sources, ownership.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Ciphertext, Fault,
@@ -168,6 +168,26 @@ pub fn account_allowed(name: &str, annotations: &BTreeMap<String, String>) -> Re
         ));
     }
     Ok(())
+}
+
+/// Whether taking seals out leaves a ManagedKey that refers to the SealConfig with material that nothing opens (`api.md`,
+/// meaning 1). `dependants`: the seals that open each one's material, as far as it was told.
+pub fn left_unopenable<'d>(
+    model: &Model,
+    mut dependants: impl Iterator<Item = (&'d String, &'d BTreeSet<String>)>,
+) -> Option<Fault> {
+    let opens = |name: &String| model.seal(name).is_some_and(|seal| seal.wraps);
+    let (key, seals) = dependants.find(|(_, seals)| !seals.is_empty() && !seals.iter().any(opens))?;
+    let seals: Vec<_> = seals.iter().map(String::as_str).collect();
+    Some(Fault::denied(
+        Reason::LastSealRemoved,
+        format!(
+            "the material of ManagedKey {key} can only be opened with seal {}, which spec.seals does not hold any more; nothing \
+             of it was changed: put the seal back, wait until the ManagedKey's status.material.wrappedUnder names another one, \
+             then take it out",
+            seals.join(" or ")
+        ),
+    ))
 }
 
 /// Whether the endpoints that a seal names may be spoken to (security rule S1).

@@ -102,6 +102,16 @@ fn packed(parts: &mut Parts, copy: &Copy, observed: &Observed) {
     }
 }
 
+/// What material that the user brings is made from: another value makes another version.
+pub fn brings_inputs(key: &Key, observed: &Observed) -> String {
+    let mut parts = Parts::new("brings/v1");
+    for copy in &key.brings {
+        parts.text(&copy.seal);
+        packed(&mut parts, copy, observed);
+    }
+    parts.hex()
+}
+
 /// What a brought key's copies hold, wherever their seals lie: operator-made copies are used while this stays the same.
 pub fn brought_inputs(key: &Key, observed: &Observed) -> String {
     let mut parts = Parts::new("brought/v1");
@@ -128,6 +138,15 @@ pub fn stored_inputs(key: &Key, kept: &Kept, observed: &Observed) -> String {
                     .unwrap_or_default(),
             );
         }
+    }
+    parts.hex()
+}
+
+/// What a distribution of a ManagedKey is looked at for.
+pub fn managed_inputs(texts: &[&str]) -> String {
+    let mut parts = Parts::new("distribution/v1");
+    for text in texts {
+        parts.text(text);
     }
     parts.hex()
 }

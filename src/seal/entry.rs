@@ -206,6 +206,8 @@ mod tests {
             purpose: Purpose::Other,
             consumer_key_id: None,
             check_value: None,
+            material: None,
+            brings: Vec::new(),
             origin: Origin::Brought,
             copies: Vec::new(),
         };

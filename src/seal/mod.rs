@@ -13,6 +13,7 @@ pub mod endpoint;
 pub mod entry;
 pub mod fault;
 pub mod key_bytes;
+pub mod managed;
 pub mod model;
 pub mod native;
 pub mod observed;

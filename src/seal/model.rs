@@ -19,8 +19,8 @@ use super::{
     unseal::{ShareKind, Unseal},
 };
 use crate::api::{
-    self, Armor, ChangePolicy, DeletionPolicy, Purpose, Reason, SealConfig, SealUse, SecretType,
-    WrappedFormat,
+    self, Armor, ChangePolicy, DeletionPolicy, MaterialType, Purpose, Reason, SealConfig, SealUse,
+    SecretType, WrappedFormat,
 };
 
 /// The only context key under our prefix that users may write: it ties a brought copy to a namespace.
@@ -38,6 +38,8 @@ pub const MAX_SOURCE: usize = 64 * 1024;
 /// Who is spoken of.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectId {
+    /// Kind.
+    pub kind: &'static str,
     /// Namespace.
     pub namespace: String,
     /// Name.
@@ -206,6 +208,10 @@ pub struct Key {
     pub consumer_key_id: Option<String>,
     /// Pins the key.
     pub check_value: Option<String>,
+    /// The material of a ManagedKey, of this type; `None` = bytes that are delivered.
+    pub material: Option<MaterialType>,
+    /// Copies of the next version of material that the user brings; empty = it is made.
+    pub brings: Vec<Copy>,
     /// Where it comes from.
     pub origin: Origin,
     /// The copies of a brought key, by the priority of their seals; other keys have none.
@@ -245,9 +251,10 @@ impl Key {
         self.origin == Origin::Brought
     }
 
-    /// What it is to servers: a share, a root token, or just a key.
+    /// What it is in the wrapped store, and to servers: a share, a root token, the material of a ManagedKey, or just a key.
     pub fn class(&self) -> Class {
         match (&self.origin, self.purpose) {
+            _ if self.material.is_some() => Class::Managed,
             (Origin::Initialized(class), _) => *class,
             (_, purpose) => class(purpose),
         }
@@ -265,7 +272,7 @@ impl Key {
 
     /// Whether it is a share or a root token, which are never delivered (security rule S8).
     pub fn is_withheld(&self) -> bool {
-        self.class() != Class::Key
+        !matches!(self.class(), Class::Key | Class::Managed)
     }
 
     /// Whether a version before the current one may be delivered.
@@ -392,6 +399,7 @@ impl Target {
 pub fn parse(config: &SealConfig) -> Result<Model, Fault> {
     let metadata = &config.metadata;
     let id = ObjectId {
+        kind: api::KIND,
         namespace: metadata
             .namespace
             .clone()
@@ -481,7 +489,7 @@ impl Model {
     pub fn sources(&self) -> BTreeSet<&SourceRef> {
         self.keys
             .iter()
-            .flat_map(|key| &key.copies)
+            .flat_map(|key| key.copies.iter().chain(&key.brings))
             .filter_map(|copy| match &copy.source {
                 Source::Entry(entry) => Some(entry),
                 Source::Inline(_) => None,
@@ -622,7 +630,7 @@ fn parse_aws(spec: &api::AwsKms) -> Result<AwsSeal, Fault> {
     })
 }
 
-fn parse_aws_credentials(spec: Option<&api::AwsCredentials>) -> Result<aws::Credentials, Fault> {
+pub(super) fn parse_aws_credentials(spec: Option<&api::AwsCredentials>) -> Result<aws::Credentials, Fault> {
     let Some(spec) = spec else {
         return Ok(aws::Credentials::DefaultChain);
     };
@@ -736,6 +744,8 @@ fn parse_key(spec: &api::RootKey, seals: &[Seal], namespace: &str) -> Result<Key
         purpose: spec.purpose,
         consumer_key_id: spec.consumer_key_id.clone(),
         check_value: spec.check_value.clone(),
+        material: None,
+        brings: Vec::new(),
         origin,
         copies,
     })
@@ -774,7 +784,7 @@ fn parse_origin(spec: &api::RootKey) -> Result<Origin, Fault> {
     }
 }
 
-fn parse_copy(spec: &api::WrappedCopy, seals: &[Seal], namespace: &str) -> Result<Copy, Fault> {
+pub(super) fn parse_copy(spec: &api::WrappedCopy, seals: &[Seal], namespace: &str) -> Result<Copy, Fault> {
     if !seals.iter().any(|seal| seal.name == spec.seal && seal.wraps) {
         return Err(invalid(format!(
             "a wrapped copy names seal {:?}, which spec.seals does not hold with use: Wrap",

@@ -32,14 +32,14 @@ use keys::{key_fault, key_status, rotation_fault};
 
 /// What a condition says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Verdict {
-    status: &'static str,
-    reason: Reason,
-    message: String,
+pub(super) struct Verdict {
+    pub(super) status: &'static str,
+    pub(super) reason: Reason,
+    pub(super) message: String,
 }
 
 impl Verdict {
-    fn yes(message: impl Into<String>) -> Self {
+    pub(super) fn yes(message: impl Into<String>) -> Self {
         Self {
             status: "True",
             reason: Reason::Ready,
@@ -47,7 +47,7 @@ impl Verdict {
         }
     }
 
-    fn no(fault: &Fault) -> Self {
+    pub(super) fn no(fault: &Fault) -> Self {
         Self {
             status: "False",
             reason: fault.reason,
@@ -55,7 +55,7 @@ impl Verdict {
         }
     }
 
-    fn unknown(message: impl Into<String>) -> Self {
+    pub(super) fn unknown(message: impl Into<String>) -> Self {
         Self {
             status: "Unknown",
             reason: Reason::Pending,
@@ -73,35 +73,36 @@ pub fn failed(
 ) -> SealConfigStatus {
     let mut status = previous.clone();
     status.observed_generation = Some(generation);
-    set(
-        &mut status.conditions,
-        types::READY,
-        &Verdict::no(fault),
-        generation,
-        now,
-    );
-    if needs_a_human(fault) {
-        set(
-            &mut status.conditions,
-            types::STALLED,
-            &stalled(fault),
-            generation,
-            now,
-        );
-    } else {
-        status
-            .conditions
-            .retain(|condition| condition.type_ != types::STALLED);
-    }
+    fail(&mut status.conditions, generation, fault, now);
     status
+}
+
+/// Says that nothing goes on, and why.
+pub(super) fn fail(conditions: &mut Vec<Condition>, generation: i64, fault: &Fault, now: Timestamp) {
+    set(conditions, types::READY, &Verdict::no(fault), generation, now);
+    if needs_a_human(fault) {
+        set(conditions, types::STALLED, &stalled(fault), generation, now);
+    } else {
+        conditions.retain(|condition| condition.type_ != types::STALLED);
+    }
 }
 
 /// The status of a suspended object: `Ready` keeps its status and says why nothing moves.
 pub fn suspended(previous: &SealConfigStatus, generation: i64, now: Timestamp) -> SealConfigStatus {
     let mut status = previous.clone();
     status.observed_generation = Some(generation);
-    let kept = status
-        .conditions
+    suspend(
+        &mut status.conditions,
+        generation,
+        "spec.suspend is true: nothing is opened, delivered, restarted or unsealed until it is false",
+        now,
+    );
+    status
+}
+
+/// `Ready` keeps its status and says why nothing moves.
+pub(super) fn suspend(conditions: &mut Vec<Condition>, generation: i64, message: &str, now: Timestamp) {
+    let kept = conditions
         .iter()
         .find(|c| c.type_ == types::READY)
         .map(|c| c.status.clone());
@@ -112,15 +113,10 @@ pub fn suspended(previous: &SealConfigStatus, generation: i64, now: Timestamp) -
             _ => "Unknown",
         },
         reason: Reason::Suspended,
-        message:
-            "spec.suspend is true: nothing is opened, delivered, restarted or unsealed until it is false"
-                .into(),
+        message: message.into(),
     };
-    set(&mut status.conditions, types::READY, &verdict, generation, now);
-    status
-        .conditions
-        .retain(|condition| condition.type_ != types::STALLED);
-    status
+    set(conditions, types::READY, &verdict, generation, now);
+    conditions.retain(|condition| condition.type_ != types::STALLED);
 }
 
 /// The status after a plan was carried out. `observed.memory` is the memory after it.
@@ -272,14 +268,14 @@ fn unsealed_verdict(pods: &[PodRecord], fault: Option<&Fault>) -> Verdict {
     }
 }
 
-fn needs_a_human(fault: &Fault) -> bool {
+pub(super) fn needs_a_human(fault: &Fault) -> bool {
     matches!(
         fault.kind,
         FaultKind::Invalid | FaultKind::Denied | FaultKind::Nearby
     )
 }
 
-fn stalled(fault: &Fault) -> Verdict {
+pub(super) fn stalled(fault: &Fault) -> Verdict {
     Verdict {
         status: "True",
         reason: fault.reason,
@@ -308,7 +304,13 @@ fn summary(seals: &[SealStatus], keys: &[(&str, Option<Fault>)], targets: &[Targ
     }
 }
 
-fn set(conditions: &mut Vec<Condition>, kind: &str, verdict: &Verdict, generation: i64, now: Timestamp) {
+pub(super) fn set(
+    conditions: &mut Vec<Condition>,
+    kind: &str,
+    verdict: &Verdict,
+    generation: i64,
+    now: Timestamp,
+) {
     let reason = verdict.reason.as_str().to_owned();
     let previous = conditions.iter().position(|condition| condition.type_ == kind);
     // 32,768 characters are what metav1.Condition allows; our sentences are far from it.
@@ -332,7 +334,7 @@ fn set(conditions: &mut Vec<Condition>, kind: &str, verdict: &Verdict, generatio
 }
 
 /// Kubernetes keeps whole seconds.
-fn second(at: Timestamp) -> Time {
+pub(super) fn second(at: Timestamp) -> Time {
     Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
 }
 

@@ -68,7 +68,10 @@ struct ResultLabels {
     result: &'static str,
 }
 
-/// How an object stands.
+/// The kind that most metrics speak of.
+const SEAL_CONFIG: &str = "SealConfig";
+
+/// How a SealConfig stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ObjectState<'a> {
     /// It is Ready.
@@ -110,7 +113,7 @@ pub struct Metrics {
     unseals: Family<OutcomeLabels, Counter>,
     unseal_seconds: Histogram,
     /// The reason of each object that is not ready, to count them.
-    reasons: Mutex<HashMap<(String, String), String>>,
+    reasons: Mutex<HashMap<(&'static str, String, String), String>>,
 }
 
 fn seconds() -> Histogram {
@@ -255,20 +258,14 @@ impl Metrics {
         }
     }
 
-    /// How an object stands.
+    /// How a SealConfig stands.
     pub fn object(&self, namespace: &str, name: &str, state: &ObjectState<'_>) {
-        let kind = "SealConfig";
         let names = NameLabels {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
         };
-        let labels = ObjectLabels {
-            kind,
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        };
         let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        self.ready.get_or_create(&labels).set(i64::from(state.ready));
+        self.readiness(SEAL_CONFIG, namespace, name, state.ready, state.reason);
         self.seals_unhealthy
             .get_or_create(&names)
             .set(count(state.seals_unhealthy));
@@ -291,17 +288,32 @@ impl Metrics {
                 }
             }
         }
-        self.count_reason(namespace, name, (!state.ready).then_some(state.reason));
     }
 
-    /// An object is gone.
-    pub fn forget(&self, namespace: &str, name: &str) {
-        let kind = "SealConfig";
+    /// Whether an object of any kind is Ready, and if not, why.
+    pub fn readiness(&self, kind: &'static str, namespace: &str, name: &str, ready: bool, reason: &str) {
+        let labels = ObjectLabels {
+            kind,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        };
+        self.ready.get_or_create(&labels).set(i64::from(ready));
+        self.count_reason(kind, namespace, name, (!ready).then_some(reason));
+    }
+
+    /// An object of any kind is gone, and nothing but its readiness was told.
+    pub fn forget_readiness(&self, kind: &'static str, namespace: &str, name: &str) {
         self.ready.remove(&ObjectLabels {
             kind,
             namespace: namespace.to_owned(),
             name: name.to_owned(),
         });
+        self.count_reason(kind, namespace, name, None);
+    }
+
+    /// A SealConfig is gone.
+    pub fn forget(&self, namespace: &str, name: &str) {
+        self.forget_readiness(SEAL_CONFIG, namespace, name);
         let names = NameLabels {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
@@ -316,19 +328,18 @@ impl Metrics {
         ] {
             family.remove(&names);
         }
-        self.count_reason(namespace, name, None);
     }
 
-    fn count_reason(&self, namespace: &str, name: &str, reason: Option<&str>) {
+    fn count_reason(&self, kind: &'static str, namespace: &str, name: &str, reason: Option<&str>) {
         let gauge = |reason: &str| {
             let labels = NotReadyLabels {
-                kind: "SealConfig",
+                kind,
                 reason: reason.to_owned(),
             };
             self.not_ready.get_or_create_owned(&labels)
         };
         let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (namespace.to_owned(), name.to_owned());
+        let key = (kind, namespace.to_owned(), name.to_owned());
         let before = match reason {
             Some(reason) => reasons.insert(key, reason.to_owned()),
             None => reasons.remove(&key),
@@ -443,7 +454,13 @@ mod tests {
             !text.contains(r#"key_copies_min{namespace="n",name="b"}"#),
             "{text}"
         );
+        // Of the same name, and told apart by their kind.
+        metrics.readiness("ManagedKey", "n", "a", false, "KeyNotFound");
         metrics.forget("n", "a");
+        let text = metrics.text();
+        assert!(text.contains(r#"autounseal_ready{kind="ManagedKey",namespace="n",name="a"} 0"#));
+        assert!(text.contains(r#"autounseal_not_ready{kind="ManagedKey",reason="KeyNotFound"} 1"#));
+        metrics.forget_readiness("ManagedKey", "n", "a");
         assert!(!metrics.text().contains(r#"name="a""#));
         assert!(
             metrics

@@ -139,6 +139,7 @@ fn everything_that_can_be_asked_for_is_rendered() {
         "ConfigMap",
         "ConfigMap",
         "CustomResourceDefinition",
+        "CustomResourceDefinition",
         "Deployment",
         "NetworkPolicy",
         "PodDisruptionBudget",
@@ -178,24 +179,33 @@ fn everything_that_can_be_asked_for_is_rendered() {
         assert_eq!(monitor["spec"][endpoints][0]["port"], "metrics");
         assert_eq!(monitor["spec"][endpoints][0]["honorLabels"], true);
     }
-    // The CRD is the one of crds/ but for what Helm needs; it is kept unless told otherwise.
-    let definition = |values: &str| {
+    // The CRDs are those of crds/ but for what Helm needs; they are kept unless told otherwise.
+    let definitions = |values: &str| {
         let objects = render("r", "ops", values);
-        of_kind(&objects, "CustomResourceDefinition")[0].clone()
+        let found = of_kind(&objects, "CustomResourceDefinition");
+        let named = found
+            .into_iter()
+            .map(|crd| (crd["metadata"]["name"].to_string(), crd.clone()));
+        named.collect::<std::collections::BTreeMap<_, _>>()
     };
     let text = std::fs::read_to_string(repository("crds/autounseal.dev.yaml")).unwrap();
-    let source: Value = serde_yaml::from_str(&text).unwrap();
-    let kept = definition(&values("tenants"));
-    assert_eq!(kept["spec"], source["spec"]);
-    assert_eq!(kept["metadata"]["name"], source["metadata"]["name"]);
-    assert_eq!(
-        kept["metadata"]["annotations"],
-        json!({"helm.sh/resource-policy": "keep"})
+    let sources: Vec<Value> = serde_yaml::Deserializer::from_str(&text)
+        .map(|document| serde::Deserialize::deserialize(document).unwrap())
+        .collect();
+    let (kept, others) = (
+        definitions(&values("tenants")),
+        definitions(&values("everything")),
     );
-    assert_eq!(
-        definition(&values("everything"))["metadata"].get("annotations"),
-        None
-    );
+    assert_eq!((kept.len(), others.len()), (sources.len(), sources.len()));
+    for source in sources {
+        let name = source["metadata"]["name"].to_string();
+        assert_eq!(kept[&name]["spec"], source["spec"]);
+        assert_eq!(
+            kept[&name]["metadata"]["annotations"],
+            json!({"helm.sh/resource-policy": "keep"})
+        );
+        assert_eq!(others[&name]["metadata"].get("annotations"), None);
+    }
 }
 
 /// Writes whole numbers as such: kustomize makes 0 of 0.0.

@@ -32,6 +32,8 @@ mod initialize_attacks;
 mod initialize_crash;
 mod leader;
 mod main_job;
+mod managed_faults;
+mod managed_keys;
 mod moto_auth;
 mod native_servers;
 mod oci_cli;

@@ -8,7 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use autounseal::seal::store::secret_name;
+use autounseal::{api::KIND, seal::store::name_of};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -151,7 +151,7 @@ async fn installed_restored_upgraded_and_uninstalled_by_the_page_no_key_is_lost_
     // Everything is gone but what was backed up; a cluster that knows nothing gets it back.
     page.run("back up");
     running.stop();
-    let store = secret_name("made");
+    let store = name_of(KIND, "made");
     for config in ["brought", "made"] {
         plane.delete("SealConfig", &stage.namespace, config).await;
         plane.delete("Secret", &stage.namespace, config).await;

@@ -8,6 +8,7 @@ use futures::{StreamExt, stream};
 use serde_json::{Value, json};
 
 use crate::{
+    managed_keys,
     pods::{a_second_later, replica_set, restarting, rewrapped, workload},
     support::{
         helm::Release,
@@ -66,6 +67,30 @@ const RIGHTS: &[(&str, &str, &str, Shows)] = &[
         "sealconfigs",
         "patch",
         Deletion("may not patch sealconfigs"),
+    ),
+    (
+        "autounseal.dev",
+        "managedkeys",
+        "list",
+        Log("the watch of managedkeys failed"),
+    ),
+    (
+        "autounseal.dev",
+        "managedkeys",
+        "watch",
+        Log("the watch of managedkeys failed"),
+    ),
+    (
+        "autounseal.dev",
+        "managedkeys/status",
+        "patch",
+        Log("the status of a ManagedKey was not written"),
+    ),
+    (
+        "autounseal.dev",
+        "managedkeys",
+        "patch",
+        Log("may not patch managedkeys"),
     ),
     ("", "secrets", "delete", Deletion("may not delete secrets")),
     ("", "secrets", "list", Log("\"kind\":\"secrets\"")),
@@ -213,6 +238,7 @@ impl Trial {
 
     /// A copy in a ConfigMap, a seal that takes the identity of a ServiceAccount, and a server to unseal.
     async fn sources(&self) {
+        self.managed().await;
         let stage = &self.scene.stage;
         let wrapped = self.scene.wrap(&random(32));
         let mut map = stage.object("v1", "ConfigMap", "copies");
@@ -256,7 +282,17 @@ impl Trial {
         stage.delivered("web", &[("root", &second)]).await;
     }
 
+    /// A ManagedKey whose finalizer and status are written, and nothing else, for it has no SealConfig.
+    async fn managed(&self) {
+        let spec = json!({
+            "type": "aes256-gcm96", "usage": "EncryptDecrypt", "material": {"generate": {}},
+            "sealConfigRef": {"name": "nowhere"}, "deletion": {"policy": "Disable"},
+        });
+        managed_keys::apply(&self.scene.stage, "managed", &spec).await;
+    }
+
     async fn web(&self) {
+        self.managed().await;
         let bytes = random(32);
         self.scene
             .stage

@@ -245,6 +245,7 @@ impl<'a> ControlPlane<'a> {
             .env("AUTOUNSEAL_HELM", &self.tools.helm)
             .env("AUTOUNSEAL_MOTO", self.tools.moto.program("moto_server"))
             .env("AUTOUNSEAL_PYTHON", self.tools.moto.python())
+            .env("AUTOUNSEAL_LOCALSTACK", self.tools.localstack.python())
             .env("AUTOUNSEAL_OCI_PYTHON", self.tools.oci.python())
             .env("AUTOUNSEAL_OCIKMS", &self.tools.ocikms)
             .env("AUTOUNSEAL_VAULT", &self.tools.vault)

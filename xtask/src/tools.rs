@@ -155,6 +155,8 @@ pub struct Tools {
     pub controller_manager: Option<PathBuf>,
     /// Python with moto, boto3 and cryptography.
     pub moto: Environment,
+    /// Python with LocalStack.
+    pub localstack: Environment,
     /// Python with what the OCI test server needs, and OCI's own SDK.
     pub oci: Environment,
     /// Wraps and unwraps with the Go library.
@@ -184,7 +186,7 @@ impl Tools {
             let requirements = folder_of(name).join("requirements.txt");
             python::environment(session, name, &requirements)
         };
-        let (moto, oci) = (python("moto")?, python("oci")?);
+        let (moto, localstack, oci) = (python("moto")?, python("localstack")?, python("oci")?);
         let openbao = if let Some(path) = ready_made(&OPENBAO)? {
             path
         } else {
@@ -208,6 +210,7 @@ impl Tools {
                 .map(|tool| workshop.provide(tool))
                 .transpose()?,
             moto,
+            localstack,
             oci,
             ocikms: workshop.provide(&OCIKMS)?,
             vault: workshop.provide(&VAULT)?,

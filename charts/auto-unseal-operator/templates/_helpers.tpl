@@ -85,10 +85,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{/* Why each of these is needed: docs/rights.md. */}}
 {{- define "autounseal.rules" -}}
 - apiGroups: [autounseal.dev]
-  resources: [sealconfigs]
+  resources: [sealconfigs, managedkeys]
   verbs: [list, watch]
 - apiGroups: [autounseal.dev]
-  resources: [sealconfigs/status]
+  resources: [sealconfigs/status, managedkeys/status]
   verbs: [patch]
 - apiGroups: [""]
   resources: [secrets]
@@ -104,7 +104,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
   verbs: [create, patch]
 {{- if .Values.rights.storeDeletion }}
 - apiGroups: [autounseal.dev]
-  resources: [sealconfigs]
+  resources: [sealconfigs, managedkeys]
   verbs: [patch]
 - apiGroups: [""]
   resources: [secrets]

@@ -38,7 +38,7 @@ pub struct Item {
 
 /// The store as it lies at the apiserver now.
 pub async fn find(client: &Client, model: &Model) -> Result<StoreFacts, Fault> {
-    let name = secret_name(&model.id.name);
+    let name = secret_name(&model.id);
     let (facts, _) = secret::find(client, &model.id.namespace, &name).await?;
     Ok(facts)
 }
@@ -127,6 +127,7 @@ pub async fn keep(
             trigger: None,
             inputs: None,
             versions: BTreeMap::new(),
+            managed: None,
         });
         let mut edit = Edit::new(name, section);
         edit.add_version(marker.set, item.version.clone(), item.copies.clone());
@@ -222,7 +223,7 @@ async fn save(
         put,
         remove,
     };
-    let (namespace, name) = (&model.id.namespace, secret_name(&model.id.name));
+    let (namespace, name) = (&model.id.namespace, secret_name(&model.id));
     let (_, known) = secret::save(client, namespace, &name, &change).await?;
     if let Some(known) = known {
         context.index.saw_secret(namespace, &name, known);

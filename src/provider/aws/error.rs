@@ -25,6 +25,21 @@ pub(super) enum Operation {
     Decrypt,
     Encrypt,
     DescribeKey,
+    CreateKey,
+    ListKeys,
+    ListResourceTags,
+    TagResource,
+    GetParametersForImport,
+    ImportKeyMaterial,
+    ReplicateKey,
+    EnableKey,
+    DisableKey,
+    ScheduleKeyDeletion,
+    CancelKeyDeletion,
+    ListAliases,
+    CreateAlias,
+    UpdateAlias,
+    DeleteAlias,
     AssumeRole,
     AssumeRoleWithWebIdentity,
 }
@@ -35,6 +50,21 @@ impl Operation {
             Operation::Decrypt => "Decrypt",
             Operation::Encrypt => "Encrypt",
             Operation::DescribeKey => "DescribeKey",
+            Operation::CreateKey => "CreateKey",
+            Operation::ListKeys => "ListKeys",
+            Operation::ListResourceTags => "ListResourceTags",
+            Operation::TagResource => "TagResource",
+            Operation::GetParametersForImport => "GetParametersForImport",
+            Operation::ImportKeyMaterial => "ImportKeyMaterial",
+            Operation::ReplicateKey => "ReplicateKey",
+            Operation::EnableKey => "EnableKey",
+            Operation::DisableKey => "DisableKey",
+            Operation::ScheduleKeyDeletion => "ScheduleKeyDeletion",
+            Operation::CancelKeyDeletion => "CancelKeyDeletion",
+            Operation::ListAliases => "ListAliases",
+            Operation::CreateAlias => "CreateAlias",
+            Operation::UpdateAlias => "UpdateAlias",
+            Operation::DeleteAlias => "DeleteAlias",
             Operation::AssumeRole => "AssumeRole",
             Operation::AssumeRoleWithWebIdentity => "AssumeRoleWithWebIdentity",
         }
@@ -42,6 +72,15 @@ impl Operation {
 
     const fn is_sts(self) -> bool {
         matches!(self, Operation::AssumeRole | Operation::AssumeRoleWithWebIdentity)
+    }
+
+    /// Whether it makes, changes or takes back keys of a ManagedKey.
+    const fn manages(self) -> bool {
+        !self.is_sts()
+            && !matches!(
+                self,
+                Operation::Decrypt | Operation::Encrypt | Operation::DescribeKey
+            )
     }
 
     const fn service(self) -> &'static str {

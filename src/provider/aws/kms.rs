@@ -46,6 +46,43 @@ pub(super) struct Connection {
     pub(super) description: Arc<Slot>,
 }
 
+impl Connection {
+    /// Sends a request: told to the observer, its error said in our words, spent credentials forgotten.
+    ///
+    /// The SDK's futures take 17 KiB, so callers box them.
+    pub(super) async fn timed<T, E>(
+        &self,
+        asked: &Asked<'_>,
+        request: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
+    ) -> Result<T, Fault>
+    where
+        E: std::error::Error + ProvideErrorMetadata + 'static,
+    {
+        // Credentials first, outside of the request's bounds in time: getting them may take several requests, and
+        // their faults are not the KMS's. The SDK then finds them ready.
+        self.source.get().await?;
+        self.turns.next().await;
+        let started = Instant::now();
+        let outcome = request.await.map_err(|error| {
+            let fault = error::fault(asked, sdk::failure(&error, (self.clock)()));
+            if sdk::credentials_are_spent(&fault) {
+                self.source.forget();
+            }
+            fault
+        });
+        self.turns.learn(outcome.as_ref().err());
+        self.observer.kms_request(
+            "awskms",
+            asked.operation.as_str(),
+            outcome
+                .as_ref()
+                .map_or_else(|fault| fault.reason.as_str(), |_| "ok"),
+            started.elapsed().as_secs_f64(),
+        );
+        outcome
+    }
+}
+
 /// One seal's key, with the credentials to use it.
 pub struct Kms {
     pub(super) connection: Connection,
@@ -331,9 +368,7 @@ impl Kms {
         }
     }
 
-    /// Sends a request: told to the observer, its error said in our words, spent credentials forgotten.
-    ///
-    /// The SDK's futures take 17 KiB, so callers box them.
+    /// Sends a request; see [`Connection::timed`].
     pub(super) async fn timed<T, E>(
         &self,
         asked: &Asked<'_>,
@@ -342,28 +377,7 @@ impl Kms {
     where
         E: std::error::Error + ProvideErrorMetadata + 'static,
     {
-        // Credentials first, outside of the request's bounds in time: getting them may take several requests, and
-        // their faults are not the KMS's. The SDK then finds them ready.
-        self.connection.source.get().await?;
-        self.connection.turns.next().await;
-        let started = Instant::now();
-        let outcome = request.await.map_err(|error| {
-            let fault = error::fault(asked, sdk::failure(&error, (self.connection.clock)()));
-            if sdk::credentials_are_spent(&fault) {
-                self.connection.source.forget();
-            }
-            fault
-        });
-        self.connection.turns.learn(outcome.as_ref().err());
-        self.connection.observer.kms_request(
-            "awskms",
-            asked.operation.as_str(),
-            outcome
-                .as_ref()
-                .map_or_else(|fault| fault.reason.as_str(), |_| "ok"),
-            started.elapsed().as_secs_f64(),
-        );
-        outcome
+        self.connection.timed(asked, request).await
     }
 }
 

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `kms`, `describe` | Decrypt, Encrypt, DescribeKey, and the checks of their answers |
 //! | `bound` | … of the operator's own copies |
+//! | `custody`, `import` | the keys of ManagedKeys: made, imported into, aliased, taken back |
 //! | `clients` | the SDK's clients: no retries, bounds in time |
 //! | `identity` | credentials: cached, refreshed, with faults that name the fix |
 //! | `tenant_identity` | … from a tenant's Secrets and ServiceAccounts |
@@ -32,11 +33,13 @@ use crate::{
 
 mod bound;
 mod clients;
+mod custody;
 mod describe;
 mod error;
 mod http;
 mod identity;
 mod imds;
+mod import;
 mod kms;
 mod operator_identity;
 mod sdk;
@@ -46,11 +49,14 @@ mod tenant_identity;
 #[cfg(test)]
 mod tests;
 
+pub use custody::{Custody, Held, NewKey};
 pub use describe::{Description, KeyState};
+pub use import::{PublicKey, Wrapping};
 pub use kms::Kms;
 pub use operator_identity::Environment;
 pub use settings::Settings;
 
+use custody::Turn;
 use describe::Slot;
 use identity::{Loader, Source};
 use kms::Connection;
@@ -79,6 +85,8 @@ pub struct Aws {
     /// STS without credentials, as AssumeRoleWithWebIdentity needs it, by region.
     unsigned: Bounded<Region, aws_sdk_sts::Client>,
     descriptions: Bounded<(ClientKey, String), Arc<Slot>>,
+    /// Whose turn it is to import.
+    imports: Bounded<ClientKey, Arc<Turn>>,
 }
 
 /// What makes two identities the same. Never holds the SealConfig's name: objects that use one identity share it.
@@ -155,6 +163,7 @@ impl Aws {
             clients: Bounded::new(CLIENTS),
             unsigned: Bounded::new(CLIENTS),
             descriptions: Bounded::new(DESCRIPTIONS),
+            imports: Bounded::new(CLIENTS),
         }
     }
 
@@ -224,6 +233,27 @@ impl Aws {
     /// # Errors
     /// `EndpointNotAllowed`, `RegionMismatch`, and what is wrong with the credentials as far as the cluster tells.
     pub async fn connect(&self, seal: &AwsSeal, tenant: Tenant<'_>) -> Result<Kms, Fault> {
+        let (key, connection, region) = self.route(seal, tenant).await?;
+        let identity = Self::describe_identity(seal, tenant, &key.source);
+        Ok(Kms::new(connection, seal.clone(), region, identity))
+    }
+
+    /// The keys of a ManagedKey in one region, ready to be made and managed. Calls nobody, as [`Aws::connect`].
+    ///
+    /// # Errors
+    /// As [`Aws::connect`].
+    pub async fn custody(&self, way: &AwsSeal, tenant: Tenant<'_>) -> Result<Custody, Fault> {
+        let (key, connection, region) = self.route(way, tenant).await?;
+        let turn = self.imports.get_or(&key, Arc::default);
+        Ok(Custody::new(connection, way.account.clone(), region, turn))
+    }
+
+    /// The way to the KMS of a region with an identity.
+    async fn route(
+        &self,
+        seal: &AwsSeal,
+        tenant: Tenant<'_>,
+    ) -> Result<(ClientKey, Connection, Region), Fault> {
         let region = self.region(seal).await;
         if seal.key.region().is_some_and(|named| *named != region) {
             return Err(Fault::invalid(
@@ -257,17 +287,16 @@ impl Aws {
             self.kms_client(base, &region, endpoint.as_ref(), &source)
         });
         let turns = self.settings.pace.turns(tenant.namespace, &key);
-        let key = (key, seal.key.to_string());
+        let description = (key.clone(), seal.key.to_string());
         let connection = Connection {
             client,
             source,
             clock: Arc::clone(&self.settings.clock),
             observer: Arc::clone(&self.observer),
             turns,
-            description: self.descriptions.get_or(&key, Arc::default),
+            description: self.descriptions.get_or(&description, Arc::default),
         };
-        let identity = Self::describe_identity(seal, tenant, &key.0.source);
-        Ok(Kms::new(connection, seal.clone(), region, identity))
+        Ok((key, connection, region))
     }
 
     async fn identity(

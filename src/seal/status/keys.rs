@@ -230,7 +230,8 @@ fn stored_fault(
         Standing::Kept(_) | Standing::Elsewhere => {
             // A new version that could not be made leaves the one in use as good as it was; a store whose copies do not
             // open where they lie does not, though what was delivered is untouched.
-            let damaged = failed.filter(lies_in_copies);
+            // Material that a user brings, and that is not taken, is not what was asked for.
+            let damaged = failed.filter(|fault| lies_in_copies(fault) || !key.brings.is_empty());
             damaged.or_else(|| {
                 let open = status.inputs_digest.as_ref() == findings.key_inputs.get(&key.name)
                     && !status.wrapped_under.is_empty();

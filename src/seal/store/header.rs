@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::sets::{Initialized, Marker};
-use crate::seal::{KeyBytes, consumer_id::GUESSABLE_BELOW};
+use crate::seal::{KeyBytes, consumer_id::GUESSABLE_BELOW, managed::record::Managed};
 
 const DOMAIN: &[u8] = b"autounseal.dev/store-header/v1";
 
@@ -92,6 +92,9 @@ pub struct Section {
     pub inputs: Option<String>,
     /// Every version that there ever was.
     pub versions: BTreeMap<u32, Version>,
+    /// What the material of a ManagedKey is, and where it was brought to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub managed: Option<Managed>,
 }
 
 /// One version of a key.

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::HEXLOWER;
 
-use super::Ciphertext;
+use super::{Ciphertext, model::ObjectId};
 
 pub mod edit;
 pub mod header;
@@ -31,9 +31,14 @@ pub const HEADER: &str = "header";
 /// The largest store that is read or written, in bytes of its entries (security rule S19).
 pub const MAX_BYTES: usize = 512 * 1024;
 
-/// The name of a SealConfig's store.
-pub fn secret_name(seal_config: &str) -> String {
-    format!("{seal_config}.sealconfig.wrapped")
+/// The name of an object's store.
+pub fn secret_name(id: &ObjectId) -> String {
+    name_of(id.kind, &id.name)
+}
+
+/// The name of the store of an object of that kind and name.
+pub fn name_of(kind: &str, name: &str) -> String {
+    format!("{name}.{}.wrapped", kind.to_ascii_lowercase())
 }
 
 /// The entry of a copy.

@@ -3,7 +3,7 @@
 
 use super::{Place, Sealed, Section, Version, secret_name, standing::forged};
 use crate::{
-    api::{KIND, Reason},
+    api::Reason,
     seal::{
         Fault, KeyBytes,
         check_value::{Binding, check_value},
@@ -16,7 +16,7 @@ use crate::{
 pub fn place<'a>(domain: &'a str, model: &'a Model, key: &'a Key, version: u32) -> Place<'a> {
     Place {
         domain,
-        kind: KIND,
+        kind: model.id.kind,
         namespace: &model.id.namespace,
         name: &model.id.name,
         class: key.class(),
@@ -27,13 +27,16 @@ pub fn place<'a>(domain: &'a str, model: &'a Model, key: &'a Key, version: u32) 
 
 /// The authentication of a section under the bytes of its current version. `None` for keys under 16 bytes.
 pub fn mac_of(model: &Model, key: &Key, section: &Section, bytes: &KeyBytes) -> Option<String> {
-    section.mac(bytes, [KIND, &model.id.namespace, &model.id.name, &key.name])
+    section.mac(
+        bytes,
+        [model.id.kind, &model.id.namespace, &model.id.name, &key.name],
+    )
 }
 
 /// The check value of a key of this object.
 pub fn value_of(model: &Model, key: &Key, bytes: &KeyBytes) -> Option<String> {
     let place = Binding {
-        kind: KIND,
+        kind: model.id.kind,
         namespace: &model.id.namespace,
         name: &model.id.name,
         key: &key.name,
@@ -80,7 +83,7 @@ pub fn fits(model: &Model, key: &Key, record: Option<&Version>, bytes: &KeyBytes
         format!(
             "a stored copy in Secret {} holds another key than the one that was recorded, so it is not used; restore the \
              Secret from a backup, and find out who changed it",
-            secret_name(&model.id.name)
+            secret_name(&model.id)
         ),
     ))
 }

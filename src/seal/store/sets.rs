@@ -105,6 +105,8 @@ pub fn key(name: &str) -> Option<Key> {
         check_value: None,
         origin: Origin::Initialized(class(name)?),
         copies: Vec::new(),
+        material: None,
+        brings: Vec::new(),
     })
 }
 
@@ -134,7 +136,7 @@ pub fn keys(store: &StoreFacts, known: &[KeyStatus]) -> Vec<Key> {
 
 /// What the store holds.
 pub fn held(model: &Model, store: &StoreFacts, known: &[KeyStatus]) -> Held {
-    let secret = secret_name(&model.id.name);
+    let secret = secret_name(&model.id);
     let missing = |above: u32| {
         known.iter().any(|status| {
             let counts = !matches!(class(&status.name), None | Some(Class::RootToken));
@@ -261,7 +263,7 @@ pub fn fits(model: &Model, store: &StoreFacts, shares: u8, seals: usize) -> Resu
         format!(
             "{shares} shares under {seals} seals would not fit into the 512 KiB of Secret {}, so nothing is initialised; ask \
              for fewer shares in unseal.initialize, or keep keys in another SealConfig",
-            secret_name(&model.id.name)
+            secret_name(&model.id)
         ),
     ))
 }
@@ -409,6 +411,7 @@ mod tests {
                 trigger: None,
                 inputs: None,
                 versions: sets.iter().map(version).collect(),
+                managed: None,
             };
             for set in *sets {
                 store

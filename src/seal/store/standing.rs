@@ -11,7 +11,7 @@ use crate::{
     seal::{
         Fault,
         aws::KeyArn,
-        digest::brought_inputs,
+        digest::{brings_inputs, brought_inputs},
         entry::EntryContent,
         model::{Cloud, Key, Model, Origin, Seal, Target},
         observed::{Mark, Observed},
@@ -197,7 +197,7 @@ pub fn standing(model: &Model, key: &Key, observed: &Observed) -> Standing {
         Origin::Initialized(_) => Provenance::Initialized,
         Origin::Generated { .. } | Origin::Brought => Provenance::Generated,
     };
-    if section.source != provenance {
+    if section.source != provenance || section.managed.as_ref().map(|managed| managed.type_) != key.material {
         return Standing::Barred(taken(model, section));
     }
     let seen = seen(key, observed);
@@ -519,13 +519,23 @@ fn drops(
 
 /// Whether the first value of a trigger is to be written down, and whether a new version is due.
 fn rotation(key: &Key, section: &Section, observed: &Observed) -> (bool, bool) {
-    let Origin::Generated { trigger, .. } = &key.origin else {
+    let trigger = &trigger(key, observed);
+    if !matches!(key.origin, Origin::Generated { .. }) {
         return (false, false);
-    };
+    }
     let first = trigger.is_some() && section.trigger.is_none();
     let pulled = trigger.is_some() && section.trigger.is_some() && *trigger != section.trigger;
     let late = next_rotation(key, section).is_some_and(|at| at <= observed.now);
     (first, pulled || late)
+}
+
+/// What makes a new version when it changes: the spec's word, or what the user brings of a ManagedKey's material.
+pub fn trigger(key: &Key, observed: &Observed) -> Option<String> {
+    match &key.origin {
+        Origin::Generated { .. } if !key.brings.is_empty() => Some(brings_inputs(key, observed)),
+        Origin::Generated { trigger, .. } => trigger.clone(),
+        Origin::Imported { .. } | Origin::Brought | Origin::Initialized(_) => None,
+    }
 }
 
 /// When the age of the version in use makes a new one due.
@@ -608,30 +618,41 @@ fn rebuild(model: &Model, key: &Key, observed: &Observed) -> Option<Rebuild> {
 }
 
 fn taken(model: &Model, section: &Section) -> Fault {
+    if let Some(managed) = &section.managed {
+        return Fault::invalid(
+            Reason::InvalidSpec,
+            format!(
+                "the wrapped store {} holds material of type {} from an object of this name before; give this one another name",
+                secret_name(&model.id),
+                managed.type_.as_str()
+            ),
+        );
+    }
     Fault::invalid(
         Reason::InvalidSpec,
         format!(
             "the wrapped store {} already holds a key of this name from {}; give this one another name",
-            secret_name(&model.id.name),
+            secret_name(&model.id),
             section.source.field()
         ),
     )
 }
 
 fn not_owned(model: &Model) -> Fault {
-    let name = secret_name(&model.id.name);
+    let name = secret_name(&model.id);
     Fault::denied(
         Reason::StoreNotOwned,
         format!(
-            "Secret {name} exists and is not of type {}, so it is not touched; rename or delete it, or give the SealConfig \
-             another name",
-            super::SECRET_TYPE
+            "Secret {name} exists and is not of type {}, so it is not touched; rename or delete it, or give the {} another \
+             name",
+            super::SECRET_TYPE,
+            model.id.kind
         ),
     )
 }
 
 fn missing(model: &Model) -> Fault {
-    let name = secret_name(&model.id.name);
+    let name = secret_name(&model.id);
     Fault::denied(
         Reason::StoreMissing,
         format!(
@@ -643,7 +664,7 @@ fn missing(model: &Model) -> Fault {
 }
 
 fn corrupt(model: &Model, what: &str) -> Fault {
-    let name = secret_name(&model.id.name);
+    let name = secret_name(&model.id);
     Fault::denied(
         Reason::StoreCorrupt,
         format!(
@@ -662,15 +683,19 @@ pub fn forged(model: &Model) -> Fault {
 }
 
 fn rolled_back(model: &Model, store: &Store, seen: Seen) -> Fault {
-    let (name, counter) = (&model.id.name, store.header.counter);
+    let (kind, name, counter) = (
+        model.id.kind.to_ascii_lowercase(),
+        &model.id.name,
+        store.header.counter,
+    );
     Fault::denied(
         Reason::StoreRolledBack,
         format!(
             "Secret {} is older than what was delivered (it has seen version {} of the key, and the store does not hold that \
-             state); restore the newer one, or accept this one with: kubectl annotate sealconfig {name} \
+             state); restore the newer one, or accept this one with: kubectl annotate {kind} {name} \
              autounseal.dev/accept-store={counter} (and take that away again afterwards, for it holds for every store of this \
              counter)",
-            secret_name(name),
+            secret_name(&model.id),
             seen.version
         ),
     )

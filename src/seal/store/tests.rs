@@ -315,6 +315,7 @@ impl World {
                     trigger: trigger.clone(),
                     inputs: None,
                     versions: BTreeMap::new(),
+                    managed: None,
                 };
                 let mut edit = Edit::new("root", section);
                 self.add_version(&mut edit, 1, &bytes, seals, failed);

@@ -152,6 +152,26 @@ impl Kms {
         Self { server, state }
     }
 
+    /// What it answers, for a server that stands before it.
+    pub fn reply(&self, request: &Request) -> Reply {
+        answer(&self.state, request)
+    }
+
+    /// Whether it has a key of that ARN or id, or an alias of that name.
+    pub fn knows(&self, name: &str) -> bool {
+        self.has_alias(name)
+            || self
+                .state()
+                .keys
+                .iter()
+                .any(|k| k.key.arn == name || k.key.id == name)
+    }
+
+    /// Whether it has such an alias.
+    pub fn has_alias(&self, name: &str) -> bool {
+        self.state().aliases.contains_key(name)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -338,11 +358,11 @@ fn canonical(key: &KeyState, context: &Context) -> Vec<u8> {
     out
 }
 
-fn json_answer(status: u16, body: &Value) -> Reply {
+pub fn json_answer(status: u16, body: &Value) -> Reply {
     Reply::new(status, "application/x-amz-json-1.1", body.to_string())
 }
 
-fn error(status: u16, code: &str) -> Reply {
+pub fn error(status: u16, code: &str) -> Reply {
     json_answer(
         status,
         &json!({"__type": code, "message": format!("scripted {code}")}),
@@ -350,7 +370,7 @@ fn error(status: u16, code: &str) -> Reply {
 }
 
 /// Access key id and region of a well-formed SigV4 header; the signature itself is proved with moto.
-fn signer(request: &Request) -> Option<(String, String)> {
+pub fn signer(request: &Request) -> Option<(String, String)> {
     let authorization = request
         .header("authorization")?
         .strip_prefix("AWS4-HMAC-SHA256 ")?;

@@ -196,11 +196,11 @@ impl Shared {
     }
 }
 
-/// Secrets and the status of SealConfigs; events and tokens are of no account here.
+/// Secrets and the status of our own objects; events and tokens are of no account here.
 fn is_write(what: &str) -> bool {
     let Some((method, path)) = what.split_once(' ') else {
         return false;
     };
     ["POST", "PUT", "PATCH", "DELETE"].contains(&method)
-        && (path.contains("/secrets") || path.contains("/sealconfigs/"))
+        && (path.contains("/secrets") || path.contains("/sealconfigs/") || path.contains("/managedkeys/"))
 }

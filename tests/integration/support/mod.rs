@@ -3,12 +3,14 @@
 #![allow(dead_code, reason = "every helper serves some flow, none serves all")]
 
 pub mod blob;
+pub mod custodian;
 pub mod drill;
 pub mod fleet;
 pub mod helm;
 pub mod http;
 pub mod kms;
 pub mod knife;
+pub mod localstack;
 pub mod moto;
 pub mod needle;
 pub mod netns;

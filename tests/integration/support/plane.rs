@@ -40,6 +40,7 @@ fn root(kind: &str) -> (&'static str, &'static str, bool) {
         "Lease" => ("/apis/coordination.k8s.io/v1", "leases", true),
         "PodDisruptionBudget" => ("/apis/policy/v1", "poddisruptionbudgets", true),
         "SealConfig" => ("/apis/autounseal.dev/v1alpha1", "sealconfigs", true),
+        "ManagedKey" => ("/apis/autounseal.dev/v1alpha1", "managedkeys", true),
         "CustomResourceDefinition" => (
             "/apis/apiextensions.k8s.io/v1",
             "customresourcedefinitions",

@@ -89,6 +89,9 @@ fn common(asked: &Asked<'_>, answer: &Answer) -> Option<Fault> {
 }
 
 pub(super) fn kms(asked: &Asked<'_>, answer: &Answer) -> Fault {
+    if let Some(fault) = managing(asked, answer) {
+        return fault;
+    }
     if let Some(fault) = common(asked, answer) {
         return fault;
     }
@@ -173,6 +176,74 @@ pub(super) fn kms(asked: &Asked<'_>, answer: &Answer) -> Fault {
         ),
         _ => without_code(asked, answer),
     }
+}
+
+/// Errors of the operations on keys of a ManagedKey that mean something else there, or occur nowhere else.
+///
+/// Source: botocore service model `kms/2014-11-01`.
+fn managing(asked: &Asked<'_>, answer: &Answer) -> Option<Fault> {
+    if !asked.operation.manages() {
+        return None;
+    }
+    let Asked { of, region, .. } = *asked;
+    let operation = asked.operation.as_str();
+    let fault = match answer.code.as_deref()? {
+        // Not a rate, whatever the SDK's list says: how many keys, aliases or tags there may be.
+        "LimitExceededException" => Fault::denied(
+            Reason::QuotaExceeded,
+            format!(
+                "the account has reached a quota of AWS KMS in region {region}, so {operation} made nothing; delete what \
+                 nobody uses, or have the quota of keys or aliases raised"
+            ),
+        ),
+        "AlreadyExistsException" => Fault::denied(
+            Reason::AliasNotOwned,
+            format!(
+                "{of} exists in region {region}, and it is not this ManagedKey's, so it was not moved; delete it there, or \
+                 choose another aliasName"
+            ),
+        ),
+        "ExpiredImportTokenException" | "InvalidImportTokenException" => Fault::transient(
+            Reason::ImportRejected,
+            format!(
+                "AWS does not take the import token for {of} any more; it is tried again with new parameters"
+            ),
+        ),
+        "IncorrectKeyMaterialException" => Fault::denied(
+            Reason::MaterialMismatch,
+            format!(
+                "{of} had other material than this version's before, and AWS takes back only that; whoever imported into it \
+                 must say what it is: rotate to have a key that is known to be right"
+            ),
+        ),
+        "InvalidCiphertextException" | "ValidationException"
+            if asked.operation == Operation::ImportKeyMaterial =>
+        {
+            Fault::denied(
+                Reason::ImportRejected,
+                format!(
+                    "AWS could not unwrap the material for {of}, or it is none of the key's type; check what answers in region \
+                     {region}"
+                ),
+            )
+        }
+        "KMSInvalidStateException" => Fault::transient(
+            Reason::KeyUnusable,
+            format!("{of} is in a state in which AWS does not {operation}; its state is looked at again"),
+        ),
+        "TagException" => Fault::invalid(
+            Reason::InvalidSpec,
+            format!("AWS does not take the tags of {of}; correct awskms.tags"),
+        ),
+        "UnsupportedOperationException" | "ValidationException" => Fault::denied(
+            Reason::InvalidSpec,
+            format!(
+                "AWS KMS in region {region} does not {operation} as asked; check type, usage, multiRegion and tags"
+            ),
+        ),
+        _ => return None,
+    };
+    Some(fault)
 }
 
 fn access_denied(asked: &Asked<'_>) -> Fault {

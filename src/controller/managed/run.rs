@@ -1,0 +1,136 @@
+//! The controller of ManagedKeys in one scope: its watch, and who is looked at when.
+
+use std::{
+    collections::HashSet,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use futures::{StreamExt, TryStreamExt, channel::mpsc, future::select};
+use kube::{
+    ResourceExt,
+    core::DeserializeGuard,
+    runtime::{
+        Controller, WatchStreamExt,
+        controller::{self, Action},
+        predicates, reflector,
+        utils::Predicate,
+        watcher::{self, Event, watcher},
+    },
+};
+
+use super::reconcile;
+use crate::{
+    api::ManagedKey,
+    controller::{Replica, context::Context, index::ManagedFacts, watch, watch::Scope},
+};
+
+/// Runs until `stop` ends and what was begun is done.
+pub(in crate::controller) async fn run(
+    context: Arc<Context>,
+    scope: Scope,
+    triggered: mpsc::UnboundedReceiver<(String, String)>,
+    replica: Replica,
+    stop: impl Future<Output = ()> + Clone + Send + Sync + 'static,
+) {
+    let (reader, writer) = reflector::store::<DeserializeGuard<ManagedKey>>();
+    let api = scope.api::<DeserializeGuard<ManagedKey>>(context.client.clone());
+    let known = context.clone();
+    let begun = Arc::new(AtomicBool::new(false));
+    let begins = begun.clone();
+    let mut gone = HashSet::new();
+    let changed = predicates::generation
+        .combine(predicates::annotations)
+        .combine(predicates::finalizers);
+    let keys = watcher(api, watcher::Config::default())
+        .default_backoff()
+        .modify(|key| key.managed_fields_mut().clear())
+        .inspect_ok(move |event| {
+            remember(&known, &scope, event, &mut gone);
+            if matches!(event, Event::InitDone) {
+                begins.store(true, Ordering::Relaxed);
+            }
+        })
+        .reflect(writer)
+        .applied_objects()
+        .predicate_filter(changed, kube::runtime::PredicateConfig::default());
+    let Replica { term, mut leads } = replica;
+    let elected = futures::stream::once(async move {
+        let _ = leads.wait_for(|leads| *leads).await;
+    });
+    let as_leader = move |key: Arc<DeserializeGuard<ManagedKey>>, context: Arc<Context>| {
+        let leads = term.holds();
+        async move {
+            if leads {
+                Box::pin(reconcile(key, context)).await
+            } else {
+                Ok(Action::await_change())
+            }
+        }
+    };
+    let controller = Controller::for_stream(keys, reader)
+        .with_config(controller::Config::default().concurrency(context.settings.concurrency))
+        .reconcile_on(watch::as_references(triggered))
+        .reconcile_all_on(elected)
+        .graceful_shutdown_on(stop.clone())
+        .run(as_leader, |_, never, _| match *never {}, context)
+        .for_each(|result| {
+            if let Err(controller::Error::QueueError(_)) = result {
+                tracing::warn!("the watch of managedkeys failed and is started again; may the operator list and watch them?");
+            }
+            std::future::ready(())
+        });
+    let too_early = async {
+        stop.await;
+        if begun.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    };
+    select(std::pin::pin!(controller), std::pin::pin!(too_early)).await;
+}
+
+/// What SealConfigs must know of those that refer to them. `gone`: those that were known when a new list began, and were
+/// not in it yet.
+fn remember(
+    context: &Context,
+    scope: &Scope,
+    event: &Event<DeserializeGuard<ManagedKey>>,
+    gone: &mut HashSet<(String, String)>,
+) {
+    let forget = |namespace: &str, name: &str| {
+        let config = context.index.managed(namespace, name).map(|facts| facts.config);
+        context.forget_managed(namespace, name);
+        scope.look_at(namespace, config);
+    };
+    match event {
+        Event::Apply(key) | Event::InitApply(key) => {
+            let (namespace, name) = (key.namespace().unwrap_or_default(), key.name_any());
+            gone.remove(&(namespace.clone(), name.clone()));
+            let Ok(key) = &key.0 else { return };
+            let material = key.status.as_ref().and_then(|status| status.material.as_ref());
+            let facts = ManagedFacts {
+                config: key.spec.seal_config_ref.name.clone(),
+                wrapped_under: material
+                    .map(|material| material.wrapped_under.iter().cloned().collect())
+                    .unwrap_or_default(),
+            };
+            let config = facts.config.clone();
+            if context.index.saw_managed(&namespace, &name, facts) {
+                scope.look_at(&namespace, [config]);
+            }
+        }
+        Event::Delete(key) => {
+            let (namespace, name) = (key.namespace().unwrap_or_default(), key.name_any());
+            forget(&namespace, &name);
+        }
+        Event::Init => *gone = context.index.managed_names(scope.namespace.as_deref()),
+        Event::InitDone => {
+            for (namespace, name) in gone.drain() {
+                forget(&namespace, &name);
+            }
+        }
+    }
+}
