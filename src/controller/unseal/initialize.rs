@@ -33,7 +33,7 @@ use crate::{
         unseal::{
             Place, Said,
             exchange::SealState,
-            initialize::{Ask, Other, just_done, turn, under_way},
+            initialize::{Ask, Other, brings_none, just_done, turn, under_way},
             verify::still_there,
         },
     },
@@ -63,6 +63,9 @@ pub async fn consider(
     let (namespace, name) = (&job.model.id.namespace, &job.model.id.name);
     if let Some(told) = context.inits.told(namespace, name) {
         return told;
+    }
+    if let Err(fault) = brings_none(&job.model, job.unseal.initialize.as_ref()) {
+        return fault;
     }
     let others = context.unsealers.others(context, job, &pod.uid);
     let known: Vec<Other> = others

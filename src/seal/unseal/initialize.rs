@@ -4,7 +4,7 @@
 use super::exchange::SealState;
 use crate::{
     api::{InitializeSpec, Reason, RootTokenPolicy, SharesSpec},
-    seal::{Fault, store::sets::Held},
+    seal::{Fault, model::Model, store::sets::Held},
 };
 
 /// `unseal.initialize`, parsed.
@@ -176,6 +176,25 @@ pub fn turn(
     Ok(*initialize)
 }
 
+/// Holds that a SealConfig that initialises servers brings no shares: those are of a server that was initialised already.
+///
+/// # Errors
+/// `AlreadyInitializedElsewhere`.
+pub fn brings_none(model: &Model, initialize: Option<&Initialize>) -> Result<(), Fault> {
+    let brought = model.keys.iter().find(|key| key.is_share() && !key.is_answer());
+    match brought.filter(|_| initialize.is_some()) {
+        None => Ok(()),
+        Some(key) => Err(Fault::denied(
+            Reason::AlreadyInitializedElsewhere,
+            format!(
+                "it says that it was never initialised, and key {:?} is a share of a server that was: was its volume lost or \
+                 swapped? Bring the volume back, or take the shares out of spec.keys if that server is given up",
+                key.name
+            ),
+        )),
+    }
+}
+
 /// A marker stands, and no set. `initialized`: what the server says.
 pub fn lost(pod: &str, initialized: bool) -> Fault {
     let message = if initialized {
@@ -256,6 +275,28 @@ mod tests {
 
     fn why(held: &Held, others: &[Other]) -> Reason {
         turn(Some(&both()), held, "vault-1", others).unwrap_err().reason
+    }
+
+    #[test]
+    fn who_brings_shares_has_no_server_initialised() {
+        let model = |purpose: &str| {
+            let config: crate::api::SealConfig = serde_json::from_value(json!({
+                "apiVersion": "autounseal.dev/v1alpha1", "kind": "SealConfig",
+                "metadata": {"name": "vault", "namespace": "v", "uid": "u"},
+                "spec": {
+                    "seals": [{"name": "aws", "awskms": {"kmsKeyID": "alias/a"}}],
+                    "keys": [{"name": "k", "purpose": purpose, "wrapped": [{"seal": "aws", "inline": "c2hhcmU="}]}],
+                },
+            }))
+            .unwrap();
+            crate::seal::model::parse(&config).unwrap()
+        };
+        for purpose in ["unseal-share", "recovery-share"] {
+            let fault = brings_none(&model(purpose), Some(&both())).unwrap_err();
+            assert_eq!(fault.reason, Reason::AlreadyInitializedElsewhere);
+            assert!(brings_none(&model(purpose), None).is_ok());
+        }
+        assert!(brings_none(&model("other"), Some(&both())).is_ok());
     }
 
     #[test]
