@@ -140,9 +140,13 @@ async fn a_manifest_that_is_applied_twice_changes_nothing_and_nothing_fights_it(
                 assert!(fine, "{said}");
             };
             apply();
-            let name = manifest["metadata"]["name"].as_str().unwrap();
+            let (kind, name) = (
+                manifest["kind"].as_str().unwrap(),
+                manifest["metadata"]["name"].as_str().unwrap(),
+            );
+            let read = async || stage.plane.get(kind, &stage.namespace, name).await;
             let handled = eventually("the operator has looked", async || {
-                let config = stage.config(name).await;
+                let config = read().await.ok_or("it is not there")?;
                 let ready = condition(&config, "Ready");
                 let done = ready["reason"] != "Pending" || config["spec"].get("controllerClass").is_some();
                 done.then_some(config).ok_or_else(|| ready.to_string())
@@ -154,7 +158,7 @@ async fn a_manifest_that_is_applied_twice_changes_nothing_and_nothing_fights_it(
                 handled["spec"]
             );
             apply();
-            let again = stage.config(name).await;
+            let again = read().await.unwrap();
             // The whole entry of the manager, with the time of its last change.
             let own = |config: &Value| {
                 let all = config["metadata"]["managedFields"].as_array().unwrap();
@@ -168,10 +172,12 @@ async fn a_manifest_that_is_applied_twice_changes_nothing_and_nothing_fights_it(
             assert_eq!(again["spec"], handled["spec"]);
             let (same, shown) = kubectl(&["diff", way, &manager, "-f", &path]);
             assert!(same, "{name}: {shown}");
-        }
-        for manifest in &manifests {
-            let name = manifest["metadata"]["name"].as_str().unwrap();
-            stage.plane.delete("SealConfig", &stage.namespace, name).await;
+            // Two examples share a name.
+            stage.plane.delete(kind, &stage.namespace, name).await;
+            eventually("it is gone", async || {
+                read().await.map_or(Ok(()), |_| Err("still there".to_owned()))
+            })
+            .await;
         }
     }
 }

@@ -128,7 +128,7 @@ async fn kubeconform_finds_no_field_that_the_apiserver_does_not_know() {
         .iter()
         .flat_map(|(_, objects)| objects.iter().map(kind_of))
         .collect();
-    kinds.extend(["Namespace".to_owned(), "SealConfig".to_owned()]);
+    kinds.extend(["Namespace", "SealConfig", "ManagedKey"].map(ToOwned::to_owned));
     write_schemas(&plane, &kinds, &schemas).await;
     let template = format!(
         "{}/{{{{.Group}}}}_{{{{.ResourceAPIVersion}}}}_{{{{.ResourceKind}}}}.json",

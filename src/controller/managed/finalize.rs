@@ -61,7 +61,7 @@ pub async fn delete(
     }
     if takes(key.spec.deletion.policy) {
         let outcome = if managed::is_confirmed(key) {
-            take_back(context, key, config, previous).await
+            Box::pin(take_back(context, key, config, previous)).await
         } else {
             Err(not_confirmed(key, "of the ManagedKey"))
                 .map_err(|note| Fault::invalid(Reason::DeletionNotConfirmed, note))

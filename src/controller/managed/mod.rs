@@ -122,7 +122,7 @@ pub async fn reconcile(
         .or_else(|| key.status.clone())
         .unwrap_or_default();
     if key.metadata.deletion_timestamp.is_some() {
-        let outcome = finalize::delete(&context, key, config.as_ref(), &previous).await;
+        let outcome = Box::pin(finalize::delete(&context, key, config.as_ref(), &previous)).await;
         memory.status = Some(previous);
         context.managed.put(&namespace, &name, memory);
         return Ok(match outcome {

@@ -48,6 +48,8 @@ struct Shared {
     seen: Mutex<Vec<String>>,
     /// How many of the next writes of Secrets are refused.
     refused: AtomicUsize,
+    /// It says that it is so old, by its minor version.
+    minor: Option<u32>,
 }
 
 /// The proxy; it ends with the test's runtime.
@@ -59,6 +61,24 @@ pub struct Knife {
 impl Knife {
     /// Stands between an operator and the apiserver that this client speaks to. Without a cut it only counts.
     pub async fn new(client: Client, cut: Option<Cut>) -> Self {
+        Self::made(client, cut, None).await
+    }
+
+    /// Stands between this operator and its apiserver, with the operator's own credentials, and says that the apiserver is
+    /// of version 1.`minor`. The operator is to be started as it comes back.
+    pub async fn of_version(operator: &Operator, minor: u32) -> (Self, Operator) {
+        let read = kube::config::Kubeconfig::read_from(operator.variable("KUBECONFIG")).unwrap();
+        let config = kube::Config::from_custom_kubeconfig(read, &kube::config::KubeConfigOptions::default())
+            .await
+            .unwrap();
+        let client = Client::try_from(config).unwrap();
+        let knife = Self::made(client, None, Some(minor)).await;
+        let kubeconfig = knife.kubeconfig.display().to_string();
+        let operator = operator.clone().env("KUBECONFIG", kubeconfig);
+        (knife, operator)
+    }
+
+    async fn made(client: Client, cut: Option<Cut>, minor: Option<u32>) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
@@ -69,6 +89,7 @@ impl Knife {
             struck: AtomicBool::new(false),
             seen: Mutex::default(),
             refused: AtomicUsize::new(0),
+            minor,
         });
         let handler = shared.clone();
         let router = Router::new().fallback(move |request: Request| {
@@ -135,6 +156,13 @@ impl Drop for Knife {
 
 impl Shared {
     async fn pass(&self, request: Request) -> Response {
+        if let Some(minor) = self.minor.filter(|_| request.uri().path() == "/version") {
+            let version = json!({
+                "major": "1", "minor": minor.to_string(), "gitVersion": format!("v1.{minor}.0"), "gitCommit": "",
+                "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "", "platform": "",
+            });
+            return Response::new(Body::from(version.to_string()));
+        }
         let what = format!("{} {}", request.method(), request.uri().path());
         let mine = is_write(&what).then(|| self.writes.fetch_add(1, Ordering::SeqCst) + 1);
         if mine.is_some() {

@@ -85,6 +85,11 @@ impl Operator {
         self
     }
 
+    /// What a variable is set to.
+    pub fn variable(&self, name: &str) -> &str {
+        &self.environment[name]
+    }
+
     /// Takes a variable away.
     #[must_use]
     pub fn without(mut self, name: &str) -> Self {
