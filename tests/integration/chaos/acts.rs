@@ -178,10 +178,7 @@ fn answers() -> Vec<Answer> {
 fn a_seed_repeats_its_faults_and_a_round_has_them_all() {
     let words = |seed| {
         let steps = schedule(seed, Duration::from_mins(1), 5);
-        steps
-            .iter()
-            .map(|step| format!("{step:?}"))
-            .collect::<Vec<_>>()
+        steps.iter().map(|step| format!("{step:?}")).collect::<Vec<_>>()
     };
     assert_eq!(words(1), words(1));
     assert_ne!(words(1), words(2));

@@ -1,7 +1,7 @@
 //! The faults, as they are done and undone.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -73,7 +73,8 @@ impl Campaign {
             plane: cluster.plane.clone(),
             namespace: "chaos".to_owned(),
         };
-        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": stage.namespace}});
+        let namespace =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": stage.namespace}});
         stage.plane.apply(&namespace).await;
         let clouds = [Cloud::start(seed ^ 1).await, Cloud::start(seed ^ 2).await];
         let apis = [
@@ -405,10 +406,7 @@ impl Campaign {
         let bytes = [FOREIGN, &random(8)].concat();
         let patch = json!({"data": {entry: BASE64.encode(&bytes)}});
         let (plane, namespace) = (&self.stage.plane, &self.stage.namespace);
-        plane
-            .try_patch("Secret", namespace, name, &patch)
-            .await
-            .is_ok()
+        plane.try_patch("Secret", namespace, name, &patch).await.is_ok()
     }
 
     /// Only where all is well, so that what is lost can be had back from what was delivered.
@@ -421,8 +419,7 @@ impl Campaign {
         let (plane, namespace) = (self.stage.plane.clone(), self.stage.namespace.clone());
         plane.delete("Secret", &namespace, &store).await;
         let deleted = Instant::now();
-        while plane.get("Secret", &namespace, &store).await.is_none()
-            && deleted.elapsed() < STORE_COMES_BACK
+        while plane.get("Secret", &namespace, &store).await.is_none() && deleted.elapsed() < STORE_COMES_BACK
         {
             self.tend_for_a_moment().await;
         }
@@ -438,17 +435,18 @@ impl Campaign {
         let data = data_of(&store);
         let current = &header(&data)["keys"]["made"]["section"]["current"];
         let item = |seal: &str| format!("key.made.v{current}.{seal}");
-        let Some(mut bytes) = data.get(&item("two")).cloned().filter(|_| data.contains_key(&item("one"))) else {
+        let Some(mut bytes) = data
+            .get(&item("two"))
+            .cloned()
+            .filter(|_| data.contains_key(&item("one")))
+        else {
             return false;
         };
         *bytes.last_mut().unwrap() ^= 1;
         let patch = json!({"data": {item("two"): BASE64.encode(&bytes)}});
         let (plane, namespace) = (&self.stage.plane, &self.stage.namespace);
         let name = format!("{name}.sealconfig.wrapped");
-        plane
-            .try_patch("Secret", namespace, &name, &patch)
-            .await
-            .is_ok()
+        plane.try_patch("Secret", namespace, &name, &patch).await.is_ok()
     }
 
     /// Whether it is Ready for what is wanted now, and has delivered exactly that.
@@ -467,15 +465,32 @@ impl Campaign {
             return Err(format!("{}: another's value stands in its Secret", wanted.name));
         }
         if wanted.brings > 0 && data.get("brought") != Some(&wanted.value) {
-            return Err(format!(
-                "{}: what was brought last is not delivered",
-                wanted.name
-            ));
+            return Err(format!("{}: what was brought last is not delivered", wanted.name));
         }
         if wanted.makes && data.get("current").is_none_or(|bytes| bytes.len() != 32) {
             return Err(format!("{}: no made key is delivered", wanted.name));
         }
         Ok(())
+    }
+
+    /// Whether a brought key waits for its user: the KMS said that its copy is not what it should be, which is not asked
+    /// again soon, and the documentation of the reason says to wrap it again.
+    async fn needs_its_user(&self, which: usize) -> bool {
+        let wanted = &self.wanted[which];
+        let plane = &self.stage.plane;
+        let config = plane.get("SealConfig", &self.stage.namespace, &wanted.name).await;
+        let keys = condition(&config.unwrap_or_default(), "KeysUnwrapped");
+        let reasons = [
+            "KeyNotAllowed",
+            "CheckValueDiffers",
+            "CiphertextInvalid",
+            "ContextMismatch",
+        ];
+        wanted.brings > 0
+            && reasons.iter().any(|reason| keys["reason"] == *reason)
+            && keys["message"]
+                .as_str()
+                .is_some_and(|message| message.contains("\"brought\""))
     }
 
     /// Waits until all are well.
@@ -484,19 +499,28 @@ impl Campaign {
         let limit = Duration::from_mins(8);
         let asked = Instant::now();
         let mut left: Vec<usize> = (0..self.wanted.len()).collect();
+        let mut helped = BTreeSet::new();
         while let Some(which) = left.last().copied() {
             self.tend_for_a_moment().await;
             self.hold();
-            match self.is_well(which).await {
-                Ok(()) => {
-                    left.pop();
-                }
-                Err(why) => assert!(
-                    asked.elapsed() < limit,
-                    "chaos: VIOLATION at {}: after {when} not all became well: {why}",
-                    self.place()
-                ),
+            let Err(why) = self.is_well(which).await else {
+                left.pop();
+                continue;
+            };
+            if self.needs_its_user(which).await && helped.insert(which) {
+                println!(
+                    "chaos: {}: {}: its user wraps the key again",
+                    self.place(),
+                    self.wanted[which].name
+                );
+                self.wanted[which].rewrap(&self.clouds);
+                self.apply(which).await;
             }
+            assert!(
+                asked.elapsed() < limit,
+                "chaos: VIOLATION at {}: after {when} not all became well: {why}",
+                self.place()
+            );
         }
         println!(
             "chaos: {}: all are well {:.1} s after {when}",

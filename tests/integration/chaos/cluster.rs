@@ -80,7 +80,11 @@ impl Cluster {
                     .replace(&old_peers, &format!("http://{peers}"))
                     .replace(&old_folder, &data)
             },
-            &[&format!("--initial-cluster-token={data}")],
+            // A store that is killed must have what it said it has.
+            &[
+                &format!("--initial-cluster-token={data}"),
+                "--unsafe-no-fsync=false",
+            ],
         );
         let old_port = model.value("--secure-port=").unwrap().to_owned();
         let apiserver = model.another(
@@ -122,7 +126,10 @@ impl Cluster {
                     .get("CustomResourceDefinition", "", &name)
                     .await
                     .unwrap_or_default();
-                let conditions = now["status"]["conditions"].as_array().cloned().unwrap_or_default();
+                let conditions = now["status"]["conditions"]
+                    .as_array()
+                    .cloned()
+                    .unwrap_or_default();
                 let established = conditions
                     .iter()
                     .any(|condition| condition["type"] == "Established" && condition["status"] == "True");

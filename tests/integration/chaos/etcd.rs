@@ -14,6 +14,8 @@ pub struct Written {
     pub key: String,
     /// The object, `None` when it was deleted.
     pub object: Option<Value>,
+    /// How many writes the key has seen since it was made; etcd counts them.
+    pub version: u64,
 }
 
 /// Sends on every write below `/registry/`, each once and in order, as long as somebody listens.
@@ -57,11 +59,15 @@ fn read(event: &Value) -> (Written, u64) {
         let text = event["kv"][name].as_str().unwrap_or_default();
         BASE64.decode(text.as_bytes()).unwrap()
     };
+    let number = |name: &str| -> u64 {
+        let text = event["kv"][name].as_str().unwrap_or("0");
+        text.parse().unwrap()
+    };
     let deleted = event["type"] == "DELETE";
     let written = Written {
         key: String::from_utf8_lossy(&bytes("key")).into_owned(),
         object: (!deleted).then(|| serde_json::from_slice(&bytes("value")).unwrap_or_default()),
+        version: number("version"),
     };
-    let revision = event["kv"]["mod_revision"].as_str().unwrap_or_default();
-    (written, revision.parse().unwrap())
+    (written, number("mod_revision"))
 }

@@ -65,6 +65,7 @@ pub struct Ledger {
     /// Everything that was said in statuses and events.
     pub said: String,
     markers: BTreeSet<String>,
+    versions: BTreeMap<String, u64>,
 }
 
 impl Ledger {
@@ -78,6 +79,7 @@ impl Ledger {
             seen: [0; 3],
             said: String::new(),
             markers: BTreeSet::new(),
+            versions: BTreeMap::new(),
         }
     }
 
@@ -93,11 +95,25 @@ impl Ledger {
 
     /// The check value of a made key, as the store records it.
     fn check_value(&self, name: &str, bytes: &[u8]) -> String {
-        check_value(&KeyBytes::new(bytes.to_vec()), &place(&self.namespace, name, MADE)).unwrap()
+        check_value(
+            &KeyBytes::new(bytes.to_vec()),
+            &place(&self.namespace, name, MADE),
+        )
+        .unwrap()
     }
 
     /// Takes note of a write, and judges it.
     pub fn take(&mut self, written: &Written) {
+        let before = match written.object {
+            Some(_) => self.versions.insert(written.key.clone(), written.version),
+            None => self.versions.remove(&written.key).map(|_| 0),
+        };
+        if written.object.is_some() && written.version != before.unwrap_or_default() + 1 {
+            self.violations.push(format!(
+                "the campaign itself missed a write of {}: {before:?}, then {}",
+                written.key, written.version
+            ));
+        }
         let secrets = format!("/registry/secrets/{}/", self.namespace);
         let configs = format!("/registry/autounseal.dev/sealconfigs/{}/", self.namespace);
         let events = format!("/registry/events/{}/", self.namespace);
@@ -149,7 +165,11 @@ impl Ledger {
             // Somebody deleted it. What is still in the delivered Secret can be taken up again.
             page.stored.clear();
             page.store_version = 0;
-            let left: Vec<Vec<u8>> = page.secret.iter().flat_map(|data| data.values().cloned()).collect();
+            let left: Vec<Vec<u8>> = page
+                .secret
+                .iter()
+                .flat_map(|data| data.values().cloned())
+                .collect();
             let made = &page.made;
             page.owed.retain(|version| left.contains(&made[version]));
             return;

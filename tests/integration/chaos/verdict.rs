@@ -9,12 +9,7 @@ use super::{
     ledger::MADE,
     world::{ACCESS_SECRET, behind},
 };
-use crate::support::{
-    needle::Needle,
-    oci_caller::Caller,
-    plane::eventually,
-    stage::unique,
-};
+use crate::support::{needle::Needle, oci_caller::Caller, plane::eventually, stage::unique};
 
 impl Campaign {
     /// Holds everything that is to be held, and prints what there was.
@@ -65,8 +60,17 @@ impl Campaign {
                         .env("AWS_EC2_METADATA_DISABLED", "true")
                         .run(
                             &[
-                                "unwrap", "-f", &file, "--store", &store, "--key", MADE, "--key-version", &version,
-                                "--seal", seal,
+                                "unwrap",
+                                "-f",
+                                &file,
+                                "--store",
+                                &store,
+                                "--key",
+                                MADE,
+                                "--key-version",
+                                &version,
+                                "--seal",
+                                seal,
                             ],
                             b"",
                         );
