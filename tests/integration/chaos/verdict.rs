@@ -9,7 +9,12 @@ use super::{
     ledger::MADE,
     world::{ACCESS_SECRET, behind},
 };
-use crate::support::{needle::Needle, oci_caller::Caller, plane::eventually, stage::unique};
+use crate::support::{
+    needle::Needle,
+    oci_caller::Caller,
+    plane::{eventually, within},
+    stage::unique,
+};
 
 impl Campaign {
     /// Holds everything that is to be held, and prints what there was.
@@ -33,12 +38,7 @@ impl Campaign {
         let mut opened = 0;
         for wanted in self.wanted.iter().filter(|wanted| wanted.makes) {
             let config = self.stage.config(&wanted.name).await;
-            let store = self
-                .stage
-                .whole_secret(&format!("{}.sealconfig.wrapped", wanted.name))
-                .await;
             let file = caller.file(&format!("{}.json", wanted.name), config.to_string());
-            let store = caller.file(&format!("{}.store.json", wanted.name), store.to_string());
             let owed: Vec<(u64, Vec<u8>)> = {
                 let mut ledger = self.ledger();
                 let page = ledger.page(&wanted.name);
@@ -52,35 +52,41 @@ impl Campaign {
                 for seal in wanted.enabled() {
                     let (cloud, _) = behind(&self.clouds, seal);
                     let version = version.to_string();
-                    let done = Caller::new()
-                        .env("AWS_ENDPOINT_URL_KMS", cloud.kms.url())
-                        .env("AWS_REGION", "us-east-1")
-                        .env("AWS_ACCESS_KEY_ID", "AKIACHAOSCHAOSCHAOS0")
-                        .env("AWS_SECRET_ACCESS_KEY", ACCESS_SECRET)
-                        .env("AWS_EC2_METADATA_DISABLED", "true")
-                        .run(
-                            &[
-                                "unwrap",
-                                "-f",
-                                &file,
-                                "--store",
-                                &store,
-                                "--key",
-                                MADE,
-                                "--key-version",
-                                &version,
-                                "--seal",
-                                seal,
-                            ],
-                            b"",
-                        );
-                    assert!(
-                        done.code == 0 && done.out == bytes,
-                        "chaos: VIOLATION at {}: version {version} of {} does not open under {seal}: {}",
+                    // A seal that was enabled again gets copies of older versions as soon as it can, not before all is Ready.
+                    let what = format!(
+                        "chaos: VIOLATION at {}: version {version} of {} opens under {seal}",
                         self.place(),
-                        wanted.name,
-                        done.err
+                        wanted.name
                     );
+                    within(std::time::Duration::from_mins(8), &what, async || {
+                        let secret = format!("{}.sealconfig.wrapped", wanted.name);
+                        let store = self.stage.whole_secret(&secret).await;
+                        let store = caller.file("store.json", store.to_string());
+                        let arguments = [
+                            "unwrap",
+                            "-f",
+                            &file,
+                            "--store",
+                            &store,
+                            "--key",
+                            MADE,
+                            "--key-version",
+                            &version,
+                            "--seal",
+                            seal,
+                        ];
+                        let done = Caller::new()
+                            .env("AWS_ENDPOINT_URL_KMS", cloud.kms.url())
+                            .env("AWS_REGION", "us-east-1")
+                            .env("AWS_ACCESS_KEY_ID", "AKIACHAOSCHAOSCHAOS0")
+                            .env("AWS_SECRET_ACCESS_KEY", ACCESS_SECRET)
+                            .env("AWS_EC2_METADATA_DISABLED", "true")
+                            .run(&arguments, b"");
+                        (done.code == 0 && done.out == bytes)
+                            .then_some(())
+                            .ok_or(done.err)
+                    })
+                    .await;
                     opened += 1;
                 }
             }
