@@ -74,12 +74,24 @@ pub struct Remembered {
     pub memory: Memory,
     /// The status as it stands after the last reconcile: the watch may still be behind it.
     pub status: Option<SealConfigStatus>,
+    /// A mark of our status that the watch has shown; it was not remembered any more from then on.
+    pub shown: Option<u64>,
     /// The status as the apiserver has it, if writing the last one failed.
     pub saved: Option<SealConfigStatus>,
     /// Copies that were read, with the resourceVersion they were read at.
     pub sources: BTreeMap<SourceRef, (String, SourceFacts)>,
     /// The wrapped store as it was last read.
     pub store: Option<StoreFacts>,
+}
+
+/// Tells one status from another.
+pub fn mark(status: &SealConfigStatus) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    serde_json::to_string(status)
+        .unwrap_or_default()
+        .hash(&mut hasher);
+    hasher.finish()
 }
 
 impl Context {
@@ -163,15 +175,23 @@ impl Context {
         objects.insert((namespace.to_owned(), name.to_owned()), remembered);
     }
 
-    /// The watch has shown an object: the status that it shows need not be remembered.
-    pub fn told(&self, namespace: &str, name: &str, config: &Kept) {
+    /// The watch has shown an object: a status of ours that it shows need not be remembered. Whether it shows one that
+    /// somebody else wrote over ours.
+    pub fn told(&self, namespace: &str, name: &str, config: &Kept) -> bool {
         let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = objects.get_mut(&(namespace.to_owned(), name.to_owned()));
-        if let Some(known) = known.filter(|known| known.status.is_some())
-            && config.status() == known.status
-        {
-            known.status = None;
+        let Some(known) = objects.get_mut(&(namespace.to_owned(), name.to_owned())) else {
+            return false;
+        };
+        let shown = config.status();
+        let mark = shown.as_ref().map(mark);
+        if known.status.is_none() {
+            return known.shown.is_some() && known.shown != mark;
         }
+        if shown == known.status {
+            known.status = None;
+            known.shown = mark;
+        }
+        false
     }
 
     /// Forgets an object that is gone.

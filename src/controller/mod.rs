@@ -371,7 +371,9 @@ fn remember(
             let selector = config
                 .unseal()
                 .and_then(|unseal| Selector::try_from(unseal.pod_selector).ok());
-            context.told(&namespace, &name, config);
+            if context.told(&namespace, &name, config) {
+                scope.look_at(&namespace, [name.clone()]);
+            }
             if context.index.saw_unseal(&namespace, &name, selector) {
                 context.unsealers.sync(context, &namespace);
             }

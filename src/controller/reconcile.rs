@@ -6,7 +6,13 @@ use jiff::Timestamp;
 use kube::{ResourceExt, runtime::controller::Action};
 use tracing::Instrument;
 
-use super::{apply, context::Context, finalize, kept::Kept, observe, report, unseal};
+use super::{
+    apply,
+    context::{Context, mark},
+    finalize,
+    kept::Kept,
+    observe, report, unseal,
+};
 use crate::{
     api::Reason,
     provider::{self, TRACES},
@@ -126,7 +132,8 @@ async fn look(object: Arc<Kept>, context: Arc<Context>) -> Result<Action, Infall
     let outcome = report::report(&context, config, &saved, &next).await;
     remembered.saved = outcome.is_err().then_some(saved);
     // What the watch has shown already need not be remembered.
-    remembered.status = (config.status.as_ref() != Some(&next)).then_some(next);
+    remembered.shown = (config.status.as_ref() == Some(&next)).then(|| mark(&next));
+    remembered.status = remembered.shown.is_none().then_some(next);
     context.remember(&namespace, &name, remembered);
     context
         .metrics

@@ -16,7 +16,7 @@ use super::{
         standing::{Due, Rebuild, successor, wrapping},
     },
 };
-use crate::api::Reason;
+use crate::api::{Reason, SealHealth, SealStatus};
 
 /// Repairs of one Secret in a minute, beyond which somebody is fighting (`api.md`, meaning 6; security rule S19).
 pub const REPAIRS_A_MINUTE: usize = 3;
@@ -341,17 +341,44 @@ pub fn probe_due(seal: &Seal, observed: &Observed) -> Timestamp {
     {
         return failure.retry_at;
     }
-    let recorded = observed
-        .status
-        .seals
-        .iter()
-        .find(|status| status.name == seal.name);
+    if is_told_of_the_past(seal, observed) {
+        return Timestamp::MIN;
+    }
+    let recorded = recorded(seal, observed);
     let last = recorded
         .filter(|status| status.inputs_digest.as_ref() == Some(&inputs))
         .and_then(|status| status.last_probe_time.as_ref());
     last.map_or(Timestamp::MIN, |last| {
         last.0.saturating_add(PROBE_INTERVAL).unwrap_or(Timestamp::MAX)
     })
+}
+
+fn recorded<'o>(seal: &Seal, observed: &'o Observed) -> Option<&'o SealStatus> {
+    let mut seals = observed.status.seals.iter();
+    seals.find(|status| status.name == seal.name)
+}
+
+/// Whether a seal is told to be unhealthy for something that passes by itself, and nothing is left that would try it again:
+/// what failed is not asked for any more, or waits for its user, or the operator was started anew. A state of the KMS key
+/// stays until the next regular look at it.
+pub fn is_told_of_the_past(seal: &Seal, observed: &Observed) -> bool {
+    let Some(status) = recorded(seal, observed) else {
+        return false;
+    };
+    let of_the_key = [
+        Reason::KeyDisabled,
+        Reason::KeyPendingDeletion,
+        Reason::KeyUnusable,
+        Reason::KeyNotFound,
+        Reason::AccessDenied,
+    ];
+    let word = status.reason.as_deref().unwrap_or_default();
+    let memory = &observed.memory;
+    let mut failing = memory.copies.iter().chain(&memory.wraps);
+    status.state == SealHealth::Unhealthy
+        && !memory.probes.contains_key(&seal.name)
+        && !of_the_key.iter().any(|reason| reason.as_str() == word)
+        && !failing.any(|((_, seal), failure)| *seal == status.name && !failure.fault.reason.is_of_a_copy())
 }
 
 /// What is done about a stored key now: what is due, but for what failed a moment ago.

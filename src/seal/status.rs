@@ -13,7 +13,7 @@ use super::{
     native,
     observed::{Delivered, Memory, Observed},
     outcome::{Described, Outcomes, TargetOutcome},
-    plan::{Need, PROBE_INTERVAL, REPAIRS_A_MINUTE, delivered, need, plan, probe_due},
+    plan::{Need, PROBE_INTERVAL, REPAIRS_A_MINUTE, delivered, is_told_of_the_past, need, plan, probe_due},
     pods::{TargetPods, pods},
     rollout::look_again,
     store::{
@@ -648,6 +648,11 @@ pub fn next_look(
         .iter()
         .filter(|seal| !findings.seals.contains_key(&seal.name))
     {
+        if is_told_of_the_past(seal, observed) {
+            let soon = SignedDuration::from_secs(1);
+            times.extend(observed.now.checked_add(soon));
+            continue;
+        }
         let due = probe_due(seal, observed);
         // Spread over a quarter of the interval, so that objects that started together drift apart.
         let failing = memory.probes.contains_key(&seal.name);

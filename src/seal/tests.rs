@@ -288,6 +288,43 @@ fn other_credentials_are_asked_at_once() {
 }
 
 #[test]
+fn a_seal_that_is_told_to_be_unhealthy_for_what_has_passed_is_asked_again_and_a_state_of_its_key_is_not() {
+    let model = model(spec());
+    let mut observed = delivered(&model);
+    let tell = |observed: &mut Observed, reason: Reason| {
+        let told = &mut observed.status.seals[0];
+        (told.state, told.reason) = (SealHealth::Unhealthy, Some(reason.to_string()));
+        told.name.clone()
+    };
+    for reason in [Reason::KmsUnavailable, Reason::DeliveryFailed, Reason::Throttled] {
+        let seal = tell(&mut observed, reason);
+        let (findings, plan) = look(&model, &observed);
+        assert_eq!(plan.probes, [seal], "{reason}");
+        // At the end of the look that left it so, soon; nothing else would wake it.
+        let wait = next_look(&model, &observed, &findings, &Outcomes::default()).unwrap();
+        assert_eq!(wait.as_secs(), 1, "{reason}");
+    }
+    for reason in [
+        Reason::KeyDisabled,
+        Reason::KeyPendingDeletion,
+        Reason::KeyUnusable,
+    ] {
+        tell(&mut observed, reason);
+        assert!(look(&model, &observed).1.probes.is_empty(), "{reason}");
+    }
+    // While a copy of it is tried again anyway, that will tell.
+    let seal = tell(&mut observed, Reason::KmsUnavailable);
+    let failure = Failure {
+        inputs: String::new(),
+        fault: Fault::transient(Reason::KmsUnavailable, "no"),
+        times: 1,
+        retry_at: now(),
+    };
+    observed.memory.copies.insert(("root".into(), seal), failure);
+    assert!(look(&model, &observed).1.probes.is_empty());
+}
+
+#[test]
 fn the_operators_identity_needs_a_label_and_a_grant() {
     let mut spec = spec();
     for seal in spec["seals"].as_array_mut().unwrap() {

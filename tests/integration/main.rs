@@ -13,6 +13,7 @@
 )]
 
 mod bad_input;
+mod chaos;
 mod chart;
 mod chart_values;
 mod cli;

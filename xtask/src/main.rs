@@ -1,7 +1,7 @@
 //! `cargo xtask`: the one door for developers. Each command does one job from a fresh clone, bringing the
 //! tools that it needs into the user's cache folder, and leaves nothing running.
 //!
-//! The map: `cluster`, `test`, `demo`, `bench`, `drill_failover`, `reproduce`, `sbom`, `scan` and
+//! The map: `cluster`, `test`, `demo`, `bench`, `chaos`, `drill_failover`, `reproduce`, `sbom`, `scan` and
 //! `generate` are the commands. They stand on [`control_plane`]
 //! (etcd, kube-apiserver and moto, started and made ready), which stands on [`tools`] (programs built once into
 //! the [`cache`], with [`go`] and [`python`]). [`session`] owns every process that is started, and its [`guard`]
@@ -14,6 +14,7 @@
 
 mod bench;
 mod cache;
+mod chaos;
 mod chart;
 mod cluster;
 mod control_plane;
@@ -62,6 +63,9 @@ cargo xtask COMMAND
         Measures the release build on a throwaway control plane. ARGS go to the measuring program.
         imds lays networks of its own, and so needs root and iproute2. raft kills the active server of a Vault
         cluster again and again, 10 minutes or --minutes M, and fails when one stays sealed.
+  chaos [--minutes M] [--seed S]
+        The fault campaign of docs/reliability.md for M minutes (5): replicas, apiserver and etcd are killed and frozen,
+        networks and KMSes misbehave, people meddle. Every write is held against what is right. S repeats the faults.
   drill failover [--kills N]
         Kills the replica that acts N times (20) while SealConfigs come and change, holds every Secret against what was
         asked for, and prints how long nobody led.
@@ -104,6 +108,7 @@ fn dispatch(arguments: &[String]) -> Outcome<i32> {
         "test" => test::run(&session::Session::start()?, rest),
         "demo" => demo::run(&session::Session::start()?, rest),
         "bench" => bench::run(&session::Session::start()?, rest),
+        "chaos" => chaos::run(&session::Session::start()?, rest),
         "drill" => match rest.split_first() {
             Some((which, rest)) if which == "failover" => {
                 drill_failover::run(&session::Session::start()?, rest)

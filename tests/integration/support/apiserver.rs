@@ -68,6 +68,37 @@ impl Process {
         }
     }
 
+    /// What stands behind this in a word of its command line.
+    pub fn value(&self, flag: &str) -> Option<&str> {
+        self.words.iter().find_map(|word| word.strip_prefix(flag))
+    }
+
+    /// Starts another one like it, each word of whose command line went through `change`, with these words more.
+    pub fn another(&self, change: impl Fn(&str) -> String, more: &[&str]) -> Self {
+        let words = self.words.iter().map(|word| change(word));
+        let mut other = Self {
+            pid: 0,
+            words: words.chain(more.iter().map(|word| (*word).to_owned())).collect(),
+            folder: self.folder.clone(),
+            environment: self.environment.clone(),
+            again: None,
+        };
+        other.launch();
+        other
+    }
+
+    /// Started again as it was, if it is one of ours and has ended by itself.
+    pub fn revive(&mut self) -> bool {
+        let ended = match &mut self.again {
+            Some(child) => child.try_wait().is_ok_and(|status| status.is_some()),
+            None => false,
+        };
+        if ended {
+            self.launch();
+        }
+        ended
+    }
+
     /// SIGKILL, and started again as it was.
     pub fn restart(&mut self) {
         self.signal(Signal::KILL);
@@ -82,6 +113,10 @@ impl Process {
                 }
             }
         }
+        self.launch();
+    }
+
+    fn launch(&mut self) {
         let mut words = self.words.iter();
         let mut command = Command::new(words.next().unwrap());
         command

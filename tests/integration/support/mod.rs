@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "every helper serves some flow, none serves all")]
 
+pub mod apiserver;
 pub mod blob;
 pub mod custodian;
 pub mod drill;

@@ -45,6 +45,11 @@ impl Needle {
         }
     }
 
+    /// Its forms, where many secrets are searched for at once.
+    pub fn forms(&self) -> impl Iterator<Item = &[u8]> {
+        self.forms.iter().map(|(_, form)| form.as_slice())
+    }
+
     /// In which form the text holds it.
     pub fn found_in(&self, haystack: &[u8]) -> Option<&str> {
         self.forms

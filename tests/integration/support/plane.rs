@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 #[derive(Clone)]
 pub struct Plane {
     client: Client,
+    /// How long a request is repeated that nobody answered, or that the apiserver could not serve.
+    patience: Duration,
 }
 
 /// What the apiserver answered when it refused.
@@ -71,7 +73,13 @@ impl Plane {
             client: Client::try_default()
                 .await
                 .expect("run the integration tests with: cargo xtask cluster -- cargo test --features integration --test integration"),
+            patience: Duration::ZERO,
         }
+    }
+
+    /// A control plane that is broken on purpose: whoever asks it for something asks again, for so long.
+    pub fn broken(client: Client, patience: Duration) -> Self {
+        Self { client, patience }
     }
 
     /// The typed client, where a test needs one.
@@ -80,21 +88,38 @@ impl Plane {
     }
 
     async fn send(&self, method: &str, path: &str, content_type: &str, body: Option<&Value>) -> Answer {
+        let asked = std::time::Instant::now();
+        loop {
+            let error = match self.send_once(method, path, content_type, body).await {
+                Ok(value) => return Ok(value),
+                Err(kube::Error::Api(status)) if status.code < 429 || asked.elapsed() >= self.patience => {
+                    return Err(Refusal {
+                        code: status.code,
+                        reason: status.reason.clone(),
+                        message: status.message.clone(),
+                    });
+                }
+                Err(error) => error,
+            };
+            assert!(asked.elapsed() < self.patience, "{method} {path}: {error}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    async fn send_once(
+        &self,
+        method: &str,
+        path: &str,
+        content_type: &str,
+        body: Option<&Value>,
+    ) -> kube::Result<Value> {
         let request = http::Request::builder()
             .method(method)
             .uri(path)
             .header("content-type", content_type)
             .body(body.map(|b| b.to_string().into_bytes()).unwrap_or_default())
             .unwrap();
-        match self.client.request::<Value>(request).await {
-            Ok(value) => Ok(value),
-            Err(kube::Error::Api(status)) => Err(Refusal {
-                code: status.code,
-                reason: status.reason.clone(),
-                message: status.message.clone(),
-            }),
-            Err(error) => panic!("{method} {path}: {error}"),
-        }
+        self.client.request::<Value>(request).await
     }
 
     /// GET of any path, as text.

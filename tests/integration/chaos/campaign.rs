@@ -1,0 +1,531 @@
+//! The faults, as they are done and undone.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use data_encoding::BASE64;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tokio::{sync::mpsc, task::JoinHandle};
+
+use super::{
+    acts::{Act, schedule},
+    cluster::Cluster,
+    crew::Crew,
+    etcd,
+    ledger::{FOREIGN, FORGED, Ledger},
+    link::{Link, Weather},
+    world::{ACCESS_SECRET, Cloud, SEALS, Wanted, behind},
+};
+use crate::support::{
+    drill::header,
+    kms::Act as Answer,
+    stage::{Stage, condition, data_of, random, speaks_of_now},
+};
+
+/// How long one waits for a store that was deleted.
+const STORE_COMES_BACK: Duration = Duration::from_mins(1);
+
+/// What makes good what was done.
+#[derive(Clone, Copy, Debug)]
+enum Undo {
+    Thaw(usize),
+    ApiFair(usize),
+    KmsFair(usize),
+    KmsHeals(usize),
+    KeyEnabled(usize),
+}
+
+/// Everything that takes part.
+pub struct Campaign {
+    pub(super) seed: u64,
+    pub(super) cluster: Cluster,
+    pub(super) stage: Stage,
+    pub(super) clouds: [Cloud; 2],
+    apis: [Link; 2],
+    pub(super) crew: Crew,
+    pub(super) wanted: Vec<Wanted>,
+    ledger: Arc<Mutex<Ledger>>,
+    undo: Vec<(Instant, Undo)>,
+    pub(super) acts: BTreeMap<String, usize>,
+    step: usize,
+    began: Instant,
+    readers: [JoinHandle<()>; 2],
+}
+
+impl Drop for Campaign {
+    fn drop(&mut self) {
+        for reader in &self.readers {
+            reader.abort();
+        }
+    }
+}
+
+impl Campaign {
+    /// Sets all up and waits until every SealConfig has delivered.
+    pub async fn start(seed: u64) -> Self {
+        println!("chaos: seed {seed}");
+        let cluster = Cluster::start().await;
+        let stage = Stage {
+            plane: cluster.plane.clone(),
+            namespace: "chaos".to_owned(),
+        };
+        let namespace =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": stage.namespace}});
+        stage.plane.apply(&namespace).await;
+        let clouds = [Cloud::start(seed ^ 1).await, Cloud::start(seed ^ 2).await];
+        let apis = [
+            Link::before(cluster.port(), seed ^ 3).await,
+            Link::before(cluster.port(), seed ^ 4).await,
+        ];
+        let crew = Crew::start(
+            &stage,
+            [&apis[0], &apis[1]].map(|link| cluster.kubeconfig(link.port())),
+            [&clouds[0].link, &clouds[1].link],
+        );
+        let ledger = Arc::new(Mutex::new(Ledger::new(&stage.namespace)));
+        let (sink, mut source) = mpsc::unbounded_channel();
+        let judge = ledger.clone();
+        let readers = [
+            tokio::spawn(etcd::follow(cluster.etcd_url().to_owned(), sink)),
+            tokio::spawn(async move {
+                while let Some(written) = source.recv().await {
+                    judge
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .take(&written);
+                }
+            }),
+        ];
+        let mut campaign = Self {
+            seed,
+            cluster,
+            stage,
+            clouds,
+            apis,
+            crew,
+            wanted: vec![
+                Wanted::new("made-a", true, 0),
+                Wanted::new("made-b", true, 0),
+                Wanted::new("brought-a", false, 1),
+                Wanted::new("brought-b", false, 2),
+                Wanted::new("both", true, 2),
+            ],
+            ledger,
+            undo: Vec::new(),
+            acts: BTreeMap::new(),
+            step: 0,
+            began: Instant::now(),
+            readers,
+        };
+        campaign.credentials().await;
+        for which in 0..campaign.wanted.len() {
+            campaign.renew(which).await;
+        }
+        campaign.settle("the start").await;
+        campaign
+    }
+
+    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What must be known to repeat it.
+    pub(super) fn place(&self) -> String {
+        let after = self.began.elapsed().as_secs_f64();
+        format!("seed {}, step {}, {after:.1} s", self.seed, self.step)
+    }
+
+    /// Ends at the first thing that is not right.
+    pub(super) fn hold(&self) {
+        let violations = &self.ledger().violations;
+        assert!(
+            violations.is_empty(),
+            "chaos: VIOLATION at {}: {violations:#?}",
+            self.place()
+        );
+    }
+
+    /// Does what the seed says, for so long.
+    pub async fn suffer(&mut self, length: Duration) {
+        self.began = Instant::now();
+        for (number, step) in schedule(self.seed, length, self.wanted.len())
+            .into_iter()
+            .enumerate()
+        {
+            while self.began.elapsed() < step.at {
+                self.tend();
+                let left = step.at.saturating_sub(self.began.elapsed());
+                tokio::time::sleep(left.min(Duration::from_millis(50))).await;
+            }
+            self.step = number + 1;
+            let done = self.perform(&step.act).await;
+            let skipped = if done { "" } else { " (nothing to do it to)" };
+            println!("chaos: {}: {:?}{skipped}", self.place(), step.act);
+            if done {
+                *self.acts.entry(step.act.word()).or_default() += 1;
+            }
+            self.hold();
+        }
+    }
+
+    /// Makes good everything, and waits until all is well.
+    pub async fn recover(&mut self) {
+        let now = Instant::now();
+        for (due, _) in &mut self.undo {
+            *due = now;
+        }
+        self.tend();
+        println!("chaos: {}: the faults end", self.place());
+        self.settle("the end").await;
+    }
+
+    /// Undoes what is due, and starts again what has ended.
+    fn tend(&mut self) {
+        let now = Instant::now();
+        let due: Vec<Undo> = self
+            .undo
+            .extract_if(.., |(due, _)| *due <= now)
+            .map(|(_, undo)| undo)
+            .collect();
+        for undo in due {
+            match undo {
+                Undo::Thaw(which) => self.crew.signal(which, Signal::CONT),
+                Undo::ApiFair(which) => self.apis[which].set(Weather::Fair),
+                Undo::KmsFair(which) => self.clouds[which].link.set(Weather::Fair),
+                Undo::KmsHeals(which) => {
+                    self.clouds[which].kms.heal();
+                    self.clouds[which].kms.limit(None);
+                }
+                Undo::KeyEnabled(which) => {
+                    let (cloud, key) = behind(&self.clouds, SEALS[which]);
+                    cloud.kms.set_state(key, "Enabled");
+                }
+            }
+        }
+        self.crew.tend();
+        self.cluster.tend();
+    }
+
+    async fn tend_for_a_moment(&mut self) {
+        self.tend();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+
+    fn later(&mut self, after: Duration, undo: Undo) {
+        self.undo.push((Instant::now() + after, undo));
+    }
+
+    async fn credentials(&self) {
+        self.stage
+            .credentials("aws", "AKIACHAOSCHAOSCHAOS0", ACCESS_SECRET)
+            .await;
+    }
+
+    /// Whether it was done.
+    async fn perform(&mut self, act: &Act) -> bool {
+        match act {
+            Act::KillReplica(which) => self.crew.kill(*which),
+            Act::EndReplica(which) => self.crew.signal(*which, Signal::TERM),
+            Act::FreezeReplica(which, long) => {
+                self.crew.signal(*which, Signal::STOP);
+                self.later(*long, Undo::Thaw(*which));
+            }
+            Act::KillApiserver => self.cluster.apiserver.restart(),
+            Act::KillEtcd => self.cluster.etcd.restart(),
+            Act::FreezeApiserver(short) => {
+                self.cluster.apiserver.signal(Signal::STOP);
+                tokio::time::sleep(*short).await;
+                self.cluster.apiserver.signal(Signal::CONT);
+            }
+            Act::FreezeEtcd(short) => {
+                self.cluster.etcd.signal(Signal::STOP);
+                tokio::time::sleep(*short).await;
+                self.cluster.etcd.signal(Signal::CONT);
+            }
+            Act::ApiWeather(which, weather, long) => {
+                self.apis[*which].set(*weather);
+                self.later(*long, Undo::ApiFair(*which));
+            }
+            Act::ApiCut(which) => self.apis[*which].cut(),
+            Act::KmsWeather(which, weather, long) => {
+                self.clouds[*which].link.set(*weather);
+                self.later(*long, Undo::KmsFair(*which));
+            }
+            Act::KmsCut(which) => self.clouds[*which].link.cut(),
+            Act::KmsAnswers(which, answer, long) => self.answers(*which, answer, *long),
+            Act::KmsNamesAnotherKey(which, long) => {
+                let other = self.clouds[*which].keys[1].arn.clone();
+                self.answers(*which, &Answer::ClaimKey(other), *long);
+            }
+            Act::KmsQuota(which, quota, long) => {
+                self.clouds[*which].kms.limit(Some(f64::from(*quota)));
+                self.later(*long, Undo::KmsHeals(*which));
+            }
+            Act::KeyState(which, state, long) => {
+                let (cloud, key) = behind(&self.clouds, SEALS[*which]);
+                cloud.kms.set_state(key, state);
+                self.later(*long, Undo::KeyEnabled(*which));
+            }
+            Act::Credentials(away, short) => {
+                let (plane, namespace) = (&self.stage.plane, &self.stage.namespace);
+                if *away {
+                    plane.delete("Secret", namespace, "aws").await;
+                } else {
+                    let half = json!({"data": {"secret_key": null}});
+                    let _ = plane.try_patch("Secret", namespace, "aws", &half).await;
+                }
+                tokio::time::sleep(*short).await;
+                self.credentials().await;
+            }
+            _ => return self.perform_by_people(act).await,
+        }
+        true
+    }
+
+    fn answers(&mut self, which: usize, answer: &Answer, long: Duration) {
+        for operation in ["Decrypt", "Encrypt", "DescribeKey"] {
+            self.clouds[which].kms.always(operation, answer.clone());
+        }
+        self.later(long, Undo::KmsHeals(which));
+    }
+
+    /// What users and others do to a SealConfig.
+    async fn perform_by_people(&mut self, act: &Act) -> bool {
+        match act {
+            Act::EditSecret(which) => self.edit_secret(*which).await,
+            Act::DeleteSecret(which) => {
+                let name = self.wanted[*which].name.clone();
+                // Without a store the Secret is all that there is.
+                if self.ledger().page(&name).store.is_none() {
+                    return false;
+                }
+                let (plane, namespace) = (&self.stage.plane, &self.stage.namespace);
+                plane.delete("Secret", namespace, &name).await;
+                true
+            }
+            Act::LoseStatus(which) => {
+                let names = [
+                    "conditions",
+                    "keys",
+                    "seals",
+                    "targets",
+                    "summary",
+                    "observedGeneration",
+                ];
+                let nothing: Value = names
+                    .iter()
+                    .map(|name| ((*name).to_owned(), Value::Null))
+                    .collect();
+                self.write_status(*which, &nothing).await;
+                true
+            }
+            Act::ForgeStatus(which) => {
+                let forged = json!({"conditions": [{"type": "Ready", "status": "False", "reason": FORGED,
+                    "message": "somebody wrote this", "lastTransitionTime": "2026-01-01T00:00:00Z"}]});
+                self.write_status(*which, &forged).await;
+                true
+            }
+            Act::DeleteStore(which) => self.delete_store(*which).await,
+            Act::DamageCopy(which) => self.damage_copy(*which).await,
+            Act::Rotate(which) if !self.wanted[*which].makes => false,
+            Act::Rotate(which) => {
+                self.wanted[*which].trigger += 1;
+                self.apply(*which).await;
+                true
+            }
+            Act::Renew(which) | Act::Rewrap(which) if self.wanted[*which].brings == 0 => false,
+            Act::Renew(which) => {
+                self.renew(*which).await;
+                true
+            }
+            Act::Rewrap(which) => {
+                self.wanted[*which].rewrap(&self.clouds);
+                self.apply(*which).await;
+                true
+            }
+            Act::ToggleSeal(which) => {
+                let step = self.step;
+                let wanted = &mut self.wanted[*which];
+                wanted.disabled = match wanted.disabled {
+                    Some(_) => None,
+                    None => Some(step % 2),
+                };
+                self.apply(*which).await;
+                true
+            }
+            Act::ToggleThird(which) => {
+                self.wanted[*which].third = !self.wanted[*which].third;
+                self.apply(*which).await;
+                true
+            }
+            _ => unreachable!("done elsewhere: {act:?}"),
+        }
+    }
+
+    /// The value is right from before it is asked for.
+    async fn renew(&mut self, which: usize) {
+        self.wanted[which].renew(&self.clouds);
+        let wanted = &self.wanted[which];
+        let (name, value) = (wanted.name.clone(), wanted.value.clone());
+        let mut ledger = self.ledger();
+        let page = ledger.page(&name);
+        page.asked.push(value);
+        drop(ledger);
+        self.apply(which).await;
+    }
+
+    async fn apply(&self, which: usize) {
+        let wanted = &self.wanted[which];
+        let spec = wanted.spec(&self.clouds, &self.stage.namespace);
+        self.stage.apply(&wanted.name, &spec).await;
+    }
+
+    async fn write_status(&self, which: usize, status: &Value) {
+        let (plane, namespace) = (&self.stage.plane, &self.stage.namespace);
+        plane
+            .patch_status("SealConfig", namespace, &self.wanted[which].name, status)
+            .await;
+    }
+
+    async fn edit_secret(&self, which: usize) -> bool {
+        let name = &self.wanted[which].name;
+        let whole = {
+            let mut ledger = self.ledger();
+            let page = ledger.page(name);
+            (page.store.is_some() || !self.wanted[which].makes)
+                .then(|| page.secret.clone())
+                .flatten()
+        };
+        let Some(entry) = whole.and_then(|data| data.keys().next().cloned()) else {
+            return false;
+        };
+        let bytes = [FOREIGN, &random(8)].concat();
+        let patch = json!({"data": {entry: BASE64.encode(&bytes)}});
+        let (plane, namespace) = (&self.stage.plane, &self.stage.namespace);
+        plane.try_patch("Secret", namespace, name, &patch).await.is_ok()
+    }
+
+    /// Only where all is well, so that what is lost can be had back from what was delivered.
+    async fn delete_store(&mut self, which: usize) -> bool {
+        let name = self.wanted[which].name.clone();
+        if !self.wanted[which].makes || !self.is_well(which).await.is_ok() {
+            return false;
+        }
+        let store = format!("{name}.sealconfig.wrapped");
+        let (plane, namespace) = (self.stage.plane.clone(), self.stage.namespace.clone());
+        plane.delete("Secret", &namespace, &store).await;
+        let deleted = Instant::now();
+        while plane.get("Secret", &namespace, &store).await.is_none() && deleted.elapsed() < STORE_COMES_BACK
+        {
+            self.tend_for_a_moment().await;
+        }
+        true
+    }
+
+    /// Only where another copy of the same version is whole.
+    async fn damage_copy(&self, which: usize) -> bool {
+        let name = &self.wanted[which].name;
+        let Some(store) = self.ledger().page(name).store.clone() else {
+            return false;
+        };
+        let data = data_of(&store);
+        let current = &header(&data)["keys"]["made"]["section"]["current"];
+        let item = |seal: &str| format!("key.made.v{current}.{seal}");
+        let Some(mut bytes) = data
+            .get(&item("two"))
+            .cloned()
+            .filter(|_| data.contains_key(&item("one")))
+        else {
+            return false;
+        };
+        *bytes.last_mut().unwrap() ^= 1;
+        let patch = json!({"data": {item("two"): BASE64.encode(&bytes)}});
+        let (plane, namespace) = (&self.stage.plane, &self.stage.namespace);
+        let name = format!("{name}.sealconfig.wrapped");
+        plane.try_patch("Secret", namespace, &name, &patch).await.is_ok()
+    }
+
+    /// Whether it is Ready for what is wanted now, and has delivered exactly that.
+    pub(super) async fn is_well(&self, which: usize) -> Result<(), String> {
+        let wanted = &self.wanted[which];
+        let (plane, namespace) = (&self.stage.plane, &self.stage.namespace);
+        let config = plane
+            .get("SealConfig", namespace, &wanted.name)
+            .await
+            .unwrap_or_default();
+        if condition(&config, "Ready")["status"] != "True" || !speaks_of_now(&config) {
+            return Err(format!("{}: {:#}", wanted.name, config["status"]));
+        }
+        let data = self.stage.secret(&wanted.name).await.unwrap_or_default();
+        if data.values().any(|bytes| bytes.starts_with(FOREIGN)) {
+            return Err(format!("{}: another's value stands in its Secret", wanted.name));
+        }
+        if wanted.brings > 0 && data.get("brought") != Some(&wanted.value) {
+            return Err(format!("{}: what was brought last is not delivered", wanted.name));
+        }
+        if wanted.makes && data.get("current").is_none_or(|bytes| bytes.len() != 32) {
+            return Err(format!("{}: no made key is delivered", wanted.name));
+        }
+        Ok(())
+    }
+
+    /// Whether a brought key waits for its user: the KMS said that its copy is not what it should be, which is not asked
+    /// again soon, and the documentation of the reason says to wrap it again.
+    async fn needs_its_user(&self, which: usize) -> bool {
+        let wanted = &self.wanted[which];
+        let plane = &self.stage.plane;
+        let config = plane.get("SealConfig", &self.stage.namespace, &wanted.name).await;
+        let keys = condition(&config.unwrap_or_default(), "KeysUnwrapped");
+        let reasons = [
+            "KeyNotAllowed",
+            "CheckValueDiffers",
+            "CiphertextInvalid",
+            "ContextMismatch",
+        ];
+        wanted.brings > 0
+            && reasons.iter().any(|reason| keys["reason"] == *reason)
+            && keys["message"]
+                .as_str()
+                .is_some_and(|message| message.contains("\"brought\""))
+    }
+
+    /// Waits until all are well.
+    async fn settle(&mut self, when: &str) {
+        // The longest wait between two tries, and time for the try.
+        let limit = Duration::from_mins(8);
+        let asked = Instant::now();
+        let mut left: Vec<usize> = (0..self.wanted.len()).collect();
+        let mut helped = BTreeSet::new();
+        while let Some(which) = left.last().copied() {
+            self.tend_for_a_moment().await;
+            self.hold();
+            let Err(why) = self.is_well(which).await else {
+                left.pop();
+                continue;
+            };
+            if self.needs_its_user(which).await && helped.insert(which) {
+                println!(
+                    "chaos: {}: {}: its user wraps the key again",
+                    self.place(),
+                    self.wanted[which].name
+                );
+                self.wanted[which].rewrap(&self.clouds);
+                self.apply(which).await;
+            }
+            assert!(
+                asked.elapsed() < limit,
+                "chaos: VIOLATION at {}: after {when} not all became well: {why}",
+                self.place()
+            );
+        }
+        println!(
+            "chaos: {}: all are well {:.1} s after {when}",
+            self.place(),
+            asked.elapsed().as_secs_f64()
+        );
+    }
+}

@@ -1,0 +1,91 @@
+//! `cargo xtask chaos`: the fault campaign of the tests, for as long and by the seed that is asked for.
+
+use crate::cluster;
+use crate::control_plane::Options;
+use crate::failure::Outcome;
+use crate::operator::Profile;
+use crate::session::Session;
+use crate::{process, repository};
+
+/// The test that is the campaign.
+const TEST: &str = "chaos::whatever_breaks_right_keys_are_delivered_none_is_lost_and_all_ends_well";
+
+/// What was asked for.
+#[derive(Debug, PartialEq)]
+struct Request {
+    minutes: u64,
+    seed: Option<u64>,
+}
+
+/// `cargo xtask chaos [--minutes M] [--seed S]`
+pub fn run(session: &Session, arguments: &[String]) -> Outcome<i32> {
+    let request = parse(arguments)?;
+    let seed = request.seed.unwrap_or_else(|| u64::from(std::process::id()));
+    let target = repository::target_folder(session)?;
+    let command = |more: &[&str]| {
+        let mut cargo = repository::cargo(&target);
+        cargo.args([
+            "test",
+            "--quiet",
+            "--package",
+            "auto-unseal-operator",
+            "--all-features",
+        ]);
+        cargo.args(["--test", "integration"]).args(more);
+        cargo
+    };
+    // Compiled before anything runs.
+    if !session.run(&mut command(&["--no-run"]))?.success() {
+        return Err("the campaign does not build.".into());
+    }
+    cluster::with(session, &Options::default(), Profile::Debug, |stage| {
+        let mut campaign = command(&["--", "--exact", TEST, "--ignored", "--nocapture"]);
+        campaign
+            .env("AUTOUNSEAL_CHAOS_SECONDS", (request.minutes * 60).to_string())
+            .env("AUTOUNSEAL_CHAOS_SEED", seed.to_string());
+        Ok(process::status_number(session.run(stage.dress(&mut campaign))?))
+    })
+}
+
+fn parse(arguments: &[String]) -> Outcome<Request> {
+    let mut request = Request {
+        minutes: 5,
+        seed: None,
+    };
+    let mut rest = arguments.iter();
+    while let Some(flag) = rest.next() {
+        let number = rest.next().and_then(|text| text.parse::<u64>().ok());
+        match (flag.as_str(), number) {
+            ("--minutes", Some(minutes @ 1..=1440)) => request.minutes = minutes,
+            ("--seed", Some(seed)) => request.seed = Some(seed),
+            _ => {
+                return Err("the campaign takes two numbers: cargo xtask chaos --minutes 5 --seed 1".into());
+            }
+        }
+    }
+    Ok(request)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn length_and_seed_are_read_or_refused() {
+        let of = |text: &str| parse(&text.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).ok();
+        let request = |minutes, seed| Some(Request { minutes, seed });
+        assert_eq!(of(""), request(5, None));
+        assert_eq!(of("--seed 7 --minutes 30"), request(30, Some(7)));
+        for wrong in ["--minutes", "--minutes 0", "--seed x", "3", "--hours 3"] {
+            assert_eq!(of(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_campaign_is_a_test_that_is_there() {
+        let (module, name) = TEST.split_once("::").unwrap();
+        let path = repository::root().join(format!("tests/integration/{module}/mod.rs"));
+        let text = String::from_utf8(repository::read(&path).unwrap()).unwrap();
+        assert!(text.contains(&format!("async fn {name}()")));
+    }
+}
