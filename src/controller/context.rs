@@ -12,7 +12,7 @@ use super::{
     index::Index,
     kept::Kept,
     turnstile::Turnstile,
-    unseal::{Inits, Unsealers},
+    unseal::{Inits, Rotations, Unsealers},
     watch::Scope,
 };
 use crate::{
@@ -51,6 +51,8 @@ pub struct Context {
     pub unsealers: Unsealers,
     /// The servers that are being initialised.
     pub inits: Arc<Inits>,
+    /// The SealConfigs whose shares are being replaced.
+    pub rotations: Arc<Rotations>,
     /// The cluster's own CAs, which no server to unseal is trusted by.
     pub cluster_ca: Vec<Vec<u8>>,
     /// Until when this replica acts.
@@ -98,6 +100,7 @@ impl Context {
             events,
             unsealers: Unsealers::default(),
             inits: Arc::default(),
+            rotations: Arc::default(),
             cluster_ca,
             term,
             scopes: Mutex::default(),
