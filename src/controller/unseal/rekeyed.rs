@@ -43,13 +43,13 @@ pub async fn mark(
 ) -> Result<(), Fault> {
     change(context, model, observed, |header, _| {
         let stands = match before {
-            Some(before) => header.rekey.as_ref() == Some(before),
+            Some(before) => header.rekey.as_deref() == Some(before),
             None => header
                 .rekey
                 .as_ref()
                 .is_none_or(|old| !old.is_pending() || old.set < rekey.set),
         };
-        header.rekey = Some(rekey.clone());
+        header.rekey = Some(Box::new(rekey.clone()));
         stands.then(Change::default)
     })
     .await
@@ -73,8 +73,8 @@ pub async fn put_aside(
         rekey::put_aside(&mut pending, &share.name, share.version, share.copies, &mut put);
     }
     change(context, model, observed, |header, _| {
-        let stands = header.rekey.as_ref() == Some(before);
-        header.rekey = Some(pending.clone());
+        let stands = header.rekey.as_deref() == Some(before);
+        header.rekey = Some(Box::new(pending.clone()));
         stands.then_some(Change {
             put,
             ..Change::default()
@@ -119,7 +119,7 @@ pub async fn forget(
     held: &Rekey,
 ) -> Result<(), Fault> {
     change(context, model, observed, |header, items| {
-        let stands = header.rekey.as_ref() == Some(held);
+        let stands = header.rekey.as_deref() == Some(held);
         header.rekey = None;
         let names = held.pending.keys();
         let entries: Vec<String> = names.filter_map(|name| sets::item(name, held.set, "")).collect();

@@ -254,7 +254,7 @@ impl Work {
             );
         }
         match (next, held) {
-            (Step::Nothing | Step::Cancel, _) => Ok(()),
+            (Step::Nothing | Step::Cancel, _) | (Step::Verify, None) => Ok(()),
             (Step::Foreign, _) => Err(foreign()),
             (Step::Forget, _) => self.forget(held).await,
             (Step::Verify, Some(held)) => {
@@ -273,7 +273,6 @@ impl Work {
                 self.settle(&mut connection, &facts, held).await
             }
             (Step::Begin(value), _) => self.begin(&mut connection, &facts, value, &going).await,
-            (Step::Verify, None) => Ok(()),
         }
     }
 

@@ -36,7 +36,7 @@ pub struct Header {
     /// A server is being asked for new shares, or has answered some that are not in use yet. Not authenticated: what it
     /// says only leads to questions to the server, and no set goes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rekey: Option<Rekey>,
+    pub rekey: Option<Box<Rekey>>,
     /// The last set from a rotation with which a server was unsealed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proven: Option<u32>,

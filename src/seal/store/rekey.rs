@@ -49,7 +49,7 @@ pub fn of(facts: &StoreFacts) -> Option<&Rekey> {
         return None;
     };
     let newest = sets::newest_number(store).unwrap_or_default();
-    store.header.rekey.as_ref().filter(|rekey| rekey.set > newest)
+    store.header.rekey.as_deref().filter(|rekey| rekey.set > newest)
 }
 
 /// The annotation's value that was last acted on, as the shares of the newest set record it.
@@ -197,7 +197,7 @@ mod tests {
                 counter: 7,
                 init: None,
                 forgotten: None,
-                rekey,
+                rekey: rekey.map(Box::new),
                 proven: None,
                 keys: shares.into(),
             },
