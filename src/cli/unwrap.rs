@@ -222,7 +222,7 @@ impl<'a> Case<'a> {
     async fn find(&self) -> Result<Key, Failure> {
         let what = &self.args.what;
         if let Some(key) = what.share().and_then(|name| sets::key(&name)) {
-            return self.in_use(key).await;
+            return Ok(key);
         }
         if let Some(name) = &what.key {
             let found = self.model.keys.iter().find(|key| key.name == *name);
@@ -246,25 +246,6 @@ impl<'a> Case<'a> {
                     .to_owned(),
             )
         })
-    }
-
-    /// A set that has fewer shares than the one before leaves the rest of that one where it is.
-    async fn in_use(&self, key: Key) -> Result<Key, Failure> {
-        let Some(store) = self.store().await? else {
-            return Ok(key);
-        };
-        let current = store
-            .header
-            .keys
-            .get(&key.name)
-            .map(|sealed| sealed.section.current);
-        match current.filter(|current| Some(*current) != sets::newest_number(&store)) {
-            Some(old) if self.args.key_version.is_none() => Err(Failure::No(format!(
-                "the set in use has no {:?}; set {old} has: name it with --key-version {old}",
-                key.name
-            ))),
-            _ => Ok(key),
-        }
     }
 
     async fn open(&self, key: &Key) -> Result<KeyBytes, Failure> {

@@ -53,8 +53,8 @@ pub struct Drill {
 type Upon = Box<dyn FnOnce() + Send>;
 
 impl Drill {
-    /// `cuts`: the requests of the server at which an operator is killed, and whether before it was carried out.
-    pub async fn new(name: &str, cuts: &[(Asked, bool)]) -> Self {
+    /// `cut`: the request of the server at which the operator is killed, and whether before it was carried out.
+    pub async fn new(name: &str, cut: Option<(Asked, bool)>) -> Self {
         let scene = Arc::new(Scene::new(name).await);
         let pki = Pki::new(&[HOST]);
         trust(&scene, &pki).await;
@@ -66,7 +66,6 @@ impl Drill {
             let namespace = scene.stage.namespace.clone();
             let (early, victim, struck) = (early.clone(), victim.clone(), struck.clone());
             let upon_init = upon_init.clone();
-            let cuts = cuts.to_vec();
             Arc::new(move |asked, before| {
                 if asked.what == "init"
                     && before
@@ -86,7 +85,10 @@ impl Drill {
                         store.is_some_and(|store| (1..=3).all(|number| holds(&store["data"], number)));
                     early.fetch_or(!stored, Ordering::SeqCst);
                 }
-                if cuts.iter().any(|(at, side)| at == asked && *side == before) {
+                if cut
+                    .as_ref()
+                    .is_some_and(|(at, side)| at == asked && *side == before)
+                {
                     kill(&victim, &struck);
                 }
             })
@@ -235,7 +237,7 @@ fn kill(victim: &AtomicU32, struck: &AtomicBool) {
 
 /// An initialisation with an operator that dies at the cut; returns the writes that there were if it never did.
 async fn killed_at_write(cut: Cut) -> Option<Vec<String>> {
-    let drill = Drill::new("init-crash", &[]).await;
+    let drill = Drill::new("init-crash", None).await;
     let knife = Knife::new(drill.scene.stage.plane.client(), Some(cut)).await;
     let running = knife.start(&drill.operator());
     drill.apply().await;
@@ -296,7 +298,7 @@ async fn killed_at_every_request_the_operator_asks_once_and_loses_no_share_untol
         .into_iter()
         .flat_map(|at| [true, false].map(|before| (at.clone(), before)));
     let runs = runs.map(|(at, before)| async move {
-        let drill = Drill::new("init-killed", &[(at.clone(), before)]).await;
+        let drill = Drill::new("init-killed", Some((at.clone(), before))).await;
         let running = drill.start();
         drill.apply().await;
         within(Duration::from_mins(2), "killed", async || {
@@ -329,7 +331,7 @@ async fn killed_at_every_request_the_operator_asks_once_and_loses_no_share_untol
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_refuses_writes_delays_and_loses_nothing() {
-    let drill = Drill::new("init-refused", &[]).await;
+    let drill = Drill::new("init-refused", None).await;
     let knife = Arc::new(Knife::new(drill.scene.stage.plane.client(), None).await);
     // No marker can be written: nothing is asked.
     knife.refuse(usize::MAX);
@@ -377,7 +379,7 @@ async fn a_store_that_refuses_writes_delays_and_loses_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kms_that_fails_after_the_answer_delays_and_loses_nothing() {
-    let drill = Drill::new("init-kms", &[]).await;
+    let drill = Drill::new("init-kms", None).await;
     // Before: nothing is asked, and it is told which seal does not wrap.
     drill.scene.kms.always("Encrypt", Act::ServerFault);
     let running = drill.operator().start();
@@ -404,7 +406,7 @@ async fn a_kms_that_fails_after_the_answer_delays_and_loses_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_loses_its_lease_stores_the_answer_before_it_ends() {
-    let drill = Drill::new("init-lease", &[]).await;
+    let drill = Drill::new("init-lease", None).await;
     let namespace = &drill.scene.stage.namespace;
     let mut running = drill
         .operator()
