@@ -15,7 +15,7 @@ use super::{
     kept::Kept,
     managed::Memories,
     turnstile::Turnstile,
-    unseal::{Inits, Unsealers},
+    unseal::{Inits, Rotations, Unsealers},
     watch::Scope,
 };
 use crate::{
@@ -54,6 +54,8 @@ pub struct Context {
     pub unsealers: Unsealers,
     /// The servers that are being initialised.
     pub inits: Arc<Inits>,
+    /// The SealConfigs whose shares are being replaced.
+    pub rotations: Arc<Rotations>,
     /// The cluster's own CAs, which no server to unseal is trusted by.
     pub cluster_ca: Vec<Vec<u8>>,
     /// Until when this replica acts.
@@ -116,6 +118,7 @@ impl Context {
             events,
             unsealers: Unsealers::default(),
             inits: Arc::default(),
+            rotations: Arc::default(),
             cluster_ca,
             term,
             managed: Memories::default(),

@@ -29,6 +29,12 @@ pub const BOUND_NAMESPACE: &str = "autounseal.dev/bound-namespace";
 /// The annotation with which a human accepts a wrapped store that is older than what was seen.
 pub const ACCEPT_STORE: &str = "autounseal.dev/accept-store";
 
+/// The annotation each new value of which has the stored unseal shares replaced once.
+pub const ROTATE_SHARES: &str = "autounseal.dev/rotate-shares";
+
+/// The longest value of it that is taken.
+const LONGEST_VALUE: usize = 128;
+
 /// The shortest time between two rotations (security rule S19).
 pub const LEAST_ROTATION: SignedDuration = SignedDuration::from_hours(24);
 
@@ -75,6 +81,8 @@ pub struct Model {
     pub delete_store: bool,
     /// The counter of a wrapped store that a human accepted although a newer one was seen.
     pub accept_store: Option<u64>,
+    /// [`ROTATE_SHARES`].
+    pub rotate_shares: Option<String>,
 }
 
 /// A KMS key.
@@ -450,6 +458,12 @@ pub fn parse(config: &SealConfig) -> Result<Model, Fault> {
             .annotations
             .as_ref()
             .and_then(|annotations| annotations.get(ACCEPT_STORE)?.parse().ok()),
+        rotate_shares: metadata
+            .annotations
+            .as_ref()
+            .and_then(|annotations| annotations.get(ROTATE_SHARES))
+            .filter(|value| !value.is_empty())
+            .map(|value| value.chars().take(LONGEST_VALUE).collect()),
     };
     let initializes = model
         .unseal

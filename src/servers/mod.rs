@@ -4,6 +4,7 @@
 //! No pool, no proxy, no redirects; answers are bounded, and their text goes nowhere (security rule S13).
 
 mod answer;
+mod rekey;
 mod tls;
 
 use std::{
@@ -35,6 +36,7 @@ use crate::{
     },
 };
 pub use answer::Answered;
+pub use rekey::{NewShares, Rekeyed};
 pub use tls::Trust;
 
 /// How long a server may take to accept a connection.

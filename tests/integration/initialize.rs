@@ -175,7 +175,7 @@ impl Set {
     }
 }
 
-fn needles(secrets: &[String]) -> Vec<Needle> {
+pub fn needles(secrets: &[String]) -> Vec<Needle> {
     secrets
         .iter()
         .map(|secret| Needle::new("what a server answered", secret.as_bytes()))

@@ -36,15 +36,15 @@ use crate::{
 const AT_ONCE: usize = 3;
 
 /// One server, scripted.
-struct Drill {
-    scene: Arc<Scene>,
-    vault: Vault,
+pub struct Drill {
+    pub scene: Arc<Scene>,
+    pub vault: Vault,
     caller: Caller,
     /// Something was unsealed before its shares were stored.
     early: Arc<AtomicBool>,
     /// The operator that is to be killed at a request; 0 = none.
     victim: Arc<AtomicU32>,
-    struck: Arc<AtomicBool>,
+    pub struck: Arc<AtomicBool>,
     /// Done when the server is asked to initialise itself, before it does.
     upon_init: Arc<Mutex<Option<Upon>>>,
     _pki: Pki,
@@ -54,7 +54,7 @@ type Upon = Box<dyn FnOnce() + Send>;
 
 impl Drill {
     /// `cut`: the request of the server at which the operator is killed, and whether before it was carried out.
-    async fn new(name: &str, cut: Option<(Asked, bool)>) -> Self {
+    pub async fn new(name: &str, cut: Option<(Asked, bool)>) -> Self {
         let scene = Arc::new(Scene::new(name).await);
         let pki = Pki::new(&[HOST]);
         trust(&scene, &pki).await;
@@ -112,18 +112,18 @@ impl Drill {
         *self.upon_init.lock().unwrap() = Some(Box::new(upon));
     }
 
-    fn operator(&self) -> Operator {
+    pub fn operator(&self) -> Operator {
         self.scene.operator().flags(["--unseal-allow-loopback"])
     }
 
     /// One that dies at the cut of the server's request.
-    fn start(&self) -> Running {
+    pub fn start(&self) -> Running {
         let running = self.operator().spawn();
         self.victim.store(running.pid(), Ordering::SeqCst);
         running
     }
 
-    async fn apply(&self) {
+    pub async fn apply(&self) {
         let spec = json!({
             "seals": [{"name": "aws", "awskms": {
                 "kmsKeyID": self.scene.key.arn, "region": "us-east-1", "credentials": {"secretRef": {"name": "aws"}}}}],
@@ -161,7 +161,7 @@ impl Drill {
             .ok_or_else(|| format!("{:#} {store:#}", config["status"]))
     }
 
-    async fn settles(&self) -> &'static str {
+    pub async fn settles(&self) -> &'static str {
         within(Duration::from_mins(2), "well, or lost", async || {
             self.verdict().await
         })

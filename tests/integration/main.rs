@@ -54,6 +54,8 @@ mod ownership;
 mod pods;
 mod preflight;
 mod rights;
+mod rotate;
+mod rotate_crash;
 mod scans;
 mod schema;
 mod scripted_servers;

@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use super::{
     inits::Begun,
     job::Job,
-    look::{Reach, connected, reach},
+    look::states,
     record::{self, Item},
 };
 use crate::{
@@ -195,17 +195,14 @@ impl Work {
 
     /// What every other pod says of itself now.
     async fn asked(&self, others: &[Arc<PodFacts>]) -> Vec<Other> {
-        let asking = others.iter().map(|other| async {
-            let state = match reach(&self.context, &self.job, other) {
-                Ok(Reach { place, trust }) => connected(&place, trust.as_ref()).await.ok(),
-                Err(_) => None,
-            };
-            Other {
+        let states = states(&self.context, &self.job, others).await;
+        let asked = others.iter().zip(states);
+        asked
+            .map(|(other, state)| Other {
                 pod: other.name.clone(),
-                initialized: state.map(|(_, state)| state.initialized),
-            }
-        });
-        join_all(asking).await
+                initialized: state.map(|state| state.initialized),
+            })
+            .collect()
     }
 
     /// Nothing is between this and the request (security rule S10).
@@ -418,12 +415,12 @@ pub async fn same_pod(context: &Context, job: &Job, pod: &PodFacts, place: &Plac
     }
 }
 
-fn wrapping_seals(job: &Job) -> Vec<String> {
+pub(super) fn wrapping_seals(job: &Job) -> Vec<String> {
     let seals = job.model.seals.iter().filter(|seal| seal.wraps && !seal.disabled);
     seals.map(|seal| seal.name.clone()).collect()
 }
 
-fn item(class: Class, number: u32) -> Result<Key, Fault> {
+pub(super) fn item(class: Class, number: u32) -> Result<Key, Fault> {
     sets::key(&sets::name(class, number))
         .ok_or_else(|| Fault::invalid(Reason::InvalidSpec, "no item of a set has that name"))
 }

@@ -24,8 +24,9 @@ use crate::{
         outcome::Outcomes,
         plan::{Open, open_share},
         store::{
-            StoreFacts,
+            Store, StoreFacts,
             proof::{authentic, fits},
+            rekey::{self, Rekey},
             sets::{self, Held as HeldSet},
         },
         unseal::{ShareKind, Unseal},
@@ -64,6 +65,36 @@ struct Inputs {
     ca: Option<SourceFacts>,
     set: HeldSet,
     token: bool,
+    rotation: Rotation,
+}
+
+/// What is to be done about the shares that the store holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rotation {
+    /// The annotation's value.
+    pub wanted: Option<String>,
+    /// The value that was last acted on.
+    acted_on: Option<String>,
+    /// The set in use.
+    pub newest: Option<u32>,
+    /// A rotation that is under way, and whether its shares are stored.
+    under_way: Option<(String, bool)>,
+}
+
+impl Rotation {
+    fn new(model: &Model, store: &StoreFacts) -> Self {
+        Self {
+            wanted: model.rotate_shares.clone(),
+            acted_on: rekey::acted_on(store).map(ToOwned::to_owned),
+            newest: rekey::newest(store),
+            under_way: rekey::of(store).map(|rekey| (rekey.id.clone(), rekey.is_pending())),
+        }
+    }
+
+    /// Whether something is to be done.
+    pub fn is_due(&self) -> bool {
+        self.under_way.is_some() || (self.wanted.is_some() && self.wanted != self.acted_on)
+    }
 }
 
 /// The world as the last reconcile saw it.
@@ -89,6 +120,7 @@ impl Inputs {
             ca: ca.and_then(|ca| observed.sources.get(ca)).cloned(),
             set: sets::held(model, &observed.store, &observed.status.keys),
             token: sets::token_since(&observed.store).is_some(),
+            rotation: Rotation::new(model, &observed.store),
         }
     }
 }
@@ -139,6 +171,46 @@ impl Job {
     /// What the store holds of initialisations.
     pub fn set(&self) -> &HeldSet {
         &self.inputs.set
+    }
+
+    /// What is to be done about the shares that the store holds.
+    pub fn rotation(&self) -> &Rotation {
+        &self.inputs.rotation
+    }
+
+    /// Opens so many of the new shares that wait beside those in use.
+    ///
+    /// # Errors
+    /// Why one does not open.
+    pub async fn pending(
+        &self,
+        context: &Context,
+        store: &StoreFacts,
+        rekey: &Rekey,
+        count: usize,
+    ) -> Result<Vec<(Key, KeyBytes)>, Fault> {
+        let missing = || Fault::transient(Reason::Pending, "the wrapped store is read again");
+        let StoreFacts::Found(store) = store else {
+            return Err(missing());
+        };
+        let view = rekey::view(store, rekey);
+        let mut shares = Vec::with_capacity(count);
+        for (name, version) in rekey.pending.iter().take(count) {
+            let key = sets::key(name).ok_or_else(missing)?;
+            let bytes = self.open(context, &key, &view, rekey.set).await?;
+            fits(&self.model, &key, Some(version), &bytes)?;
+            shares.push((key, bytes));
+        }
+        if shares.len() < count {
+            return Err(Fault::denied(
+                Reason::UnsealKeysMissing,
+                format!(
+                    "the server asks for {count} shares, and there are {} that wait",
+                    shares.len()
+                ),
+            ));
+        }
+        Ok(shares)
     }
 
     /// Whether the store holds a root token that is to be revoked.
@@ -197,12 +269,27 @@ impl Job {
         let key = sets::token(&seen.observed.store).ok_or_else(missing)?;
         let sealed = store.header.keys.get(&key.name).ok_or_else(missing)?;
         let version = sealed.section.current;
+        let bytes = self.open(context, &key, store, version).await?;
+        fits(&self.model, &key, sealed.section.versions.get(&version), &bytes)?;
+        authentic(&self.model, &key, sealed, &bytes)?;
+        Ok(bytes)
+    }
+
+    /// Opens a stored version under any seal that may be used.
+    async fn open(
+        &self,
+        context: &Context,
+        key: &Key,
+        store: &Store,
+        version: u32,
+    ) -> Result<KeyBytes, Fault> {
+        let seen = self.seen();
         let names = self.model.seals.iter().map(|seal| seal.name.clone());
         let (barred, usable): (Vec<_>, Vec<_>) =
             names.partition(|seal| seen.findings.seals.contains_key(seal));
-        let opened = open_version(context, &self.model, &key, store, version, Some(&usable));
+        let opened = open_version(context, &self.model, key, store, version, Some(&usable));
         let (attempts, bytes) = opened.await;
-        let bytes = bytes.ok_or_else(|| {
+        bytes.ok_or_else(|| {
             let barred = barred.iter().find_map(|seal| {
                 let fault = seen.findings.seals.get(seal)?.clone();
                 Some(fault.of(format_args!("seal {seal:?}")))
@@ -210,11 +297,9 @@ impl Job {
             let mut faults = attempts
                 .into_iter()
                 .filter_map(|(seal, _, result)| Some(result.err()?.of(format_args!("seal {seal:?}"))));
+            let missing = || Fault::transient(Reason::Pending, "the wrapped store is read again");
             faults.next().or(barred).unwrap_or_else(missing)
-        })?;
-        fits(&self.model, &key, sealed.section.versions.get(&version), &bytes)?;
-        authentic(&self.model, &key, sealed, &bytes)?;
-        Ok(bytes)
+        })
     }
 
     /// The certificates of `tls.ca`.

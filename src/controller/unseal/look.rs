@@ -2,13 +2,14 @@
 
 use std::{sync::Arc, time::Instant};
 
+use futures::future::join_all;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use super::{
     initialize::{consider, same_pod},
     job::Job,
-    token,
+    rotate, token,
 };
 use crate::{
     api::Reason,
@@ -78,6 +79,10 @@ async fn visit(
         First::Nothing if job.revokes() => {
             return token::revoke(context, job, pod, place, &mut connection).await;
         }
+        First::Nothing if job.rotation().is_due() => {
+            look.rotating = true;
+            return rotate::consider(context, job, pod, place, connection, &state).await;
+        }
         First::Nothing => return Ok(()),
         First::Uninitialized => {
             return Err(consider(context, job, pod, place, connection, &state).await);
@@ -90,7 +95,15 @@ async fn visit(
         First::Give(give) => give,
     };
     let seen = Instant::now();
-    let outcome = unseal(context, job, pod, place, &mut connection, give, look).await;
+    let mut outcome = unseal(context, job, pod, place, &mut connection, give, look).await;
+    if let Err(fault) = &outcome
+        && fault.reason == Reason::UnsealRejected
+        && give.kind == ShareKind::Unseal
+        && !give.migrate
+        && rotate::unseal(context, job, pod, place, &mut connection, give, look).await
+    {
+        outcome = Ok(());
+    }
     let word = outcome
         .as_ref()
         .map_or_else(|fault| fault.reason.as_str(), |()| "ok");
@@ -104,6 +117,8 @@ async fn visit(
             took_ms = took,
             "a server was unsealed"
         );
+        rotate::prove(context, job);
+        look.rotating = job.rotation().is_due();
         if job.revokes() {
             return Err(token::held("the server was unsealed a moment ago"));
         }
@@ -154,6 +169,16 @@ pub async fn connected(place: &Place, trust: Option<&Trust>) -> Result<(Connecti
     timeout(TOTAL_TIMEOUT, asked).await.map_err(|_| late())?
 }
 
+/// What servers say of themselves now; `None` = one does not answer, or may not be asked.
+pub async fn states(context: &Context, job: &Job, pods: &[Arc<PodFacts>]) -> Vec<Option<SealState>> {
+    let asking = pods.iter().map(|pod| async {
+        let Reach { place, trust } = reach(context, job, pod).ok()?;
+        let (_, state) = connected(&place, trust.as_ref()).await.ok()?;
+        Some(state)
+    });
+    join_all(asking).await
+}
+
 /// Whom to trust; `None` over http.
 fn trust(context: &Context, job: &Job, pod: &PodFacts) -> Result<Option<Trust>, Fault> {
     let Transport::Tls { ca, .. } = &job.unseal.transport else {
@@ -201,7 +226,11 @@ async fn unseal(
         .map_err(|_| late())?
 }
 
-async fn give(
+/// Gives these shares, each as the body of its request, by the names of their keys.
+///
+/// # Errors
+/// Why the server is not unsealed.
+pub async fn give(
     connection: &mut Connection,
     bodies: Vec<(&str, Zeroizing<Vec<u8>>)>,
     wanted: Give,

@@ -10,6 +10,8 @@ mod inits;
 mod job;
 mod look;
 mod record;
+mod rekeyed;
+mod rotate;
 mod token;
 
 use std::{
@@ -39,6 +41,7 @@ use crate::{
 };
 pub use inits::Inits;
 use job::Job;
+pub use rotate::Rotations;
 
 type Name = (String, String);
 type Record = Arc<Mutex<PodRecord>>;
@@ -172,6 +175,7 @@ impl Unsealers {
         entry.is_some_and(|entry| {
             let now = &entry.job.model;
             (&now.id, now.generation) == (id, job.model.generation)
+                && now.rotate_shares == job.model.rotate_shares
         })
     }
 

@@ -191,12 +191,12 @@ pub async fn drop_token(
     .await
 }
 
-fn header(model: &Model, observed: &Observed, facts: &StoreFacts) -> Header {
+pub(super) fn header(model: &Model, observed: &Observed, facts: &StoreFacts) -> Header {
     let counters = model.keys.iter().map(|key| seen(key, observed).counter);
     next_header(facts, counters.max().unwrap_or_default())
 }
 
-async fn save(
+pub(super) async fn save(
     context: &Context,
     client: &Client,
     model: &Model,

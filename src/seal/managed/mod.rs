@@ -222,6 +222,7 @@ pub fn parse(key: &ManagedKey, config: &SealConfig) -> Result<ManagedModel, Faul
             targets: Vec::new(),
             unseal: None,
             delete_store: false,
+            rotate_shares: None,
             accept_store: metadata
                 .annotations
                 .as_ref()

@@ -149,6 +149,8 @@ pub fn next_header(found: &StoreFacts, seen: u64) -> Header {
                 counter: 0,
                 init: None,
                 forgotten: None,
+                rekey: None,
+                proven: None,
                 keys: BTreeMap::new(),
             }
         }

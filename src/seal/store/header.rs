@@ -7,7 +7,10 @@ use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::sets::{Initialized, Marker};
+use super::{
+    rekey::Rekey,
+    sets::{Initialized, Marker},
+};
 use crate::seal::{KeyBytes, consumer_id::GUESSABLE_BELOW, managed::record::Managed};
 
 const DOMAIN: &[u8] = b"autounseal.dev/store-header/v1";
@@ -30,6 +33,13 @@ pub struct Header {
     /// Sets up to this number do not keep servers from being initialised any more (`autounseal forget-init`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forgotten: Option<u32>,
+    /// A server is being asked for new shares, or has answered some that are not in use yet. Not authenticated: what it
+    /// says only leads to questions to the server, and no set goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rekey: Option<Box<Rekey>>,
+    /// The last set from a rotation with which a server was unsealed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proven: Option<u32>,
     /// By key.
     pub keys: BTreeMap<String, Sealed>,
 }

@@ -14,6 +14,7 @@ pub mod edit;
 pub mod header;
 pub mod place;
 pub mod proof;
+pub mod rekey;
 pub mod sets;
 pub mod standing;
 

@@ -235,7 +235,8 @@ pub fn next(store: &StoreFacts, known: &[KeyStatus]) -> u32 {
                 .map(|(_, section)| section.next.saturating_sub(1))
                 .max();
             let marker = store.header.init.as_ref().map(|marker| marker.set);
-            highest.max(marker).max(store.header.forgotten)
+            let rekey = store.header.rekey.as_ref().map(|rekey| rekey.set);
+            highest.max(marker).max(rekey).max(store.header.forgotten)
         }
         _ => None,
     };
@@ -288,7 +289,7 @@ pub fn cluster_id(store: &StoreFacts) -> Option<&str> {
 }
 
 /// The number of the newest set.
-fn newest_number(store: &Store) -> Option<u32> {
+pub fn newest_number(store: &Store) -> Option<u32> {
     let shares = sections(store).filter(|(class, _)| *class != Class::RootToken);
     shares.map(|(_, section)| section.current).max()
 }
@@ -382,6 +383,8 @@ mod tests {
                 counter: 1,
                 init,
                 forgotten,
+                rekey: None,
+                proven: None,
                 keys: BTreeMap::new(),
             },
             items: BTreeMap::new(),

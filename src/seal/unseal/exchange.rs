@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{ShareKind, watch::Said};
+use super::{ShareKind, rotate::is_uuid, watch::Said};
 use crate::{
     api::{Reason, UnsealPolicy},
     seal::Fault,
@@ -62,8 +62,7 @@ impl SealState {
     /// How the cluster calls itself: a UUID, and no other text of a server's is believed or repeated.
     pub fn cluster(&self) -> Option<&str> {
         let id = self.cluster_id.as_deref()?;
-        let is_uuid = id.len() == 36 && id.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
-        is_uuid.then_some(id)
+        is_uuid(id).then_some(id)
     }
 
     fn attempt(&self) -> Attempt {

@@ -18,6 +18,7 @@ use crate::api::{
 
 pub mod exchange;
 pub mod initialize;
+pub mod rotate;
 pub mod share;
 pub mod verdict;
 pub mod verify;

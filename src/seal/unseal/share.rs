@@ -17,8 +17,17 @@ const MOST_TEXT: usize = 2 * MOST_RAW;
 /// A share is kept as its bytes, or as the text that the server printed: hexadecimal or base64, which the server takes
 /// both. `None`: it is neither.
 pub fn body(share: &KeyBytes, migrate: bool) -> Option<Zeroizing<Vec<u8>>> {
-    const HEAD: &[u8] = b"{\"key\":\"";
     let tail: &[u8] = if migrate { b"\",\"migrate\":true}" } else { b"\"}" };
+    written(share, tail)
+}
+
+/// The same for the attempt of this name, which is a UUID, to replace the shares.
+pub fn body_for(share: &KeyBytes, nonce: &str) -> Option<Zeroizing<Vec<u8>>> {
+    written(share, format!("\",\"nonce\":\"{nonce}\"}}").as_bytes())
+}
+
+fn written(share: &KeyBytes, tail: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    const HEAD: &[u8] = b"{\"key\":\"";
     let bytes = share.expose();
     let text = bytes.trim_ascii();
     let mut body = Zeroizing::new(Vec::with_capacity(HEAD.len() + MOST_TEXT + tail.len()));
@@ -43,7 +52,7 @@ pub fn body(share: &KeyBytes, migrate: bool) -> Option<Zeroizing<Vec<u8>>> {
 mod tests {
     use super::*;
 
-    fn written(share: &[u8]) -> Option<String> {
+    fn text(share: &[u8]) -> Option<String> {
         let body = body(&KeyBytes::new(share.to_vec()), false)?;
         let value: serde_json::Value = serde_json::from_slice(&body).unwrap();
         Some(value["key"].as_str().unwrap().to_owned())
@@ -51,13 +60,13 @@ mod tests {
 
     #[test]
     fn bytes_are_written_as_hex_and_text_as_it_is() {
-        assert_eq!(written(&[0xab; 33]), Some("ab".repeat(33)));
-        assert_eq!(written(&[b'"'; 32]), Some("22".repeat(32)));
+        assert_eq!(text(&[0xab; 33]), Some("ab".repeat(33)));
+        assert_eq!(text(&[b'"'; 32]), Some("22".repeat(32)));
         let hex = "0f".repeat(33);
-        assert_eq!(written(hex.as_bytes()), Some(hex.clone()));
-        assert_eq!(written(format!("{hex}\n").as_bytes()), Some(hex));
+        assert_eq!(text(hex.as_bytes()), Some(hex.clone()));
+        assert_eq!(text(format!("{hex}\n").as_bytes()), Some(hex));
         let base64 = "+/".repeat(22);
-        assert_eq!(written(base64.as_bytes()), Some(base64));
+        assert_eq!(text(base64.as_bytes()), Some(base64));
     }
 
     #[test]
@@ -71,9 +80,17 @@ mod tests {
     }
 
     #[test]
+    fn a_share_for_a_new_set_names_its_attempt() {
+        let body = body_for(&KeyBytes::new(vec![0xab; 33]), "n-1").unwrap();
+        let value: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(value, serde_json::json!({"key": "ab".repeat(33), "nonce": "n-1"}));
+        assert!(body_for(&KeyBytes::new(vec![1; 15]), "n-1").is_none());
+    }
+
+    #[test]
     fn what_is_no_share_is_not_sent() {
         for bytes in [&b""[..], &[1; 15], &[b'a'; 67], &[b'"'; 44], &[0; 40]] {
-            assert_eq!(written(bytes), None, "{} bytes", bytes.len());
+            assert_eq!(text(bytes), None, "{} bytes", bytes.len());
         }
     }
 

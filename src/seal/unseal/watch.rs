@@ -19,8 +19,8 @@ const PATIENCE: u32 = 3000;
 /// How long a person who is typing shares in is given for the next one.
 const TYPING: Duration = Duration::from_secs(2);
 
-/// How often a server is asked whether its migration is over.
-const MIGRATING: Duration = Duration::from_secs(5);
+/// How often a server is asked whether its migration is over, or its shares can be replaced.
+const UNDER_WAY: Duration = Duration::from_secs(5);
 
 /// What a server said of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,8 @@ pub struct Look {
     pub cluster: Option<String>,
     /// It says that it is between two seals.
     pub migrating: bool,
+    /// Its shares are being replaced, or are to be.
+    pub rotating: bool,
 }
 
 /// What is remembered of a pod.
@@ -262,8 +264,8 @@ pub fn again(look: &Look, times: u32, jitter: f64) -> Duration {
         return TYPING;
     }
     let Some(fault) = &look.fault else {
-        if look.migrating {
-            return MIGRATING;
+        if look.migrating || look.rotating {
+            return UNDER_WAY;
         }
         return sweep;
     };

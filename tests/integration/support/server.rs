@@ -46,6 +46,8 @@ pub struct Disk {
     folder: PathBuf,
     /// What of the configuration follows the path of its data; `None` = file storage.
     storage: Option<Storage>,
+    /// More of the listener's block.
+    pub listener: String,
 }
 
 /// Another storage than files.
@@ -75,6 +77,7 @@ impl Disk {
             product,
             folder,
             storage: None,
+            listener: String::new(),
         }
     }
 
@@ -161,6 +164,7 @@ impl Disk {
         files: &[&str],
         variables: &[(&str, &str)],
     ) -> Server {
+        let more = &self.listener;
         let tls = match tls {
             None => "tls_disable = true".to_owned(),
             Some((certificate, key)) => format!(
@@ -178,7 +182,7 @@ impl Disk {
         });
         let config = format!(
             "disable_mlock = true\n{beside}storage {kind:?} {{\n  path = {data:?}\n  {within}\n}}\n\
-             listener \"tcp\" {{\n  address = \"{address}\"\n  {tls}\n}}\n"
+             listener \"tcp\" {{\n  address = \"{address}\"\n  {tls}\n  {more}\n}}\n"
         );
         std::fs::write(&own, config).unwrap();
         let log = self.folder.join("log");

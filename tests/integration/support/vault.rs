@@ -1,6 +1,6 @@
 //! A server that answers as Vault does, over TLS, and remembers what it was asked: for crashes at every request, which the
 //! real one is too slow for. What it says of `sys/init`, `sys/unseal` and tokens is what the real one said in
-//! `initialize.rs`.
+//! `initialize.rs`, and of `sys/rekey` what it said in `rotate.rs`.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -20,7 +20,7 @@ pub type Hook = Arc<dyn Fn(&Asked, bool) + Send + Sync>;
 /// A request that changes something.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asked {
-    /// `init`, `unseal`, `revoke` or `look-up`.
+    /// `init`, `unseal`, `revoke`, `look-up`, or of a rekey `begin`, `feed`, `verify`, `verify-anew`, `cancel`.
     pub what: &'static str,
     /// Which one of these it is, from 1.
     pub number: usize,
@@ -31,18 +31,32 @@ pub struct Asked {
 pub struct State {
     pub initialized: bool,
     pub sealed: bool,
-    /// Everything that it ever answered to `sys/init`, by attempt: shares, then the token.
+    /// Everything that it ever answered and took, by set: shares, then the token.
     pub answers: Vec<(Vec<String>, String)>,
     threshold: usize,
     given: Vec<String>,
     token_lives: bool,
     asked: Vec<Asked>,
+    /// New shares that it answered, whether it took them or not.
+    offered: Vec<Vec<String>>,
+    rekey: Option<Rekey>,
     /// Shares that it was given and did not make.
     pub foreign: usize,
     /// `sys/init` is refused with this status.
     pub refuses: Option<u16>,
     /// How its cluster calls itself, if not as usual.
     pub cluster: Option<&'static str>,
+}
+
+/// A rekey that is in progress.
+#[derive(Debug, Default)]
+struct Rekey {
+    nonce: String,
+    shares: u64,
+    threshold: usize,
+    fed: Vec<String>,
+    verification: String,
+    verified: Vec<String>,
 }
 
 /// The server.
@@ -86,6 +100,12 @@ impl Vault {
         let mut state = self.state();
         state.sealed = true;
         state.given.clear();
+        state.rekey = None;
+    }
+
+    /// Somebody ends the rekey that is in progress; whether there was one.
+    pub fn cancel_rekey(&self) -> bool {
+        self.state().rekey.take().is_some()
     }
 
     /// Its volume is lost.
@@ -114,6 +134,7 @@ impl Vault {
         let state = self.state();
         let all = state.answers.iter();
         all.flat_map(|(shares, token)| shares.iter().chain([token]).cloned())
+            .chain(state.offered.iter().flatten().cloned())
             .collect()
     }
 }
@@ -130,6 +151,12 @@ fn answer(state: &Mutex<State>, hook: Option<&Hook>, request: &Request) -> Says 
         ("PUT", "/v1/sys/unseal") => "unseal",
         ("POST", "/v1/auth/token/revoke-self") => "revoke",
         ("GET", "/v1/auth/token/lookup-self") => "look-up",
+        ("PUT", "/v1/sys/rekey/init") => "begin",
+        ("PUT", "/v1/sys/rekey/update") => "feed",
+        ("PUT", "/v1/sys/rekey/verify") => "verify",
+        ("DELETE", "/v1/sys/rekey/verify") => "verify-anew",
+        ("DELETE", "/v1/sys/rekey/init") => "cancel",
+        ("GET", "/v1/sys/rekey/init") => return says(200, &going(&locked(state))),
         ("GET", "/v1/sys/seal-status") => return says(200, &status(&locked(state))),
         _ => return says(404, &json!({"errors": []})),
     };
@@ -169,6 +196,7 @@ fn carry_out(state: &mut State, what: &str, request: &Request) -> Says {
             let token = format!("hvs.{}", data_encoding::HEXLOWER.encode(&random(12)));
             state.initialized = true;
             state.token_lives = true;
+            state.offered.clear();
             state.answers.push((shares.clone(), token.clone()));
             says(
                 200,
@@ -181,10 +209,11 @@ fn carry_out(state: &mut State, what: &str, request: &Request) -> Says {
                 return says(200, &status(state));
             }
             let key = body["key"].as_str().unwrap_or_default().to_owned();
-            let known = state
-                .answers
-                .last()
-                .is_some_and(|(shares, _)| shares.contains(&key));
+            // Those that it answered since it was last initialised.
+            let token = state.answers.last().map(|(_, token)| token.clone());
+            let sets = state.answers.iter().filter(|(_, of)| Some(of) == token.as_ref());
+            let mut sets = sets.map(|(shares, _)| shares).chain(&state.offered);
+            let known = sets.any(|shares| shares.contains(&key));
             if !state.initialized || !known {
                 state.foreign += 1;
                 state.given.clear();
@@ -194,18 +223,123 @@ fn carry_out(state: &mut State, what: &str, request: &Request) -> Says {
                 state.given.push(key);
             }
             if state.given.len() >= state.threshold {
-                state.given.clear();
+                let given = std::mem::take(&mut state.given);
+                if !is_of_last(state, &given) {
+                    return says(400, &json!({"errors": ["refused"]}));
+                }
                 state.sealed = false;
             }
             says(200, &status(state))
         }
         _ if state.sealed => says(503, &json!({"errors": ["Vault is sealed"]})),
+        "begin" | "feed" | "verify" | "verify-anew" | "cancel" => rekey(state, what, &body),
         _ if !ours => says(403, &json!({"errors": ["permission denied"]})),
         "revoke" => {
             state.token_lives = false;
             Says::Answer(204, "", String::new())
         }
         _ => says(200, &json!({"data": {"policies": ["root"]}})),
+    }
+}
+
+fn is_of_last(state: &State, given: &[String]) -> bool {
+    let last = state.answers.last();
+    last.is_some_and(|(shares, _)| given.iter().all(|share| shares.contains(share)))
+}
+
+fn uuid() -> String {
+    let hex = data_encoding::HEXLOWER.encode(&random(16));
+    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+}
+
+fn rekey(state: &mut State, what: &str, body: &Value) -> Says {
+    let refused = || says(400, &json!({"errors": ["refused"]}));
+    let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
+    if what == "begin" {
+        if state.rekey.is_some() {
+            return refused();
+        }
+        assert_eq!(body["require_verification"], true);
+        state.rekey = Some(Rekey {
+            nonce: uuid(),
+            shares: body["secret_shares"].as_u64().unwrap(),
+            threshold: usize::try_from(body["secret_threshold"].as_u64().unwrap()).unwrap(),
+            ..Rekey::default()
+        });
+        return says(200, &going(state));
+    }
+    let Some(mut rekey) = state.rekey.take() else {
+        return refused();
+    };
+    let said = match what {
+        "cancel" => return Says::Answer(204, "", String::new()),
+        "verify-anew" => {
+            rekey.verification = uuid();
+            rekey.verified.clear();
+            says(200, &json!({"started": true, "nonce": rekey.verification}))
+        }
+        "feed" if rekey.verification.is_empty() && text("nonce") == rekey.nonce => {
+            let key = text("key");
+            if rekey.fed.contains(&key) {
+                refused()
+            } else {
+                rekey.fed.push(key);
+                if rekey.fed.len() < state.threshold {
+                    state.rekey = Some(rekey);
+                    return says(200, &going(state));
+                }
+                let fed = std::mem::take(&mut rekey.fed);
+                if is_of_last(state, &fed) {
+                    let shares: Vec<String> = (0..rekey.shares).map(|_| BASE64.encode(&random(33))).collect();
+                    rekey.verification = uuid();
+                    state.offered.push(shares.clone());
+                    says(
+                        200,
+                        &json!({
+                            "complete": true, "nonce": rekey.nonce, "keys": [], "keys_base64": shares,
+                            "verification_required": true, "verification_nonce": rekey.verification,
+                        }),
+                    )
+                } else {
+                    says(500, &json!({"errors": ["refused"]}))
+                }
+            }
+        }
+        "verify" if !rekey.verification.is_empty() && text("nonce") == rekey.verification => {
+            let offered = state.offered.last().unwrap().clone();
+            let key = text("key");
+            if rekey.verified.contains(&key) {
+                refused()
+            } else {
+                rekey.verified.push(key);
+                if rekey.verified.len() < rekey.threshold {
+                    says(200, &json!({"started": true, "nonce": rekey.verification}))
+                } else if rekey.verified.iter().all(|share| offered.contains(share)) {
+                    let token = state.answers.last().unwrap().1.clone();
+                    state.answers.push((offered, token));
+                    state.threshold = rekey.threshold;
+                    return says(200, &json!({"complete": true, "nonce": rekey.verification}));
+                } else {
+                    rekey.verification = uuid();
+                    rekey.verified.clear();
+                    refused()
+                }
+            }
+        }
+        _ => refused(),
+    };
+    state.rekey = Some(rekey);
+    said
+}
+
+fn going(state: &State) -> Value {
+    let required = state.threshold;
+    match &state.rekey {
+        None => json!({"nonce": "", "started": false, "required": required, "verification_nonce": ""}),
+        Some(rekey) => json!({
+            "nonce": rekey.nonce, "started": true, "t": rekey.threshold, "n": rekey.shares, "required": required,
+            "progress": rekey.fed.len(), "verification_required": true, "verification_nonce": rekey.verification,
+        }),
     }
 }
 
