@@ -8,6 +8,7 @@ use std::{
 use kube::Client;
 
 use super::{
+    debounce::Debounce,
     events::Events,
     index::Index,
     kept::Kept,
@@ -17,6 +18,7 @@ use super::{
 };
 use crate::{
     api::SealConfigStatus,
+    kube_ext::cluster::ApiserverCluster,
     lease::Term,
     provider::Clouds,
     seal::{
@@ -39,6 +41,8 @@ pub struct Context {
     pub settings: Settings,
     /// The clouds' KMSes.
     pub clouds: Clouds,
+    /// What credentials ask of the apiserver.
+    pub cluster: Arc<ApiserverCluster>,
     /// Other objects, by their metadata.
     pub index: Index,
     /// Metrics.
@@ -47,6 +51,8 @@ pub struct Context {
     pub events: Events,
     /// Who is worked on.
     pub turnstile: Turnstile,
+    /// How often.
+    pub debounce: Debounce,
     /// The servers that are unsealed.
     pub unsealers: Unsealers,
     /// The servers that are being initialised.
@@ -81,7 +87,7 @@ impl Context {
     pub fn new(
         (client, keeper): (Client, Client),
         settings: Settings,
-        clouds: Clouds,
+        (clouds, cluster): (Clouds, Arc<ApiserverCluster>),
         metrics: Arc<Metrics>,
         events: Events,
         cluster_ca: Vec<Vec<u8>>,
@@ -90,9 +96,11 @@ impl Context {
         Self {
             client,
             turnstile: Turnstile::new(settings.concurrency),
+            debounce: Debounce::default(),
             keeper,
             settings,
             clouds,
+            cluster,
             index: Index::default(),
             metrics,
             events,
