@@ -67,7 +67,10 @@ mod tests {
         assert_eq!(debounce.wait("m", "a", start), None, "another namespace");
         // Who asks fifty times a second is looked at once a second.
         let asked = (1..=500).map(|tick| start + Duration::from_millis(20) * tick);
-        assert_eq!(asked.filter(|at| debounce.wait("n", "a", *at).is_none()).count(), 10);
+        assert_eq!(
+            asked.filter(|at| debounce.wait("n", "a", *at).is_none()).count(),
+            10
+        );
     }
 
     #[test]

@@ -48,11 +48,7 @@ impl ApiserverCluster {
         self.missing.appeared(kind, namespace, name);
     }
 
-    async fn account(
-        &self,
-        namespace: &str,
-        name: &str,
-    ) -> Result<Option<BTreeMap<String, String>>, Fault> {
+    async fn account(&self, namespace: &str, name: &str) -> Result<Option<BTreeMap<String, String>>, Fault> {
         let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
         let ask = async {
             let account = bounded(api.get_metadata_opt(name)).await.map_err(|error| {
@@ -65,7 +61,9 @@ impl ApiserverCluster {
             })?;
             Ok(account.map(|account| account.metadata.annotations.unwrap_or_default()))
         };
-        self.missing.ask(AskedFor::ServiceAccount, namespace, name, ask).await
+        self.missing
+            .ask(AskedFor::ServiceAccount, namespace, name, ask)
+            .await
     }
 }
 

@@ -128,7 +128,11 @@ mod tests {
 
     const ACCOUNT: AskedFor = AskedFor::ServiceAccount;
 
-    async fn ask(missing: &Missing, asked: &Cell<u32>, answer: Result<Option<u8>, Fault>) -> Result<Option<u8>, Fault> {
+    async fn ask(
+        missing: &Missing,
+        asked: &Cell<u32>,
+        answer: Result<Option<u8>, Fault>,
+    ) -> Result<Option<u8>, Fault> {
         let question = async {
             asked.set(asked.get() + 1);
             answer
@@ -149,7 +153,11 @@ mod tests {
         assert_eq!(asked.get(), 1, "others appeared");
         missing.appeared(ACCOUNT, "n", "a");
         assert_eq!(ask(&missing, &asked, Ok(Some(7))).await, Ok(Some(7)));
-        assert_eq!(ask(&missing, &asked, Ok(Some(8))).await, Ok(Some(8)), "what is there is asked for each time");
+        assert_eq!(
+            ask(&missing, &asked, Ok(Some(8))).await,
+            Ok(Some(8)),
+            "what is there is asked for each time"
+        );
         assert!(missing.lock().known.is_empty());
     }
 
@@ -158,12 +166,18 @@ mod tests {
         let (missing, asked) = (Missing::default(), Cell::new(0));
         let failure = Fault::transient(Reason::DeliveryFailed, "no answer");
         for _ in 0..3 {
-            assert_eq!(ask(&missing, &asked, Err(failure.clone())).await, Err(failure.clone()));
+            assert_eq!(
+                ask(&missing, &asked, Err(failure.clone())).await,
+                Err(failure.clone())
+            );
         }
         assert_eq!(asked.get(), 3);
         let refusal = Fault::denied(Reason::CredentialsMissing, "no right");
         for _ in 0..3 {
-            assert_eq!(ask(&missing, &asked, Err(refusal.clone())).await, Err(refusal.clone()));
+            assert_eq!(
+                ask(&missing, &asked, Err(refusal.clone())).await,
+                Err(refusal.clone())
+            );
         }
         assert_eq!(asked.get(), 4);
     }

@@ -21,6 +21,7 @@ mod doctor;
 mod drift;
 mod endpoints;
 mod failover;
+mod fairness;
 mod generated;
 mod gitops;
 mod guards;

@@ -5,6 +5,7 @@
 pub mod blob;
 pub mod drill;
 pub mod helm;
+pub mod hostile;
 pub mod http;
 pub mod kms;
 pub mod knife;
