@@ -34,6 +34,8 @@ mod bound;
 mod clients;
 mod describe;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod http;
 mod identity;
 mod imds;

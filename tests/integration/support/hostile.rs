@@ -49,7 +49,7 @@ impl Hostile {
             spec["seals"][0]["awskms"]["credentials"] = json!({"serviceAccountRef": {"name": "nobody"}});
             all.push((name, spec));
         }
-        let large = BASE64.encode(&random(64 * 1024));
+        let large = BASE64.encode(&random(64 * 1024 + 1));
         stage.secret_of("large", &[("copy", large.as_bytes())]).await;
         all.push(("large".into(), from_source(&busy, "large", "large-out")));
         kms.set_state(&silent, "Silent");
