@@ -1,5 +1,12 @@
 //! What the measuring programs share: how figures are printed, and what the kernel and the apiserver count.
 
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "figures for people"
+)]
+
 use std::{
     collections::{BTreeMap, HashSet},
     fmt::Display,

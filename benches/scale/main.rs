@@ -253,7 +253,7 @@ impl Bench {
         let span = self.world.settings.idle;
         tokio::time::sleep(span).await;
         let asked = since(&counted, &requests(&self.world.plane).await);
-        let share = (cpu(running.pid()) - used).as_secs_f64() / span.as_secs_f64();
+        let share = cpu(running.pid()).saturating_sub(used).as_secs_f64() / span.as_secs_f64();
         row(
             &format!("idle for {} s", span.as_secs()),
             format!(
@@ -343,7 +343,7 @@ impl Bench {
             format!(
                 "{} KMS calls, {:.1} s of processor time",
                 self.world.kms.calls().len() - calls,
-                (cpu(running.pid()) - used).as_secs_f64()
+                cpu(running.pid()).saturating_sub(used).as_secs_f64()
             ),
             "aim 0 KMS calls",
         );
@@ -383,7 +383,7 @@ impl Bench {
             &format!(
                 "{} KMS calls for 1 change; {:.1} s of processor time; requests {}",
                 self.world.kms.calls().len() - calls,
-                (cpu(running.pid()) - used).as_secs_f64(),
+                cpu(running.pid()).saturating_sub(used).as_secs_f64(),
                 told(&asked)
             ),
         );

@@ -95,19 +95,19 @@ impl Resource for Kept {
     type DynamicType = ();
     type Scope = <SealConfig as Resource>::Scope;
 
-    fn kind(_: &()) -> std::borrow::Cow<'_, str> {
+    fn kind((): &()) -> std::borrow::Cow<'_, str> {
         SealConfig::kind(&())
     }
 
-    fn group(_: &()) -> std::borrow::Cow<'_, str> {
+    fn group((): &()) -> std::borrow::Cow<'_, str> {
         SealConfig::group(&())
     }
 
-    fn version(_: &()) -> std::borrow::Cow<'_, str> {
+    fn version((): &()) -> std::borrow::Cow<'_, str> {
         SealConfig::version(&())
     }
 
-    fn plural(_: &()) -> std::borrow::Cow<'_, str> {
+    fn plural((): &()) -> std::borrow::Cow<'_, str> {
         SealConfig::plural(&())
     }
 

@@ -39,8 +39,15 @@ struct Inner {
 struct Known {
     /// Another one after the object was seen: an answer from before that does not count.
     epoch: u64,
-    /// `None` = it is being asked for. Else why not (`None` = it does not exist), and until when that holds.
-    no: Option<(Option<Fault>, Instant)>,
+    /// `None` = it is being asked for. Else the answer, and until when it holds.
+    no: Option<(No, Instant)>,
+}
+
+/// An answer that says no.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum No {
+    Absent,
+    Refused(Fault),
 }
 
 impl Missing {
@@ -62,20 +69,20 @@ impl Missing {
         let key = (kind, namespace.to_owned(), name.to_owned());
         let epoch = match self.begin(&key, Instant::now()) {
             Ok(epoch) => epoch,
-            Err(None) => return Ok(None),
-            Err(Some(fault)) => return Err(fault),
+            Err(No::Absent) => return Ok(None),
+            Err(No::Refused(fault)) => return Err(fault),
         };
         let answer = question.await;
         let no = match &answer {
-            Ok(None) => Some(None),
-            Err(fault) if fault.kind == FaultKind::Denied => Some(Some(fault.clone())),
+            Ok(None) => Some(No::Absent),
+            Err(fault) if fault.kind == FaultKind::Denied => Some(No::Refused(fault.clone())),
             _ => None,
         };
         self.end(&key, epoch, no, Instant::now());
         answer
     }
 
-    fn begin(&self, key: &Key, now: Instant) -> Result<u64, Option<Fault>> {
+    fn begin(&self, key: &Key, now: Instant) -> Result<u64, No> {
         let mut inner = self.lock();
         if let Some(known) = inner.known.get(key) {
             match &known.no {
@@ -96,7 +103,7 @@ impl Missing {
         Ok(epoch)
     }
 
-    fn end(&self, key: &Key, epoch: u64, no: Option<Option<Fault>>, now: Instant) {
+    fn end(&self, key: &Key, epoch: u64, no: Option<No>, now: Instant) {
         let mut inner = self.lock();
         let Some(known) = inner.known.get_mut(key).filter(|known| known.epoch == epoch) else {
             return;
@@ -200,8 +207,8 @@ mod tests {
         let (missing, now) = (Missing::default(), Instant::now());
         let key = (ACCOUNT, "n".to_owned(), "a".to_owned());
         let epoch = missing.begin(&key, now).unwrap();
-        missing.end(&key, epoch, Some(None), now);
-        assert_eq!(missing.begin(&key, now + HOLDS / 2), Err(None));
+        missing.end(&key, epoch, Some(No::Absent), now);
+        assert_eq!(missing.begin(&key, now + HOLDS / 2), Err(No::Absent));
         assert!(missing.begin(&key, now + HOLDS).is_ok());
     }
 
@@ -211,7 +218,7 @@ mod tests {
         for index in 0..3 * MOST {
             let key = (ACCOUNT, "n".to_owned(), index.to_string());
             let epoch = missing.begin(&key, now).unwrap();
-            missing.end(&key, epoch, Some(None), now);
+            missing.end(&key, epoch, Some(No::Absent), now);
         }
         assert!(missing.lock().known.len() <= MOST);
     }

@@ -204,16 +204,12 @@ impl Pace {
             let wait = self.together().bucket.take(Instant::now());
             tokio::time::sleep(wait).await;
             let mut together = self.together();
-            match together.next() {
-                Some(next) => {
-                    let _ = next.send(());
-                }
-                None => {
-                    // What was taken for nobody.
-                    together.bucket.left += 1.0;
-                    return;
-                }
-            }
+            let Some(next) = together.next() else {
+                // What was taken for nobody.
+                together.bucket.left += 1.0;
+                return;
+            };
+            let _ = next.send(());
             if together.round.is_empty() {
                 return;
             }
