@@ -239,11 +239,6 @@ fn role_granted(namespace: &str, aws: &AwsSeal, facts: &NamespaceFacts) -> Resul
 }
 
 fn ungranted(namespace: &str, what: &str, arn: &str) -> Fault {
-    // Whole, for the command to work; but what a spec says may be no ARN at all.
-    let arn: String = arn
-        .chars()
-        .map(|c| if c.is_ascii_graphic() { c } else { '?' })
-        .collect();
     Fault::denied(
         Reason::OperatorIdentityNotAllowed,
         format!(
