@@ -45,9 +45,16 @@ pub struct Fault {
     pub retry_after: Option<Duration>,
 }
 
+/// Bytes of a sentence: room for a command with the longest ARN, twice.
+const LONGEST_MESSAGE: usize = 6000;
+
 /// What steers a terminal or turns text around does not get there (security rule S13): sentences repeat names of a spec,
 /// which the command line reads from files that no apiserver has looked at.
-fn shown(message: String) -> String {
+fn shown(mut message: String) -> String {
+    if message.len() > LONGEST_MESSAGE {
+        message.truncate(message.floor_char_boundary(LONGEST_MESSAGE));
+        message.push('…');
+    }
     let steers = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     if message.contains(steers) {
         message.replace(steers, "?")
@@ -136,6 +143,8 @@ mod tests {
     fn no_sentence_steers_a_terminal() {
         let fault = Fault::transient(Reason::Pending, "a\u{1b}[2J\nb\u{202e}c").of("key\u{0}");
         assert_eq!(fault.message, "key?: a?[2J?b?c");
+        let long = Fault::transient(Reason::Pending, "é".repeat(LONGEST_MESSAGE));
+        assert!(long.message.len() < LONGEST_MESSAGE + 4 && long.message.ends_with('…'));
     }
 
     #[test]
