@@ -22,6 +22,9 @@ pub mod api;
 pub mod cli;
 pub mod controller;
 pub mod delivery;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod kube_ext;
 pub mod lease;
 pub mod provider;

@@ -12,7 +12,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("yaml", &[]),
     ("seal", &["api"]),
     ("wrapped", &["api", "seal"]),
-    ("provider", &["api", "seal", "wrapped"]),
+    ("provider", &["api", "seal", "wrapped", "fuzzing"]),
     ("stanza", &["api", "seal"]),
     ("servers", &["api", "seal"]),
     ("delivery", &["api", "seal", "stanza"]),
@@ -20,6 +20,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("kube_ext", &["api", "seal", "provider"]),
     ("settings", &["seal", "yaml"]),
     ("lease", &[]),
+    // No part of the product: what `fuzz/` calls, without a client.
+    (
+        "fuzzing",
+        &["api", "seal", "provider", "wrapped", "servers", "yaml"],
+    ),
     // The formats of the flags, and the implementation of `provider::Observer`.
     ("telemetry", &["provider", "settings"]),
     (

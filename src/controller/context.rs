@@ -10,6 +10,7 @@ use kube::Client;
 use kube::runtime::reflector::{ObjectRef, Store};
 
 use super::{
+    debounce::Debounce,
     events::Events,
     index::Index,
     kept::Kept,
@@ -20,6 +21,7 @@ use super::{
 };
 use crate::{
     api::{SealConfig, SealConfigStatus},
+    kube_ext::cluster::ApiserverCluster,
     lease::Term,
     provider::Clouds,
     seal::{
@@ -42,6 +44,8 @@ pub struct Context {
     pub settings: Settings,
     /// The clouds' KMSes.
     pub clouds: Clouds,
+    /// What credentials ask of the apiserver.
+    pub cluster: Arc<ApiserverCluster>,
     /// Other objects, by their metadata.
     pub index: Index,
     /// Metrics.
@@ -50,6 +54,8 @@ pub struct Context {
     pub events: Events,
     /// Who is worked on.
     pub turnstile: Turnstile,
+    /// How often.
+    pub debounce: Debounce,
     /// The servers that are unsealed.
     pub unsealers: Unsealers,
     /// The servers that are being initialised.
@@ -101,7 +107,7 @@ impl Context {
     pub fn new(
         (client, keeper): (Client, Client),
         settings: Settings,
-        clouds: Clouds,
+        (clouds, cluster): (Clouds, Arc<ApiserverCluster>),
         metrics: Arc<Metrics>,
         events: Events,
         cluster_ca: Vec<Vec<u8>>,
@@ -110,9 +116,11 @@ impl Context {
         Self {
             client,
             turnstile: Turnstile::new(settings.concurrency),
+            debounce: Debounce::default(),
             keeper,
             settings,
             clouds,
+            cluster,
             index: Index::default(),
             metrics,
             events,
@@ -185,16 +193,17 @@ impl Context {
         let Some(known) = objects.get_mut(&(namespace.to_owned(), name.to_owned())) else {
             return false;
         };
-        let shown = config.status();
-        let mark = shown.as_ref().map(mark);
-        if known.status.is_none() {
-            return known.shown.is_some() && known.shown != mark;
+        let shown = config.status().as_ref().map(mark);
+        match &known.status {
+            None => known.shown.is_some() && known.shown != shown,
+            // Written, the times of a status are whole seconds.
+            Some(status) if Some(mark(status)) == shown => {
+                known.status = None;
+                known.shown = shown;
+                false
+            }
+            Some(_) => false,
         }
-        if shown == known.status {
-            known.status = None;
-            known.shown = mark;
-        }
-        false
     }
 
     /// Forgets an object that is gone.

@@ -5,6 +5,7 @@
 
 pub mod apply;
 pub mod context;
+pub mod debounce;
 pub mod deliver;
 pub mod events;
 pub mod finalize;
@@ -30,7 +31,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::{
@@ -125,12 +126,12 @@ pub async fn run(
         }
     };
     let cluster = Arc::new(crate::kube_ext::cluster::ApiserverCluster::new(client.clone()));
-    let clouds = Clouds::new(provider_settings, Some(cluster), metrics.clone());
+    let clouds = Clouds::new(provider_settings, Some(cluster.clone()), metrics.clone());
     let events = events::Events::new(client.clone());
     let context = Arc::new(Context::new(
         (client, build()?.build()),
         settings,
-        clouds,
+        (clouds, cluster),
         metrics.clone(),
         events,
         cluster_ca,
@@ -315,9 +316,12 @@ async fn run_scope(
                 return Ok(Action::await_change());
             }
             let (namespace, name) = (config.namespace().unwrap_or_default(), config.name_any());
-            match Pass::take(&context, &namespace, &name) {
-                Some(_pass) => Box::pin(reconcile::reconcile(config, context)).await,
-                None => Ok(Action::requeue(turnstile::PARKED)),
+            let Some(_pass) = Pass::take(&context, &namespace, &name) else {
+                return Ok(Action::requeue(turnstile::PARKED));
+            };
+            match context.debounce.wait(&namespace, &name, Instant::now()) {
+                Some(wait) => Ok(Action::requeue(wait)),
+                None => Box::pin(reconcile::reconcile(config, context)).await,
             }
         }
     };

@@ -20,7 +20,7 @@ use super::{
     context::Context,
     index::{self, Kind},
 };
-use crate::kube_ext::facts;
+use crate::kube_ext::{facts, missing::AskedFor};
 
 /// SealConfigs to look at again: namespace and name.
 pub type Trigger = UnboundedSender<(String, String)>;
@@ -140,6 +140,7 @@ pub async fn secrets(context: Arc<Context>, scope: Scope, pending: Pending) {
             Event::Init => gone = context.index.secret_names(scope.namespace.as_deref()),
             Event::InitApply(secret) | Event::Apply(secret) => {
                 let (namespace, name) = name_of(&secret);
+                context.cluster.appeared(AskedFor::Secret, &namespace, &name);
                 gone.remove(&(namespace.clone(), name.clone()));
                 if context
                     .index
@@ -235,6 +236,9 @@ pub async fn service_accounts(context: Arc<Context>, scope: Scope, pending: Pend
             Event::InitDone => listed(&pending, &mut first),
             Event::InitApply(account) | Event::Apply(account) | Event::Delete(account) => {
                 let (namespace, name) = name_of(&account);
+                context
+                    .cluster
+                    .appeared(AskedFor::ServiceAccount, &namespace, &name);
                 scope.look_at(
                     &namespace,
                     context.index.referring(Kind::ServiceAccount, &namespace, &name),

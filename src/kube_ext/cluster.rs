@@ -10,7 +10,10 @@ use k8s_openapi::api::{
 use kube::{Api, Client, api::PostParams};
 use zeroize::Zeroizing;
 
-use super::bounded;
+use super::{
+    bounded,
+    missing::{AskedFor, Missing},
+};
 use crate::{
     api::Reason,
     provider::{Audience, Cluster, SecretEntries, Token},
@@ -28,23 +31,26 @@ const TOKEN_SECONDS: i64 = 600;
 /// The apiserver as the credentials see it.
 pub struct ApiserverCluster {
     client: Client,
+    missing: Missing,
 }
 
 impl ApiserverCluster {
     /// Uses the operator's client.
     pub fn new(client: Client) -> Self {
-        Self { client }
+        Self {
+            client,
+            missing: Missing::default(),
+        }
     }
-}
 
-impl Cluster for ApiserverCluster {
-    fn service_account<'a>(
-        &'a self,
-        namespace: &'a str,
-        name: &'a str,
-    ) -> BoxFuture<'a, Result<Option<BTreeMap<String, String>>, Fault>> {
-        async move {
-            let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
+    /// A watch has shown that an object is there, or has changed: it is asked for again.
+    pub fn appeared(&self, kind: AskedFor, namespace: &str, name: &str) {
+        self.missing.appeared(kind, namespace, name);
+    }
+
+    async fn account(&self, namespace: &str, name: &str) -> Result<Option<BTreeMap<String, String>>, Fault> {
+        let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
+        let ask = async {
             let account = bounded(api.get_metadata_opt(name)).await.map_err(|error| {
                 read_fault(
                     &error,
@@ -54,8 +60,20 @@ impl Cluster for ApiserverCluster {
                 )
             })?;
             Ok(account.map(|account| account.metadata.annotations.unwrap_or_default()))
-        }
-        .boxed()
+        };
+        self.missing
+            .ask(AskedFor::ServiceAccount, namespace, name, ask)
+            .await
+    }
+}
+
+impl Cluster for ApiserverCluster {
+    fn service_account<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<BTreeMap<String, String>>, Fault>> {
+        self.account(namespace, name).boxed()
     }
 
     fn token<'a>(
@@ -66,15 +84,7 @@ impl Cluster for ApiserverCluster {
     ) -> BoxFuture<'a, Result<Token, Fault>> {
         async move {
             let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
-            let account = bounded(api.get_metadata_opt(name)).await.map_err(|error| {
-                read_fault(
-                    &error,
-                    "get serviceaccounts",
-                    namespace,
-                    Reason::CredentialsMissing,
-                )
-            })?;
-            let annotations = account.and_then(|account| account.metadata.annotations);
+            let annotations = self.account(namespace, name).await?;
             account_allowed(name, &annotations.unwrap_or_default())?;
             let request = TokenRequest {
                 spec: Some(TokenRequestSpec {
@@ -119,10 +129,13 @@ impl Cluster for ApiserverCluster {
     ) -> BoxFuture<'a, Result<Option<SecretEntries>, Fault>> {
         async move {
             let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
-            let secret = bounded(api.get_opt(name))
-                .await
-                .map_err(|error| read_fault(&error, "get secrets", namespace, Reason::CredentialsMissing))?;
-            Ok(secret.map(entries))
+            let ask = async {
+                let secret = bounded(api.get_opt(name)).await.map_err(|error| {
+                    read_fault(&error, "get secrets", namespace, Reason::CredentialsMissing)
+                })?;
+                Ok(secret.map(entries))
+            };
+            self.missing.ask(AskedFor::Secret, namespace, name, ask).await
         }
         .boxed()
     }

@@ -3,6 +3,7 @@
 pub mod cluster;
 pub mod facts;
 pub mod merge_patch;
+pub mod missing;
 pub mod store;
 pub mod write;
 

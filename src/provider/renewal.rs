@@ -295,4 +295,22 @@ mod tests {
         let all = futures::future::join_all((0..50).map(|_| scene.get(1000))).await;
         assert!(all.iter().all(|one| *one == Ok(1)), "{all:?}");
     }
+
+    #[tokio::test]
+    async fn a_refusal_is_asked_for_once_by_all_who_share_it() {
+        let scene = Scene::new();
+        let refused = async || {
+            let load = async |_| {
+                scene.loads.fetch_add(1, Ordering::SeqCst);
+                Err(Fault::denied(Reason::AccessDenied, "no"))
+            };
+            scene.renewal.get(load).await
+        };
+        let all = futures::future::join_all((0..1000).map(|_| refused())).await;
+        assert!(all.iter().all(Result::is_err));
+        assert_eq!(scene.loads.load(Ordering::SeqCst), 1);
+        scene.pass(LONGEST_FAILURE.as_secs() + 1);
+        assert!(refused().await.is_err());
+        assert_eq!(scene.loads.load(Ordering::SeqCst), 2);
+    }
 }

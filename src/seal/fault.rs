@@ -45,13 +45,31 @@ pub struct Fault {
     pub retry_after: Option<Duration>,
 }
 
+/// Bytes of a sentence: room for a command with the longest ARN, twice.
+const LONGEST_MESSAGE: usize = 6000;
+
+/// What steers a terminal or turns text around does not get there (security rule S13): sentences repeat names of a spec,
+/// which the command line reads from files that no apiserver has looked at.
+fn shown(mut message: String) -> String {
+    if message.len() > LONGEST_MESSAGE {
+        message.truncate(message.floor_char_boundary(LONGEST_MESSAGE));
+        message.push('…');
+    }
+    let steers = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if message.contains(steers) {
+        message.replace(steers, "?")
+    } else {
+        message
+    }
+}
+
 impl Fault {
     /// A fault without a server's hint.
     pub fn new(reason: Reason, kind: FaultKind, message: impl Into<String>) -> Self {
         Self {
             reason,
             kind,
-            message: message.into(),
+            message: shown(message.into()),
             retry_after: None,
         }
     }
@@ -74,7 +92,7 @@ impl Fault {
     /// The same fault, told of a named part (`seal "aws"`, `key "root"`).
     #[must_use]
     pub fn of(mut self, part: impl fmt::Display) -> Self {
-        self.message = format!("{part}: {}", self.message);
+        self.message = shown(format!("{part}: {}", self.message));
         self
     }
 }
@@ -119,6 +137,14 @@ mod tests {
         assert_eq!(backoff(&fault, 1, 0.5), Duration::from_secs(1));
         assert_eq!(backoff(&fault, 2, 0.5), Duration::from_secs(2));
         assert_eq!(backoff(&fault, 60, 0.5), Duration::from_mins(5));
+    }
+
+    #[test]
+    fn no_sentence_steers_a_terminal() {
+        let fault = Fault::transient(Reason::Pending, "a\u{1b}[2J\nb\u{202e}c").of("key\u{0}");
+        assert_eq!(fault.message, "key?: a?[2J?b?c");
+        let long = Fault::transient(Reason::Pending, "é".repeat(LONGEST_MESSAGE));
+        assert!(long.message.len() < LONGEST_MESSAGE + 4 && long.message.ends_with('…'));
     }
 
     #[test]

@@ -462,3 +462,40 @@ fn another_version_of_credentials_that_are_written_is_another_input() {
     assert_ne!(at(true, "1"), at(true, "2"));
     assert_eq!(at(false, "1"), at(false, "2"));
 }
+
+#[test]
+fn rotations_are_a_day_apart_at_least() {
+    let rotated = |after: &str| {
+        let mut config = json!({
+            "apiVersion": "autounseal.dev/v1alpha1", "kind": "SealConfig",
+            "metadata": {"name": "app", "namespace": "team", "uid": "uid-1"},
+        });
+        config["spec"] = spec();
+        config["spec"]["keys"] = json!([{"name": "root", "generate": {"rotation": {"after": after}}}]);
+        parse(&serde_json::from_value::<SealConfig>(config).unwrap())
+    };
+    assert!(rotated("24h").is_ok());
+    for after in ["23h59m59s", "1s", "0s", "-24h"] {
+        assert!(rotated(after).is_err(), "{after}");
+    }
+}
+
+#[test]
+fn sources_and_stores_have_a_size() {
+    use crate::api::Armor;
+    use model::{MAX_SOURCE, unarmor};
+    let packed = |length: usize| data_encoding::BASE64.encode(&vec![7; length]).into_bytes();
+    assert!(unarmor(&packed(MAX_SOURCE), Armor::Base64).is_some());
+    assert!(unarmor(&packed(MAX_SOURCE + 1), Armor::Base64).is_none());
+    assert!(unarmor(&vec![7; MAX_SOURCE + 1], Armor::None).is_none());
+
+    let header = br#"{"format":1,"counter":1,"keys":{}}"#.to_vec();
+    let stored = |length: usize| {
+        let item = ("key.root.v1.aws".to_owned(), vec![7; length]);
+        let data = BTreeMap::from([(store::HEADER.to_owned(), header.clone()), item]);
+        store::read(store::Revision::default(), data)
+    };
+    let room = store::MAX_BYTES - header.len() - store::HEADER.len() - "key.root.v1.aws".len();
+    assert!(matches!(stored(room), store::StoreFacts::Found(_)));
+    assert!(matches!(stored(room + 1), store::StoreFacts::Corrupt(..)));
+}

@@ -425,6 +425,7 @@ fn values_that_make_no_sense_are_refused_and_the_reason_is_said() {
         (["--set", "image.name=x"], "'name' not allowed"),
         (["--set", "replicas=one"], "replicas"),
         (["--set", "concurrency=0"], "concurrency"),
+        (["--set", "kmsRequestsPerSecond=0"], "kmsRequestsPerSecond"),
         (["--set", "image.digest=sha256:1"], "digest"),
         (
             ["--set-json", "admissionPolicies.tokenAudiences=[\"a b\"]"],

@@ -189,6 +189,10 @@ fn each_value_that_is_a_flag_is_given_to_the_operator() {
         (json!({"bindingDomain": "eu"}), "--binding-domain=eu"),
         (json!({"controllerClass": "c"}), "--controller-class=c"),
         (json!({"concurrency": 3}), "--concurrency=3"),
+        (
+            json!({"kmsRequestsPerSecond": 1_000_000}),
+            "--kms-requests-per-second=1000000",
+        ),
         (json!({"oldCopyRetention": "1h"}), "--old-copy-retention=1h"),
         (json!({"log": {"format": "text"}}), "--log-format=text"),
         (json!({"log": {"level": "trace"}}), "--log-level=trace"),

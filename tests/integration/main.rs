@@ -22,6 +22,7 @@ mod doctor;
 mod drift;
 mod endpoints;
 mod failover;
+mod fairness;
 mod generated;
 mod gitops;
 mod guards;

@@ -1,8 +1,8 @@
 //! `cargo xtask`: the one door for developers. Each command does one job from a fresh clone, bringing the
 //! tools that it needs into the user's cache folder, and leaves nothing running.
 //!
-//! The map: `cluster`, `test`, `demo`, `bench`, `chaos`, `drill_failover`, `reproduce`, `sbom`, `scan` and
-//! `generate` are the commands. They stand on [`control_plane`]
+//! The map: `cluster`, `test`, `demo`, `bench`, `chaos`, `drill_failover`, `fuzz`, `coverage`, `reproduce`, `sbom`, `scan`
+//! and `generate` are the commands. They stand on [`control_plane`]
 //! (etcd, kube-apiserver and moto, started and made ready), which stands on [`tools`] (programs built once into
 //! the [`cache`], with [`go`] and [`python`]). [`session`] owns every process that is started, and its [`guard`]
 //! ends them even when xtask itself is killed.
@@ -18,11 +18,13 @@ mod chaos;
 mod chart;
 mod cluster;
 mod control_plane;
+mod coverage;
 mod credentials;
 mod demo;
 mod deploy;
 mod drill_failover;
 mod failure;
+mod fuzz;
 mod generate;
 mod go;
 mod guard;
@@ -59,7 +61,7 @@ cargo xtask COMMAND
   demo [--cloud aws|oci]
         The product's main job, step by step, on a throwaway control plane. The KMS is moto's (aws, the default)
         or the OCI test server's.
-  bench reconcile|oci|store|unseal|raft|imds [ARGS...]
+  bench reconcile|oci|store|scale|fairness|unseal|raft|imds [ARGS...]
         Measures the release build on a throwaway control plane. ARGS go to the measuring program.
         imds lays networks of its own, and so needs root and iproute2. raft kills the active server of a Vault
         cluster again and again, 10 minutes or --minutes M, and fails when one stays sealed.
@@ -69,6 +71,12 @@ cargo xtask COMMAND
   drill failover [--kills N]
         Kills the replica that acts N times (20) while SealConfigs come and change, holds every Secret against what was
         asked for, and prints how long nobody led.
+  fuzz [TARGET...] [--seconds N] [--seed N]
+        Runs the targets of fuzz/, all of them unless some are named, each for N seconds (60).
+  coverage
+        Prints how many lines of what decides run in the unit tests, file by file.
+  mutants [--file FILE]...
+        Breaks the code in one place after the other, and says which breaks no unit test noticed. Takes its time.
   reproduce
         Builds the release of HEAD twice, in two places, and compares the bytes. Takes two release builds.
   sbom  Writes target/autounseal.cdx.json: every crate of the release, in CycloneDX.
@@ -115,6 +123,9 @@ fn dispatch(arguments: &[String]) -> Outcome<i32> {
             }
             _ => Err("`drill` needs the name of a drill: cargo xtask drill failover".into()),
         },
+        "fuzz" => fuzz::run(&session::Session::start()?, rest),
+        "coverage" => coverage::coverage(&session::Session::start()?, rest),
+        "mutants" => coverage::mutants(&session::Session::start()?, rest),
         "reproduce" => reproduce::run(&session::Session::start()?, rest),
         "sbom" => sbom::run(&session::Session::start()?, rest),
         "scan" => scan::run(&session::Session::start()?, rest),

@@ -170,7 +170,7 @@ impl Imds {
 }
 
 /// Host and port of an endpoint of plain HTTP, without its path.
-fn address(endpoint: &str) -> Option<String> {
+pub(super) fn address(endpoint: &str) -> Option<String> {
     let uri: http::Uri = endpoint.parse().ok()?;
     let authority = uri.authority().filter(|_| uri.scheme_str() == Some("http"))?;
     Some(match authority.port_u16() {
@@ -236,7 +236,7 @@ async fn ask(to: SocketAddr, host: &str, line: &str, headers: &str, patience: Du
 }
 
 /// The status in `HTTP/1.1 200`.
-fn status(head: &[u8; 12]) -> Option<u16> {
+pub(super) fn status(head: &[u8; 12]) -> Option<u16> {
     let text = std::str::from_utf8(head).ok()?;
     text.strip_prefix("HTTP/1.")?.get(2..)?.parse().ok()
 }

@@ -36,6 +36,8 @@ mod clients;
 mod custody;
 mod describe;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod http;
 mod identity;
 mod imds;

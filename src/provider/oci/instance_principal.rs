@@ -53,15 +53,15 @@ pub(super) struct InstancePrincipal {
 /// What the metadata service says of the region.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct RegionInfo {
+pub(super) struct RegionInfo {
     region_identifier: String,
     realm_domain_component: String,
 }
 
 /// The token's answer.
 #[derive(Deserialize)]
-struct Issued {
-    token: String,
+pub(super) struct Issued {
+    pub(super) token: String,
 }
 
 impl InstancePrincipal {

@@ -95,6 +95,8 @@ pub(super) fn is_honest(text: &str, plain: &[u8]) -> bool {
     (1..=MAX_CIPHERTEXT).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_graphic())
         && text != BASE64.encode(plain)
+        // What is kept must be sent as it came.
+        && ciphertext_text(&ciphertext_bytes(text)) == text
         && !tells
 }
 

@@ -34,6 +34,8 @@ mod bound;
 mod call;
 pub mod config_file;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod http;
 mod identity;
 mod instance_principal;

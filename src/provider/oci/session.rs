@@ -63,7 +63,7 @@ impl Session {
     }
 }
 
-struct Claims {
+pub(super) struct Claims {
     expires: SystemTime,
     principal: Option<String>,
 }
@@ -71,7 +71,7 @@ struct Claims {
 /// What we read of a token; whether it is genuine is for the KMS to say.
 ///
 /// Source: `common/auth/jwt.go` of the Go SDK: three parts, `exp` in seconds.
-fn claims(token: &str) -> Option<Claims> {
+pub(super) fn claims(token: &str) -> Option<Claims> {
     #[derive(serde::Deserialize)]
     struct Payload {
         exp: f64,

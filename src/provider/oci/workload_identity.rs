@@ -95,7 +95,7 @@ impl WorkloadIdentity {
 }
 
 /// The token in an answer: a quoted string of base64 over JSON, whose token begins with `ST$`.
-fn session_token(body: &[u8]) -> Option<String> {
+pub(super) fn session_token(body: &[u8]) -> Option<String> {
     let quoted = body.trim_ascii();
     let text: String = match serde_json::from_slice(quoted) {
         Ok(text) => text,

@@ -74,6 +74,13 @@ pub struct Key {
     pub id: String,
 }
 
+impl Key {
+    /// Whether it made this ciphertext.
+    pub fn wrapped(&self, ciphertext: &[u8]) -> bool {
+        ciphertext.starts_with(&id_bytes(self))
+    }
+}
+
 struct KeyState {
     key: Key,
     /// Newest last: what an older one has encrypted opens still.
@@ -228,7 +235,8 @@ impl Kms {
         }
     }
 
-    /// `Enabled`, `Disabled`, `PendingDeletion`, `PendingImport`, `Unavailable`, `Gone`, or `Silent`: no answer for it ever.
+    /// `Enabled`, `Disabled`, `PendingDeletion`, `PendingImport`, `Unavailable`, `Gone`; or
+    /// `Silent`: no answer for it ever; or `Throttled`: always `ThrottlingException`.
     pub fn set_state(&self, key: &Key, to: &'static str) {
         if let Some(found) = self.state().keys.iter_mut().find(|k| k.key == *key) {
             found.state = to;
@@ -428,16 +436,18 @@ fn answer(state: &Mutex<State>, request: &Request) -> Reply {
         .get_mut(operation.as_str())
         .and_then(VecDeque::pop_front)
         .or_else(|| state.standing.get(operation.as_str()).cloned());
-    let silent = |key: &&KeyState| {
+    let meant = |key: &&KeyState| {
         let id = id_bytes(&key.key);
         let named = text("KeyId").is_some_and(|name| {
             let arn = state.aliases.get(&name).cloned().unwrap_or(name);
             arn == key.key.arn || arn == key.key.id
         });
-        key.state == "Silent" && (named || body.get("CiphertextBlob").is_some() && blob.starts_with(&id))
+        named || body.get("CiphertextBlob").is_some() && blob.starts_with(&id)
     };
-    if state.keys.iter().any(|key| silent(&key)) {
-        return Reply::Hang;
+    match state.keys.iter().find(meant).map(|key| key.state) {
+        Some("Silent") => return Reply::Hang,
+        Some("Throttled") => return error(400, "ThrottlingException"),
+        _ => {}
     }
     let right = match operation.as_str() {
         "DescribeKey" => describe(&state, &body, &region),

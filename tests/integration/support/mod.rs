@@ -8,6 +8,7 @@ pub mod custodian;
 pub mod drill;
 pub mod fleet;
 pub mod helm;
+pub mod hostile;
 pub mod http;
 pub mod kms;
 pub mod knife;
