@@ -84,7 +84,7 @@ impl Drill {
         .await;
     }
 
-    async fn share(&self, version: Option<&str>) -> String {
+    fn share(&self, version: Option<&str>) -> String {
         let namespace = &self.scene.stage.namespace;
         let mut words = vec!["unwrap", "-n", namespace, NAME, "--share", "1"];
         words.extend(version.iter().flat_map(|version| ["--key-version", version]));
@@ -115,8 +115,8 @@ impl Drill {
             let state = self.vault.state();
             state.answers.iter().map(|(shares, _)| shares.clone()).collect()
         };
-        assert_eq!(self.share(Some("1")).await, sets[0][0], "the old set is lost");
-        assert_eq!(self.share(None).await, sets.last().unwrap()[0]);
+        assert_eq!(self.share(Some("1")), sets[0][0], "the old set is lost");
+        assert_eq!(self.share(None), sets.last().unwrap()[0]);
         let secrets = self.vault.secrets();
         let needles: Vec<Needle> = secrets
             .iter()

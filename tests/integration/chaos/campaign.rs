@@ -371,10 +371,7 @@ impl Campaign {
         self.wanted[which].renew(&self.clouds);
         let wanted = &self.wanted[which];
         let (name, value) = (wanted.name.clone(), wanted.value.clone());
-        let mut ledger = self.ledger();
-        let page = ledger.page(&name);
-        page.asked.push(value);
-        drop(ledger);
+        self.ledger().page(&name).asked.push(value);
         self.apply(which).await;
     }
 
@@ -412,7 +409,7 @@ impl Campaign {
     /// Only where all is well, so that what is lost can be had back from what was delivered.
     async fn delete_store(&mut self, which: usize) -> bool {
         let name = self.wanted[which].name.clone();
-        if !self.wanted[which].makes || !self.is_well(which).await.is_ok() {
+        if !self.wanted[which].makes || self.is_well(which).await.is_err() {
             return false;
         }
         let store = format!("{name}.sealconfig.wrapped");
