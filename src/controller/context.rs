@@ -148,6 +148,14 @@ impl Context {
         all.push(configs);
     }
 
+    /// A mark of the status that the watch last showed of a SealConfig.
+    pub fn shown(&self, namespace: &str, name: &str) -> Option<u64> {
+        let all = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
+        let reference = ObjectRef::new(name).within(namespace);
+        let found = all.iter().find_map(|configs| configs.get(&reference))?;
+        found.status().as_ref().map(mark)
+    }
+
     /// A SealConfig as the watch last saw it.
     pub fn config(&self, namespace: &str, name: &str) -> Option<SealConfig> {
         let all = self.configs.lock().unwrap_or_else(PoisonError::into_inner);

@@ -132,10 +132,9 @@ async fn look(object: Arc<Kept>, context: Arc<Context>) -> Result<Action, Infall
     let outcome = report::report(&context, config, &saved, &next).await;
     remembered.saved = outcome.is_err().then_some(saved);
     // What the watch has shown already need not be remembered.
-    remembered.shown = config
-        .status
-        .as_ref()
-        .map(mark)
+    // The watch may have been faster than the answer to the write.
+    remembered.shown = context
+        .shown(&namespace, &name)
         .filter(|shown| *shown == mark(&next));
     remembered.status = remembered.shown.is_none().then_some(next);
     context.remember(&namespace, &name, remembered);

@@ -67,6 +67,13 @@ async fn visit(
         let told = context.inits.told(namespace, name);
         return Err(told.unwrap_or_else(|| lost(&marker.pod, true)));
     }
+    // What this one was initialised with a moment ago is not known to this job yet: older shares are not its own.
+    if state.initialized
+        && state.sealed
+        && let Some(told) = context.inits.told(&job.model.id.namespace, &job.model.id.name)
+    {
+        return Err(told);
+    }
     let known = Known {
         policy: job.unseal.policy,
         was_unsealed: record.was_unsealed(&place.container),
