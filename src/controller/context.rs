@@ -82,24 +82,12 @@ pub struct Remembered {
     pub memory: Memory,
     /// The status as it stands after the last reconcile: the watch may still be behind it.
     pub status: Option<SealConfigStatus>,
-    /// A mark of our status that the watch has shown; it was not remembered any more from then on.
-    pub shown: Option<u64>,
     /// The status as the apiserver has it, if writing the last one failed.
     pub saved: Option<SealConfigStatus>,
     /// Copies that were read, with the resourceVersion they were read at.
     pub sources: BTreeMap<SourceRef, (String, SourceFacts)>,
     /// The wrapped store as it was last read.
     pub store: Option<StoreFacts>,
-}
-
-/// Tells one status from another.
-pub fn mark(status: &SealConfigStatus) -> u64 {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut hasher = DefaultHasher::new();
-    serde_json::to_string(status)
-        .unwrap_or_default()
-        .hash(&mut hasher);
-    hasher.finish()
 }
 
 impl Context {
@@ -148,14 +136,6 @@ impl Context {
         all.push(configs);
     }
 
-    /// A mark of the status that the watch last showed of a SealConfig.
-    pub fn shown(&self, namespace: &str, name: &str) -> Option<u64> {
-        let all = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
-        let reference = ObjectRef::new(name).within(namespace);
-        let found = all.iter().find_map(|configs| configs.get(&reference))?;
-        found.status().as_ref().map(mark)
-    }
-
     /// A SealConfig as the watch last saw it.
     pub fn config(&self, namespace: &str, name: &str) -> Option<SealConfig> {
         let all = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -192,26 +172,6 @@ impl Context {
     pub fn remember(&self, namespace: &str, name: &str, remembered: Box<Remembered>) {
         let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
         objects.insert((namespace.to_owned(), name.to_owned()), remembered);
-    }
-
-    /// The watch has shown an object: a status of ours that it shows need not be remembered. Whether it shows one that
-    /// somebody else wrote over ours.
-    pub fn told(&self, namespace: &str, name: &str, config: &Kept) -> bool {
-        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(known) = objects.get_mut(&(namespace.to_owned(), name.to_owned())) else {
-            return false;
-        };
-        let shown = config.status().as_ref().map(mark);
-        match &known.status {
-            None => known.shown.is_some() && known.shown != shown,
-            // Written, the times of a status are whole seconds.
-            Some(status) if Some(mark(status)) == shown => {
-                known.status = None;
-                known.shown = shown;
-                false
-            }
-            Some(_) => false,
-        }
     }
 
     /// Forgets an object that is gone.

@@ -7,7 +7,7 @@ use kube::{Resource, ResourceExt};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use crate::api::{SealConfig, SealConfigStatus, UnsealSpec};
+use crate::api::{SealConfig, UnsealSpec};
 
 /// What kubectl leaves behind: the whole object once more.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -32,11 +32,6 @@ impl Kept {
                 None => None,
             },
         })
-    }
-
-    /// Its status, if that can be read.
-    pub fn status(&self) -> Option<SealConfigStatus> {
-        serde_json::from_str(self.status.as_deref()?).ok()
     }
 
     /// The servers that it unseals.

@@ -375,9 +375,6 @@ fn remember(
             let selector = config
                 .unseal()
                 .and_then(|unseal| Selector::try_from(unseal.pod_selector).ok());
-            if context.told(&namespace, &name, config) {
-                scope.look_at(&namespace, [name.clone()]);
-            }
             if context.index.saw_unseal(&namespace, &name, selector) {
                 context.unsealers.sync(context, &namespace);
             }

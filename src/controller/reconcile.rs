@@ -6,13 +6,7 @@ use jiff::Timestamp;
 use kube::{ResourceExt, runtime::controller::Action};
 use tracing::Instrument;
 
-use super::{
-    apply,
-    context::{Context, mark},
-    finalize,
-    kept::Kept,
-    observe, report, unseal,
-};
+use super::{apply, context::Context, finalize, kept::Kept, observe, report, unseal};
 use crate::{
     api::Reason,
     provider::{self, TRACES},
@@ -131,12 +125,7 @@ async fn look(object: Arc<Kept>, context: Arc<Context>) -> Result<Action, Infall
     };
     let outcome = report::report(&context, config, &saved, &next).await;
     remembered.saved = outcome.is_err().then_some(saved);
-    // What the watch has shown already need not be remembered.
-    // The watch may have been faster than the answer to the write.
-    remembered.shown = context
-        .shown(&namespace, &name)
-        .filter(|shown| *shown == mark(&next));
-    remembered.status = remembered.shown.is_none().then_some(next);
+    remembered.status = Some(next);
     context.remember(&namespace, &name, remembered);
     context
         .metrics

@@ -152,29 +152,3 @@ async fn somebody_who_keeps_fighting_is_told_and_not_fought() {
     .await;
     stage.ready("one").await;
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_status_that_somebody_writes_over_is_written_again() {
-    let scene = Scene::new("drift-status").await;
-    let _operator = scene.start();
-    let stage = &scene.stage;
-    stage.apply("one", &scene.spec("out", &random(32))).await;
-    stage.ready("one").await;
-    for status in [
-        json!({"conditions": null, "keys": null, "targets": null, "summary": null}),
-        json!({"conditions": [], "seals": null}),
-    ] {
-        stage
-            .plane
-            .patch_status("SealConfig", &stage.namespace, "one", &status)
-            .await;
-        stage.ready("one").await;
-        eventually("the rest, too", async || {
-            let status = stage.config("one").await["status"].clone();
-            let whole = ["keys", "targets", "seals", "summary"];
-            let whole = whole.iter().all(|part| !status[part].is_null());
-            whole.then_some(()).ok_or_else(|| status.to_string())
-        })
-        .await;
-    }
-}
