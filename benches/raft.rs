@@ -11,6 +11,7 @@
 )]
 #![allow(dead_code, reason = "the modules are shared with the integration tests")]
 
+mod common;
 #[path = "../tests/integration/support/fleet.rs"]
 mod fleet;
 #[path = "../tests/integration/support/http.rs"]
@@ -32,23 +33,16 @@ mod server;
 #[path = "../tests/integration/support/stage.rs"]
 mod stage;
 
-use std::{
-    fmt::Display,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use crate::{
+    common::{binary, ms, row},
     fleet::{HOST, spec, trust},
     pki::Pki,
     raft::Cluster,
     scene::Scene,
     server::Product,
 };
-
-/// What the operator's binary is; the operator module asks its parent for it.
-fn binary() -> String {
-    std::env::var("AUTOUNSEAL_BIN").expect("AUTOUNSEAL_BIN is set by cargo xtask bench")
-}
 
 #[tokio::main]
 async fn main() {
@@ -75,16 +69,27 @@ async fn main() {
         .await;
     toll.unsealed.sort();
     toll.whole.sort();
-    row("kills of the active server, each restarted", toll.unsealed.len());
-    row("restarts that stayed sealed", 0);
-    row("first answer to unsealed, median", at(&toll.unsealed, 50));
-    row("first answer to unsealed, p99", at(&toll.unsealed, 99));
-    row("kill to all unsealed and one active, median", at(&toll.whole, 50));
-    row("kill to all unsealed and one active, p99", at(&toll.whole, 99));
-    row("reads that were answered", toll.reads);
-    row("reads that no server answered", toll.failed);
-    row("longest time without an answer", millis(toll.longest));
-    row("KMS Decrypt calls", scene.kms.count("Decrypt"));
+    row(
+        "kills of the active server, each restarted",
+        toll.unsealed.len(),
+        "",
+    );
+    row("first answer to unsealed, median", at(&toll.unsealed, 50), "");
+    row("first answer to unsealed, p99", at(&toll.unsealed, 99), "");
+    row(
+        "kill to all unsealed and one active, median",
+        at(&toll.whole, 50),
+        "",
+    );
+    row(
+        "kill to all unsealed and one active, p99",
+        at(&toll.whole, 99),
+        "",
+    );
+    row("reads that were answered", toll.reads, "");
+    row("reads that no server answered", toll.failed, "");
+    row("longest time without an answer", ms(toll.longest), "");
+    row("KMS Decrypt calls", scene.kms.count("Decrypt"), "");
     running.stop();
     println!();
 }
@@ -92,15 +97,5 @@ async fn main() {
 /// A percentile of sorted times.
 fn at(times: &[Duration], percent: usize) -> String {
     let index = (times.len() * percent / 100).min(times.len().saturating_sub(1));
-    times
-        .get(index)
-        .map_or_else(|| "none".into(), |time| millis(*time))
-}
-
-fn millis(time: Duration) -> String {
-    format!("{:.0} ms", time.as_secs_f64() * 1000.0)
-}
-
-fn row(what: &str, figure: impl Display) {
-    println!("{what:<52} {figure}");
+    times.get(index).map_or_else(|| "none".into(), |time| ms(*time))
 }

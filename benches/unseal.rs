@@ -12,6 +12,7 @@
 #![allow(clippy::cast_precision_loss, reason = "figures for people")]
 #![allow(dead_code, reason = "the modules are shared with the integration tests")]
 
+mod common;
 #[path = "../tests/integration/support/fleet.rs"]
 mod fleet;
 #[path = "../tests/integration/support/http.rs"]
@@ -36,7 +37,6 @@ mod stage;
 mod tls;
 
 use std::{
-    fmt::Display,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -44,6 +44,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
+    common::{binary, ms, row},
     fleet::{Client, HOST, container, pod, readiness, spec, told, trust},
     operator::free_port,
     pki::Pki,
@@ -64,11 +65,6 @@ const THRESHOLD: u8 = 3;
 
 const UNSEALED: &str =
     r#"{"type":"shamir","initialized":true,"sealed":false,"t":3,"n":5,"progress":0,"nonce":""}"#;
-
-/// What the operator's binary is; the operator module asks its parent for it.
-fn binary() -> String {
-    std::env::var("AUTOUNSEAL_BIN").expect("AUTOUNSEAL_BIN is set by cargo xtask bench")
-}
 
 #[tokio::main]
 async fn main() {
@@ -258,7 +254,7 @@ impl Bench {
             &format!("{} restarts", polled.len()),
         );
         // Its median: the stricter measure, for a slow one of its own would count in our favour.
-        let beyond = |times: &[Duration]| millis(at(times, 99).saturating_sub(at(&direct, 50)));
+        let beyond = |times: &[Duration]| ms(at(times, 99).saturating_sub(at(&direct, 50)));
         row(
             "p99 beyond the server's own median",
             format!(
@@ -306,15 +302,7 @@ fn at(times: &[Duration], percent: usize) -> Duration {
     times.get(index).copied().unwrap_or_default()
 }
 
-fn millis(time: Duration) -> String {
-    format!("{:.0} ms", time.as_secs_f64() * 1000.0)
-}
-
 fn pair(what: &str, times: &[Duration], beside: &str) {
-    let figure = format!("p50 {}, p99 {}", millis(at(times, 50)), millis(at(times, 99)));
+    let figure = format!("p50 {}, p99 {}", ms(at(times, 50)), ms(at(times, 99)));
     row(what, figure, beside);
-}
-
-fn row(what: &str, figure: impl Display, beside: &str) {
-    println!("{what:<46} {figure:<28} {beside}");
 }

@@ -4,6 +4,7 @@ mod managed;
 
 use std::{fmt::Write as _, path::PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::{
@@ -120,14 +121,13 @@ impl Well {
 
 type Checked = Result<Well, Vec<Problem>>;
 
-/// Schema first; the rules only where the schema is kept, for they read what it promises.
-pub(super) fn check(object: &Object) -> Result<Model, Vec<Problem>> {
-    let told = |path: &str, message: String| {
-        vec![Problem {
-            path: path.to_owned(),
-            message,
-        }]
-    };
+fn told(path: &str, message: String) -> Vec<Problem> {
+    let path = path.to_owned();
+    vec![Problem { path, message }]
+}
+
+/// Reads an object that keeps the schema of its kind.
+fn read<K: DeserializeOwned>(object: &Object, definition: &Value) -> Result<K, Vec<Problem>> {
     if object.value["apiVersion"] != API_VERSION {
         return Err(told("apiVersion", format!("must be {API_VERSION}")));
     }
@@ -135,7 +135,7 @@ pub(super) fn check(object: &Object) -> Result<Model, Vec<Problem>> {
     if let Some(map) = value.as_object_mut() {
         map.remove("status");
     }
-    let problems = schema::check(&schema::of_kind(&api::crds()[0]), &value);
+    let problems = schema::check(&schema::of_kind(definition), &value);
     if !problems.is_empty() {
         return Err(problems);
     }
@@ -145,7 +145,12 @@ pub(super) fn check(object: &Object) -> Result<Model, Vec<Problem>> {
             "namespace is missing; write it, or name it with --namespace".to_owned(),
         ));
     }
-    let config: SealConfig = serde_json::from_value(value).map_err(|error| told("", error.to_string()))?;
+    serde_json::from_value(value).map_err(|error| told("", error.to_string()))
+}
+
+/// Schema first; the rules only where the schema is kept, for they read what it promises.
+pub(super) fn check(object: &Object) -> Result<Model, Vec<Problem>> {
+    let config: SealConfig = read(object, &api::crds()[0])?;
     let model = model::parse(&config).map_err(|fault| told("", fault.to_string()))?;
     let problems: Vec<_> = model.targets.iter().filter_map(missing_entries).collect();
     if problems.is_empty() {

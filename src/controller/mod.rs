@@ -13,6 +13,7 @@ pub mod hedge;
 pub mod index;
 pub mod keep;
 pub mod kept;
+pub mod lead;
 pub mod managed;
 pub mod observe;
 pub mod open;
@@ -35,7 +36,7 @@ use std::{
 };
 
 use futures::{
-    FutureExt, StreamExt, TryStreamExt,
+    FutureExt, TryStreamExt,
     channel::mpsc,
     future::{Either, join, join_all, select},
 };
@@ -44,8 +45,8 @@ use kube::{
     client::ClientBuilder,
     core::Selector,
     runtime::{
-        Controller, WatchStreamExt,
-        controller::{self, Action},
+        WatchStreamExt,
+        controller::Action,
         predicates, reflector,
         utils::Predicate,
         watcher::{self, Event, watcher},
@@ -61,6 +62,7 @@ use crate::{
 use context::Context;
 use index::Kind;
 use kept::Kept;
+use lead::Followed;
 use turnstile::Pass;
 use watch::{Pending, Scope};
 
@@ -304,51 +306,24 @@ async fn run_scope(
         replica.clone(),
         stop.clone(),
     );
-    // A standby lists and watches like a leader, and lets every object pass; when it leads it takes them all up.
-    let Replica { term, mut leads } = replica;
-    let elected = futures::stream::once(async move {
-        let _ = leads.wait_for(|leads| *leads).await;
+    let configs = Followed {
+        objects: configs,
+        reader,
+        triggered,
+        begun,
+        resource: "sealconfigs",
+    };
+    let configs = configs.lead(context, replica, stop, |config, context| async move {
+        let (namespace, name) = (config.namespace().unwrap_or_default(), config.name_any());
+        let Some(_pass) = Pass::take(&context, &namespace, &name) else {
+            return Ok(Action::requeue(turnstile::PARKED));
+        };
+        match context.debounce.wait(&namespace, &name, Instant::now()) {
+            Some(wait) => Ok(Action::requeue(wait)),
+            None => Box::pin(reconcile::reconcile(config, context)).await,
+        }
     });
-    let as_leader = move |config: Arc<Kept>, context: Arc<Context>| {
-        let leads = term.holds();
-        async move {
-            if !leads {
-                return Ok(Action::await_change());
-            }
-            let (namespace, name) = (config.namespace().unwrap_or_default(), config.name_any());
-            let Some(_pass) = Pass::take(&context, &namespace, &name) else {
-                return Ok(Action::requeue(turnstile::PARKED));
-            };
-            match context.debounce.wait(&namespace, &name, Instant::now()) {
-                Some(wait) => Ok(Action::requeue(wait)),
-                None => Box::pin(reconcile::reconcile(config, context)).await,
-            }
-        }
-    };
-    let controller = Controller::for_stream(configs, reader)
-        .with_config(controller::Config::default().concurrency(context.settings.concurrency))
-        .reconcile_on(watch::as_references(triggered))
-        .reconcile_all_on(elected)
-        .graceful_shutdown_on(stop.clone())
-        .run(as_leader, |_, never, _| match *never {}, context)
-        .for_each(|result| {
-            if let Err(controller::Error::QueueError(_)) = result {
-                tracing::warn!("the watch of sealconfigs failed and is started again; may the operator list and watch them?");
-            }
-            std::future::ready(())
-        });
-    // The controller ends when what it has begun is done, and waits for its first list forever if it is stopped before it.
-    let too_early = async {
-        stop.await;
-        if begun.load(Ordering::Relaxed) {
-            std::future::pending::<()>().await;
-        }
-    };
-    join(
-        select(std::pin::pin!(controller), std::pin::pin!(too_early)),
-        managed,
-    )
-    .await;
+    join(configs, managed).await;
     drop(watches);
 }
 

@@ -1,11 +1,8 @@
 //! `cargo xtask chaos`: the fault campaign of the tests, for as long and by the seed that is asked for.
 
-use crate::cluster;
-use crate::control_plane::Options;
+use crate::campaign;
 use crate::failure::Outcome;
-use crate::operator::Profile;
 use crate::session::Session;
-use crate::{process, repository};
 
 /// The test that is the campaign.
 const TEST: &str = "chaos::whatever_breaks_right_keys_are_delivered_none_is_lost_and_all_ends_well";
@@ -21,29 +18,9 @@ struct Request {
 pub fn run(session: &Session, arguments: &[String]) -> Outcome<i32> {
     let request = parse(arguments)?;
     let seed = request.seed.unwrap_or_else(|| u64::from(std::process::id()));
-    let target = repository::target_folder(session)?;
-    let command = |more: &[&str]| {
-        let mut cargo = repository::cargo(&target);
-        cargo.args([
-            "test",
-            "--quiet",
-            "--package",
-            "auto-unseal-operator",
-            "--all-features",
-        ]);
-        cargo.args(["--test", "integration"]).args(more);
-        cargo
-    };
-    // Compiled before anything runs.
-    if !session.run(&mut command(&["--no-run"]))?.success() {
-        return Err("the campaign does not build.".into());
-    }
-    cluster::with(session, &Options::default(), Profile::Debug, |stage| {
-        let mut campaign = command(&["--", "--exact", TEST, "--ignored", "--nocapture"]);
-        campaign
-            .env("AUTOUNSEAL_CHAOS_SECONDS", (request.minutes * 60).to_string())
+    campaign::run(session, TEST, |test| {
+        test.env("AUTOUNSEAL_CHAOS_SECONDS", (request.minutes * 60).to_string())
             .env("AUTOUNSEAL_CHAOS_SEED", seed.to_string());
-        Ok(process::status_number(session.run(stage.dress(&mut campaign))?))
     })
 }
 
@@ -69,6 +46,7 @@ fn parse(arguments: &[String]) -> Outcome<Request> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repository;
 
     #[test]
     fn length_and_seed_are_read_or_refused() {

@@ -1,11 +1,8 @@
 //! `cargo xtask drill failover`: leaders killed under load, more often than in a test.
 
-use crate::cluster;
-use crate::control_plane::Options;
+use crate::campaign;
 use crate::failure::Outcome;
-use crate::operator::Profile;
 use crate::session::Session;
-use crate::{process, repository};
 
 /// The test that is the drill.
 const TEST: &str = "failover::leaders_that_are_killed_under_load_leave_nothing_undone_and_nothing_done_twice";
@@ -15,27 +12,8 @@ const KILLS: u32 = 20;
 /// `cargo xtask drill failover [--kills N]`
 pub fn run(session: &Session, arguments: &[String]) -> Outcome<i32> {
     let kills = kills(arguments)?;
-    let target = repository::target_folder(session)?;
-    let command = |more: &[&str]| {
-        let mut cargo = repository::cargo(&target);
-        cargo.args([
-            "test",
-            "--quiet",
-            "--package",
-            "auto-unseal-operator",
-            "--all-features",
-        ]);
-        cargo.args(["--test", "integration"]).args(more);
-        cargo
-    };
-    // Compiled before anything runs whose times count.
-    if !session.run(&mut command(&["--no-run"]))?.success() {
-        return Err("the drill does not build.".into());
-    }
-    cluster::with(session, &Options::default(), Profile::Debug, |stage| {
-        let mut drill = command(&["--", "--exact", TEST, "--nocapture"]);
-        drill.env("AUTOUNSEAL_DRILL_KILLS", kills.to_string());
-        Ok(process::status_number(session.run(stage.dress(&mut drill))?))
+    campaign::run(session, TEST, |test| {
+        test.env("AUTOUNSEAL_DRILL_KILLS", kills.to_string());
     })
 }
 
@@ -54,6 +32,7 @@ fn kills(arguments: &[String]) -> Outcome<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repository;
 
     #[test]
     fn the_number_of_kills_is_read_or_refused() {

@@ -14,6 +14,7 @@
 
 mod bench;
 mod cache;
+mod campaign;
 mod chaos;
 mod chart;
 mod cluster;

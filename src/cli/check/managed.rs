@@ -2,13 +2,10 @@
 
 use serde_json::json;
 
-use super::{Checked, Well, indented};
+use super::{Checked, Well, indented, read, told};
 use crate::{
     api::{self, ManagedKey},
-    cli::{
-        manifest::{API_VERSION, Object},
-        schema::{self, Problem},
-    },
+    cli::manifest::Object,
     seal::{
         managed::{self, standard_alias},
         store::name_of,
@@ -17,30 +14,7 @@ use crate::{
 
 /// Schema first; the rules only where the schema is kept.
 pub(super) fn check(object: &Object) -> Checked {
-    let told = |path: &str, message: String| {
-        vec![Problem {
-            path: path.to_owned(),
-            message,
-        }]
-    };
-    if object.value["apiVersion"] != API_VERSION {
-        return Err(told("apiVersion", format!("must be {API_VERSION}")));
-    }
-    let mut value = object.value.clone();
-    if let Some(map) = value.as_object_mut() {
-        map.remove("status");
-    }
-    let problems = schema::check(&schema::of_kind(&api::crds()[1]), &value);
-    if !problems.is_empty() {
-        return Err(problems);
-    }
-    if object.namespace().is_none() {
-        return Err(told(
-            "metadata",
-            "namespace is missing; write it, or name it with --namespace".to_owned(),
-        ));
-    }
-    let key: ManagedKey = serde_json::from_value(value).map_err(|error| told("", error.to_string()))?;
+    let key: ManagedKey = read(object, &api::crds()[1])?;
     let wanted = managed::rules(&key).map_err(|fault| told("", fault.to_string()))?;
     let name = object.name().unwrap_or_default();
     let spec = &key.spec;
@@ -100,6 +74,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::cli::manifest::API_VERSION;
 
     fn of(change: impl FnOnce(&mut Value)) -> Checked {
         let mut value = json!({

@@ -7,7 +7,7 @@ use tokio::sync::Mutex;
 use super::{ledger::Ledger, material::wrapping};
 use crate::{
     api::{Deletion, KeyDeletionPolicy, Reason},
-    controller::context::Context,
+    controller::{context::Context, keep::random},
     provider::{
         Tenant,
         aws::{Custody, NewKey},
@@ -408,9 +408,7 @@ pub fn takes(policy: KeyDeletionPolicy) -> bool {
 }
 
 fn token() -> Result<String, Fault> {
-    let mut bytes = [0; 16];
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| again())?;
-    Ok(HEXLOWER.encode(&bytes))
+    Ok(HEXLOWER.encode(random(16)?.expose()))
 }
 
 fn again() -> Fault {

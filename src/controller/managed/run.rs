@@ -9,14 +9,12 @@ use std::{
     },
 };
 
-use futures::{StreamExt, TryStreamExt, channel::mpsc, future::select};
+use futures::{TryStreamExt, channel::mpsc};
 use kube::{
     ResourceExt,
     core::DeserializeGuard,
     runtime::{
-        Controller, WatchStreamExt,
-        controller::{self, Action},
-        predicates, reflector,
+        WatchStreamExt, predicates, reflector,
         utils::Predicate,
         watcher::{self, Event, watcher},
     },
@@ -25,7 +23,7 @@ use kube::{
 use super::reconcile;
 use crate::{
     api::ManagedKey,
-    controller::{Replica, context::Context, index::ManagedFacts, watch, watch::Scope},
+    controller::{Replica, context::Context, index::ManagedFacts, lead::Followed, watch::Scope},
 };
 
 /// Runs until `stop` ends and what was begun is done.
@@ -57,39 +55,17 @@ pub(in crate::controller) async fn run(
         .reflect(writer)
         .applied_objects()
         .predicate_filter(changed, kube::runtime::PredicateConfig::default());
-    let Replica { term, mut leads } = replica;
-    let elected = futures::stream::once(async move {
-        let _ = leads.wait_for(|leads| *leads).await;
-    });
-    let as_leader = move |key: Arc<DeserializeGuard<ManagedKey>>, context: Arc<Context>| {
-        let leads = term.holds();
-        async move {
-            if leads {
-                Box::pin(reconcile(key, context)).await
-            } else {
-                Ok(Action::await_change())
-            }
-        }
+    let keys = Followed {
+        objects: keys,
+        reader,
+        triggered,
+        begun,
+        resource: "managedkeys",
     };
-    let controller = Controller::for_stream(keys, reader)
-        .with_config(controller::Config::default().concurrency(context.settings.concurrency))
-        .reconcile_on(watch::as_references(triggered))
-        .reconcile_all_on(elected)
-        .graceful_shutdown_on(stop.clone())
-        .run(as_leader, |_, never, _| match *never {}, context)
-        .for_each(|result| {
-            if let Err(controller::Error::QueueError(_)) = result {
-                tracing::warn!("the watch of managedkeys failed and is started again; may the operator list and watch them?");
-            }
-            std::future::ready(())
-        });
-    let too_early = async {
-        stop.await;
-        if begun.load(Ordering::Relaxed) {
-            std::future::pending::<()>().await;
-        }
-    };
-    select(std::pin::pin!(controller), std::pin::pin!(too_early)).await;
+    keys.lead(context, replica, stop, |key, context| {
+        Box::pin(reconcile(key, context))
+    })
+    .await;
 }
 
 /// What SealConfigs must know of those that refer to them. `gone`: those that were known when a new list began, and were

@@ -1,0 +1,36 @@
+//! One of the integration tests, run by hand for longer than the test command runs it.
+
+use std::process::Command;
+
+use crate::cluster;
+use crate::control_plane::Options;
+use crate::failure::Outcome;
+use crate::operator::Profile;
+use crate::session::Session;
+use crate::{process, repository};
+
+/// Runs the test, also one that the test command leaves out, with its output and what `dress` adds.
+pub fn run(session: &Session, test: &str, dress: impl FnOnce(&mut Command)) -> Outcome<i32> {
+    let target = repository::target_folder(session)?;
+    let command = |more: &[&str]| {
+        let mut cargo = repository::cargo(&target);
+        cargo.args([
+            "test",
+            "--quiet",
+            "--package",
+            "auto-unseal-operator",
+            "--all-features",
+        ]);
+        cargo.args(["--test", "integration"]).args(more);
+        cargo
+    };
+    // Compiled before anything runs whose times count.
+    if !session.run(&mut command(&["--no-run"]))?.success() {
+        return Err(format!("the integration tests, of which {test} is one, do not build.").into());
+    }
+    cluster::with(session, &Options::default(), Profile::Debug, |stage| {
+        let mut tests = command(&["--", "--exact", test, "--include-ignored", "--nocapture"]);
+        dress(&mut tests);
+        Ok(process::status_number(session.run(stage.dress(&mut tests))?))
+    })
+}
