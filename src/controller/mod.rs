@@ -286,6 +286,8 @@ async fn run_scope(
     // Not from the apiserver's cache: a trigger for a rotation that is behind would be taken for a new one.
     let configs = watcher(api, watcher::Config::default().page_size(CONFIGS_A_PAGE))
         .default_backoff()
+        .reflect(writer)
+        // Whoever is woken by an event finds what it told.
         .inspect_ok(move |event| {
             remember(&known, &seen_in, event, &mut gone);
             if matches!(event, Event::InitDone) {
@@ -295,7 +297,6 @@ async fn run_scope(
                 }
             }
         })
-        .reflect(writer)
         .applied_objects()
         .predicate_filter(changed, kube::runtime::PredicateConfig::default());
     context.reads(reader.clone());

@@ -100,10 +100,11 @@ pub async fn reconcile(
         return Ok(Action::await_change());
     };
     let (namespace, name) = (key.namespace().unwrap_or_default(), key.name_any());
-    let config = context.config(&namespace, &key.spec.seal_config_ref.name);
-    // Whatever becomes of the SealConfig leads back here.
+    // Whatever becomes of the SealConfig from now on leads back here; so it is read after this.
     refer_to_config(&context, key);
-    if config.is_none() && context.index.unseals(&namespace).is_none() {
+    let listed = context.index.unseals(&namespace).is_some();
+    let config = context.config(&namespace, &key.spec.seal_config_ref.name);
+    if config.is_none() && !listed {
         // It may only not have been listed yet; that is no reason for anything.
         return Ok(Action::requeue(UNLISTED));
     }

@@ -46,13 +46,13 @@ pub(in crate::controller) async fn run(
     let keys = watcher(api, watcher::Config::default())
         .default_backoff()
         .modify(|key| key.managed_fields_mut().clear())
+        .reflect(writer)
         .inspect_ok(move |event| {
             remember(&known, &scope, event, &mut gone);
             if matches!(event, Event::InitDone) {
                 begins.store(true, Ordering::Relaxed);
             }
         })
-        .reflect(writer)
         .applied_objects()
         .predicate_filter(changed, kube::runtime::PredicateConfig::default());
     let keys = Followed {
