@@ -357,7 +357,7 @@ impl Bench {
         let mut apiserver = apiserver::apiserver();
         let start = Instant::now();
         apiserver.restart();
-        apiserver::answers().await;
+        apiserver::answers(&mut apiserver).await;
         let back = start.elapsed();
         // One change goes all the way again.
         let (namespace, name, patch) = self.world.change(0);

@@ -1,26 +1,25 @@
 //! What every reconcile shares.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use kube::Client;
-
-use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Client, core::DeserializeGuard};
 
 use super::{
     debounce::Debounce,
     events::Events,
     index::Index,
     kept::Kept,
-    managed::Memories,
+    managed,
+    memories::{Memories, Rest},
     turnstile::Turnstile,
     unseal::{Inits, Rotations, Unsealers},
     watch::Scope,
 };
 use crate::{
-    api::{SealConfig, SealConfigStatus},
+    api::{ManagedKey, SealConfig},
     kube_ext::cluster::ApiserverCluster,
     lease::Term,
     provider::Clouds,
@@ -66,28 +65,28 @@ pub struct Context {
     pub cluster_ca: Vec<Vec<u8>>,
     /// Until when this replica acts.
     pub term: Term,
+    /// What is remembered of SealConfigs.
+    pub memories: Memories<Kept, Remembered>,
     /// What is remembered of ManagedKeys.
-    pub managed: Memories,
+    pub managed: Memories<DeserializeGuard<ManagedKey>, managed::Remembered>,
     scopes: Mutex<Vec<Scope>>,
-    configs: Mutex<Vec<Store<Kept>>>,
-    objects: Mutex<HashMap<(String, String), Box<Remembered>>>,
 }
 
 /// What is remembered of one SealConfig between reconciles.
 #[derive(Default)]
 pub struct Remembered {
-    /// UID: a successor of the same name starts afresh.
-    pub uid: String,
     /// Failures, repairs, marks.
     pub memory: Memory,
-    /// The status as it stands after the last reconcile: the watch may still be behind it.
-    pub status: Option<SealConfigStatus>,
-    /// The status as the apiserver has it, if writing the last one failed.
-    pub saved: Option<SealConfigStatus>,
     /// Copies that were read, with the resourceVersion they were read at.
     pub sources: BTreeMap<SourceRef, (String, SourceFacts)>,
     /// The wrapped store as it was last read.
     pub store: Option<StoreFacts>,
+}
+
+impl Rest for Remembered {
+    fn is_blank(&self) -> bool {
+        self.memory.is_blank() && self.sources.is_empty() && self.store.is_none()
+    }
 }
 
 impl Context {
@@ -117,10 +116,9 @@ impl Context {
             rotations: Arc::default(),
             cluster_ca,
             term,
+            memories: Memories::default(),
             managed: Memories::default(),
             scopes: Mutex::default(),
-            configs: Mutex::default(),
-            objects: Mutex::default(),
         }
     }
 
@@ -130,18 +128,9 @@ impl Context {
         scopes.push(scope);
     }
 
-    /// SealConfigs are watched here from now on.
-    pub fn reads(&self, configs: Store<Kept>) {
-        let mut all = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
-        all.push(configs);
-    }
-
     /// A SealConfig as the watch last saw it.
     pub fn config(&self, namespace: &str, name: &str) -> Option<SealConfig> {
-        let all = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
-        let reference = ObjectRef::new(name).within(namespace);
-        let found = all.iter().find_map(|configs| configs.get(&reference))?;
-        found.read()
+        self.memories.shown(namespace, name)?.read()
     }
 
     /// A SealConfig is to be looked at again.
@@ -152,35 +141,11 @@ impl Context {
         }
     }
 
-    /// Takes what is remembered of an object; nothing if it is another of the same name. kube never reconciles one
-    /// object twice at once, so nobody misses it meanwhile.
-    pub fn recall(&self, namespace: &str, name: &str, uid: &str) -> Box<Remembered> {
-        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (namespace.to_owned(), name.to_owned());
-        objects
-            .remove(&key)
-            .filter(|remembered| remembered.uid == uid)
-            .unwrap_or_else(|| {
-                Box::new(Remembered {
-                    uid: uid.to_owned(),
-                    ..Remembered::default()
-                })
-            })
-    }
-
-    /// Puts back what is remembered.
-    pub fn remember(&self, namespace: &str, name: &str, remembered: Box<Remembered>) {
-        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
-        objects.insert((namespace.to_owned(), name.to_owned()), remembered);
-    }
-
     /// Forgets an object that is gone.
     pub fn forget(&self, namespace: &str, name: &str) {
-        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
-        objects.remove(&(namespace.to_owned(), name.to_owned()));
-        drop(objects);
+        self.memories.forget(namespace, name);
         self.unsealers.forget(namespace, name);
         self.index.lost_config(namespace, name);
-        self.metrics.forget(namespace, name);
+        self.metrics.objects.forget_seal_config(namespace, name);
     }
 }

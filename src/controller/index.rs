@@ -2,11 +2,12 @@
 //!
 //! Kept by namespace: nothing that one SealConfig needs to know costs more because other namespaces are full.
 
+mod pod;
 mod secret;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use kube::core::{Selector, SelectorExt};
@@ -73,7 +74,7 @@ struct Space {
     secrets: HashMap<Box<str>, Known>,
     /// resourceVersions.
     config_maps: HashMap<Box<str>, Box<str>>,
-    pods: BTreeMap<String, Arc<PodFacts>>,
+    pods: HashMap<Box<str>, Box<pod::Known>>,
     /// UIDs of the SealConfigs that exist.
     living: HashMap<String, String>,
     /// What each SealConfig refers to.
@@ -278,19 +279,21 @@ impl Index {
     /// A pod was seen. Returns the SealConfigs that select it now or did before, by name; `None` = nothing has changed.
     pub fn saw_pod(&self, namespace: &str, facts: PodFacts) -> Option<Vec<String>> {
         self.change(namespace, |space| {
-            let known = space.pods.get(&facts.name);
-            if known.is_some_and(|known| **known == facts) {
+            let before = space.pods.get(facts.name.as_str()).map(|known| known.facts());
+            if before.as_ref() == Some(&facts) {
                 return None;
             }
-            let before = known.map(|known| known.labels.clone());
             let selecting = space.referring.iter().filter(|(_, refers)| {
                 refers.pods.iter().any(|selector| {
                     selector.matches(&facts.labels)
-                        || before.as_ref().is_some_and(|labels| selector.matches(labels))
+                        || before
+                            .as_ref()
+                            .is_some_and(|before| selector.matches(&before.labels))
                 })
             });
             let names = selecting.map(|(name, _)| name.clone()).collect();
-            space.pods.insert(facts.name.clone(), Arc::new(facts));
+            let name = facts.name.as_str().into();
+            space.pods.insert(name, Box::new(facts.into()));
             Some(names)
         })
     }
@@ -301,17 +304,27 @@ impl Index {
             let Some(gone) = space.pods.remove(name) else {
                 return Vec::new();
             };
+            let labels = gone.labels();
             let selecting = space
                 .referring
                 .iter()
-                .filter(|(_, refers)| refers.pods.iter().any(|selector| selector.matches(&gone.labels)));
+                .filter(|(_, refers)| refers.pods.iter().any(|selector| selector.matches(&labels)));
             selecting.map(|(name, _)| name.clone()).collect()
         })
     }
 
-    /// The pods of a namespace.
-    pub fn pods(&self, namespace: &str) -> Vec<Arc<PodFacts>> {
-        self.read(namespace, |space| space.pods.values().cloned().collect())
+    /// The pods of a namespace whose labels are selected, by name.
+    pub fn pods(
+        &self,
+        namespace: &str,
+        selected: impl Fn(&BTreeMap<String, String>) -> bool,
+    ) -> Vec<PodFacts> {
+        let mut pods: Vec<PodFacts> = self.read(namespace, |space| {
+            let pods = space.pods.values().filter(|pod| selected(&pod.labels()));
+            pods.map(|pod| pod.facts()).collect()
+        });
+        pods.sort_by(|one, other| one.name.cmp(&other.name));
+        pods
     }
 
     /// A SealConfig exists.

@@ -1,12 +1,13 @@
 //! SealConfigs as they are kept between reconciles: as text, which takes a third of what they take when they are read.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, ResourceExt};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
+use super::{memories::StatusText, told};
 use crate::api::{SealConfig, UnsealSpec};
 
 /// What kubectl leaves behind: the whole object once more.
@@ -73,8 +74,14 @@ impl<'de> Deserialize<'de> for Kept {
         Ok(Self {
             metadata,
             spec: spec.to_string().into(),
-            status: status.map(|status| status.to_string().into()),
+            status: status.as_ref().map(told::text),
         })
+    }
+}
+
+impl StatusText for Kept {
+    fn status_text(&self) -> Option<Cow<'_, str>> {
+        self.status.as_deref().map(Cow::Borrowed)
     }
 }
 
@@ -90,19 +97,19 @@ impl Resource for Kept {
     type DynamicType = ();
     type Scope = <SealConfig as Resource>::Scope;
 
-    fn kind((): &()) -> std::borrow::Cow<'_, str> {
+    fn kind((): &()) -> Cow<'_, str> {
         SealConfig::kind(&())
     }
 
-    fn group((): &()) -> std::borrow::Cow<'_, str> {
+    fn group((): &()) -> Cow<'_, str> {
         SealConfig::group(&())
     }
 
-    fn version((): &()) -> std::borrow::Cow<'_, str> {
+    fn version((): &()) -> Cow<'_, str> {
         SealConfig::version(&())
     }
 
-    fn plural((): &()) -> std::borrow::Cow<'_, str> {
+    fn plural((): &()) -> Cow<'_, str> {
         SealConfig::plural(&())
     }
 

@@ -15,12 +15,14 @@ pub mod keep;
 pub mod kept;
 pub mod lead;
 pub mod managed;
+pub mod memories;
 pub mod observe;
 pub mod open;
 pub mod preflight;
 pub mod reconcile;
 pub mod report;
 pub mod restart;
+pub mod told;
 pub mod turnstile;
 pub mod unseal;
 pub mod watch;
@@ -38,7 +40,7 @@ use std::{
 use futures::{
     FutureExt, TryStreamExt,
     channel::mpsc,
-    future::{Either, join, join_all, select},
+    future::{Either, join, join_all, ready, select},
 };
 use kube::{
     ResourceExt,
@@ -47,8 +49,7 @@ use kube::{
     runtime::{
         WatchStreamExt,
         controller::Action,
-        predicates, reflector,
-        utils::Predicate,
+        reflector,
         watcher::{self, Event, watcher},
     },
 };
@@ -273,33 +274,32 @@ async fn run_scope(
         return;
     }
 
-    let (reader, writer) = reflector::store::<Kept>();
+    let (reader, mut writer) = reflector::store::<Kept>();
+    context.memories.reads(reader.clone());
     let api = scope.api::<Kept>(context.client.clone());
     let known = context.clone();
     let begun = Arc::new(AtomicBool::new(false));
     let begins = begun.clone();
     let seen_in = scope.clone();
     let mut gone = HashSet::new();
-    let changed = predicates::generation
-        .combine(predicates::annotations)
-        .combine(predicates::labels);
     // Not from the apiserver's cache: a trigger for a rotation that is behind would be taken for a new one.
     let configs = watcher(api, watcher::Config::default().page_size(CONFIGS_A_PAGE))
         .default_backoff()
-        .reflect(writer)
-        // Whoever is woken by an event finds what it told.
-        .inspect_ok(move |event| {
-            remember(&known, &seen_in, event, &mut gone);
+        .try_filter_map(move |event| {
+            // First of all: whoever is woken by an event finds what it told.
+            let news = memories::reflect(&event, &mut writer, &known.memories);
+            for (namespace, name) in news.foreign {
+                seen_in.look_at(&namespace, [name]);
+            }
+            remember(&known, &seen_in, &event, &mut gone);
             if matches!(event, Event::InitDone) {
                 begins.store(true, Ordering::Relaxed);
                 if let Some(part) = part.take() {
                     part.ready();
                 }
             }
-        })
-        .applied_objects()
-        .predicate_filter(changed, kube::runtime::PredicateConfig::default());
-    context.reads(reader.clone());
+            ready(Ok(news.changed.then(|| memories::object_of(event)).flatten()))
+        });
     let managed = managed::run::run(
         context.clone(),
         scope.clone(),

@@ -89,18 +89,10 @@ pub async fn observe(
     let others = secrets.values().filter_map(|secret| secret.owner_uid.clone());
     let owners = others.filter(|owner| *owner != model.id.uid).collect();
     let pods = if model.targets.iter().any(|target| target.selector.is_some()) {
-        let selected = |pod: &crate::seal::observed::PodFacts| {
-            model
-                .targets
-                .iter()
-                .any(|target| target.selector.as_ref().is_some_and(|s| s.matches(&pod.labels)))
-        };
-        index
-            .pods(namespace)
-            .iter()
-            .filter(|pod| selected(pod))
-            .map(|pod| (**pod).clone())
-            .collect()
+        let selectors = model.targets.iter().filter_map(|target| target.selector.as_ref());
+        index.pods(namespace, |labels| {
+            selectors.clone().any(|selector| selector.matches(labels))
+        })
     } else {
         Vec::new()
     };

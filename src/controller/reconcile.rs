@@ -6,9 +6,11 @@ use jiff::Timestamp;
 use kube::{ResourceExt, runtime::controller::Action};
 use tracing::Instrument;
 
-use super::{apply, context::Context, finalize, kept::Kept, observe, report, unseal};
+use super::{
+    apply, context::Context, finalize, kept::Kept, memories::with_shown, observe, report, told::Base, unseal,
+};
 use crate::{
-    api::Reason,
+    api::{Reason, SealConfigStatus},
     provider::{self, TRACES},
     seal::{FaultKind, backoff, checks, model, plan, status, store::StoreFacts},
 };
@@ -60,13 +62,14 @@ async fn look(object: Arc<Kept>, context: Arc<Context>) -> Result<Action, Infall
         });
     }
     let (namespace, name) = (config.namespace().unwrap_or_default(), config.name_any());
-    let mut remembered = context.recall(&namespace, &name, &config.uid().unwrap_or_default());
-    let previous = remembered
-        .status
-        .take()
-        .or_else(|| config.status.clone())
-        .unwrap_or_default();
-    let saved = remembered.saved.take().unwrap_or_else(|| previous.clone());
+    let mut remembered = context
+        .memories
+        .take(&namespace, &name, &config.uid().unwrap_or_default());
+    // What the watch shows now: `object` may be behind what was settled since.
+    let shown = context.memories.shown(&namespace, &name);
+    let shown = shown.unwrap_or_else(|| object.clone());
+    let Base { previous, saved } =
+        with_shown(&*shown, |shown| remembered.told.base::<SealConfigStatus>(shown));
     let generation = config.metadata.generation.unwrap_or_default();
 
     // Nothing is made that could not go as it should.
@@ -124,9 +127,13 @@ async fn look(object: Arc<Kept>, context: Arc<Context>) -> Result<Action, Infall
         }
     };
     let outcome = report::report(&context, config, &saved, &next).await;
-    remembered.saved = outcome.is_err().then_some(saved);
-    remembered.status = Some(next);
-    context.remember(&namespace, &name, remembered);
+    match &outcome {
+        Ok(written) => remembered.told.told(&next, written.as_deref()),
+        Err(_) => with_shown(&*shown, |shown| remembered.told.failed(&next, &saved, shown)),
+    }
+    if context.memories.put(&shown, remembered) {
+        context.look_at(&namespace, &name);
+    }
     context
         .metrics
         .reconciled("SealConfig", outcome.is_ok(), started.elapsed());

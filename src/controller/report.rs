@@ -9,13 +9,13 @@ use super::context::Context;
 use crate::{
     api::{Reason, SealConfig, SealConfigStatus, SealHealth, SealUse, condition_types},
     kube_ext::{merge_patch::merge_patch, write},
-    telemetry::metrics::ObjectState,
+    telemetry::objects::ObjectState,
 };
 
 /// How long to wait after a status that was not taken.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// Writes what has changed.
+/// Writes what has changed. The resourceVersion of that write.
 ///
 /// # Errors
 /// When to try again, if the apiserver did not take the status.
@@ -24,7 +24,7 @@ pub async fn report(
     config: &SealConfig,
     saved: &SealConfigStatus,
     next: &SealConfigStatus,
-) -> Result<(), Duration> {
+) -> Result<Option<String>, Duration> {
     let (namespace, name) = (config.namespace().unwrap_or_default(), config.name_any());
     let ready = |status: &SealConfigStatus| {
         status
@@ -68,15 +68,18 @@ pub async fn report(
                 .as_ref()
                 .and_then(|unseal| Some(unseal.root_token_held_since.as_ref()?.0.as_second())),
         };
-        context.metrics.object(&namespace, &name, &state);
+        context.metrics.objects.seal_config(&namespace, &name, &state);
     }
+    let mut written = None;
     let to_value = |status: &SealConfigStatus| serde_json::to_value(status).unwrap_or_default();
     if let Some(patch) = merge_patch(&to_value(saved), &to_value(next)) {
         let uid = config.uid().unwrap_or_default();
         match write::patch_status::<SealConfig>(&context.client, &namespace, &name, &uid, patch).await {
-            Ok(_) => {}
+            Ok(answer) => written = Some(answer.resource_version),
             // The object is gone, or another one of the same name has come.
-            Err(error) if error.is(StatusCode::NOT_FOUND) || error.is(StatusCode::CONFLICT) => return Ok(()),
+            Err(error) if error.is(StatusCode::NOT_FOUND) || error.is(StatusCode::CONFLICT) => {
+                return Ok(None);
+            }
             Err(error) => {
                 tracing::warn!(namespace, name, %error, "the status was not written; it is tried again");
                 return Err(AGAIN);
@@ -104,5 +107,5 @@ pub async fn report(
             .transition(config.object_ref(&()), is_ready, word, &message)
             .await;
     }
-    Ok(())
+    Ok(written)
 }

@@ -1,7 +1,7 @@
 //! What was seen when a reconcile began: plain values, so that every decision can be tested without a cluster.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
 };
 
@@ -207,7 +207,29 @@ pub struct Memory {
     /// When deliveries were repaired, by target, newest last, of the last minute.
     pub repairs: BTreeMap<String, Vec<Timestamp>>,
     /// Marks of keys that were opened, by key, with the inputs digest that they belong to.
-    pub marks: BTreeMap<String, (String, String)>,
+    // A map of this kind has room for four; the others stand empty most of the time, and take nothing then.
+    pub marks: HashMap<String, (String, String)>,
+}
+
+impl Memory {
+    /// Whether there is nothing to remember.
+    pub fn is_blank(&self) -> bool {
+        let Self {
+            copies,
+            keys,
+            stored,
+            wraps,
+            targets,
+            probes,
+            repairs,
+            marks,
+        } = self;
+        copies.is_empty()
+            && [keys, stored, targets, probes].iter().all(|map| map.is_empty())
+            && wraps.is_empty()
+            && repairs.is_empty()
+            && marks.is_empty()
+    }
 }
 
 /// Something that failed and when it may be tried again.

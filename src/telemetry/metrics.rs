@@ -1,10 +1,6 @@
 //! The metrics of `api.md`.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -12,6 +8,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use super::objects::Objects;
 use crate::provider::Observer;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -34,25 +31,6 @@ struct KmsDurationLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ObjectLabels {
-    kind: &'static str,
-    namespace: String,
-    name: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct NotReadyLabels {
-    kind: &'static str,
-    reason: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct NameLabels {
-    namespace: String,
-    name: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CredentialLabels {
     provider: &'static str,
     source: &'static str,
@@ -68,30 +46,6 @@ struct ResultLabels {
     result: &'static str,
 }
 
-/// The kind that most metrics speak of.
-const SEAL_CONFIG: &str = "SealConfig";
-
-/// How a SealConfig stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ObjectState<'a> {
-    /// It is Ready.
-    pub ready: bool,
-    /// The word of its Ready condition.
-    pub reason: &'a str,
-    /// Seals that do not work.
-    pub seals_unhealthy: usize,
-    /// The fewest copies that any of its keys has; `None` = it has no keys.
-    pub key_copies_min: Option<usize>,
-    /// The seals that every key should be wrapped under.
-    pub seals_wrapping: usize,
-    /// When the next rotation is due, in seconds of Unix time.
-    pub rotation_due: Option<i64>,
-    /// Servers that are sealed; `None` = it unseals none.
-    pub pods_sealed: Option<u32>,
-    /// Since when its wrapped store holds a root token, in seconds of Unix time; `None` = it holds none.
-    pub root_token_since: Option<i64>,
-}
-
 /// Everything that is counted.
 pub struct Metrics {
     registry: Registry,
@@ -99,21 +53,13 @@ pub struct Metrics {
     reconcile_seconds: Histogram,
     kms_requests: Family<KmsLabels, Counter>,
     kms_seconds: Family<KmsDurationLabels, Histogram>,
-    ready: Family<ObjectLabels, Gauge>,
-    not_ready: Family<NotReadyLabels, Gauge>,
-    seals_unhealthy: Family<NameLabels, Gauge>,
-    key_copies_min: Family<NameLabels, Gauge>,
-    seals_wrapping: Family<NameLabels, Gauge>,
-    rotation_due: Family<NameLabels, Gauge>,
     credential_expiry: Family<CredentialLabels, Gauge>,
     imds_probes: Family<ResultLabels, Counter>,
     leader: Gauge,
-    pods_sealed: Family<NameLabels, Gauge>,
-    root_token_since: Family<NameLabels, Gauge>,
     unseals: Family<OutcomeLabels, Counter>,
     unseal_seconds: Histogram,
-    /// The reason of each object that is not ready, to count them.
-    reasons: Mutex<HashMap<(&'static str, String, String), String>>,
+    /// How each object stands.
+    pub objects: Objects,
 }
 
 fn seconds() -> Histogram {
@@ -137,20 +83,12 @@ impl Metrics {
             reconcile_seconds: seconds(),
             kms_requests: Family::default(),
             kms_seconds: Family::new_with_constructor(seconds),
-            ready: Family::default(),
-            not_ready: Family::default(),
-            seals_unhealthy: Family::default(),
-            key_copies_min: Family::default(),
-            seals_wrapping: Family::default(),
-            rotation_due: Family::default(),
             credential_expiry: Family::default(),
             imds_probes: Family::default(),
             leader: Gauge::default(),
-            pods_sealed: Family::default(),
-            root_token_since: Family::default(),
             unseals: Family::default(),
             unseal_seconds: seconds(),
-            reasons: Mutex::default(),
+            objects: Objects::default(),
             registry: Registry::default(),
         };
         // The text format adds `_total` to counters by itself.
@@ -175,32 +113,6 @@ impl Metrics {
             "Time of a request to a KMS",
             metrics.kms_seconds.clone(),
         );
-        registry.register("ready", "1 when the object is Ready", metrics.ready.clone());
-        registry.register(
-            "not_ready",
-            "Objects that are not Ready, by reason",
-            metrics.not_ready.clone(),
-        );
-        registry.register(
-            "seals_unhealthy",
-            "Seals that do not work, by object",
-            metrics.seals_unhealthy.clone(),
-        );
-        registry.register(
-            "key_copies_min",
-            "The fewest seals that any key of the object is wrapped under",
-            metrics.key_copies_min.clone(),
-        );
-        registry.register(
-            "seals_wrapping",
-            "Enabled seals of the object that wrap keys: how many copies each key should have",
-            metrics.seals_wrapping.clone(),
-        );
-        registry.register(
-            "rotation_due_timestamp_seconds",
-            "When the next rotation of a key of the object is due",
-            metrics.rotation_due.clone(),
-        );
         registry.register(
             "credential_expiry_timestamp_seconds",
             "When the credentials loaded last expire",
@@ -212,16 +124,6 @@ impl Metrics {
             metrics.leader.clone(),
         );
         registry.register(
-            "pods_sealed",
-            "Servers of the object that said that they are sealed",
-            metrics.pods_sealed.clone(),
-        );
-        registry.register(
-            "root_token_held_since_timestamp_seconds",
-            "Since when the wrapped store of the object holds a root token",
-            metrics.root_token_since.clone(),
-        );
-        registry.register(
             "unseal",
             "Attempts to unseal a server; outcome is ok or a reason",
             metrics.unseals.clone(),
@@ -231,6 +133,7 @@ impl Metrics {
             "Time from a server seen sealed to confirmed unsealed",
             metrics.unseal_seconds.clone(),
         );
+        registry.register_collector(Box::new(metrics.objects.clone()));
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "What this is", build);
         Self { registry, ..metrics }
@@ -255,103 +158,6 @@ impl Metrics {
         self.unseals.get_or_create(&OutcomeLabels { outcome }).inc();
         if outcome == "ok" {
             self.unseal_seconds.observe(took.as_secs_f64());
-        }
-    }
-
-    /// How a SealConfig stands.
-    pub fn object(&self, namespace: &str, name: &str, state: &ObjectState<'_>) {
-        let names = NameLabels {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        };
-        let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        self.readiness(SEAL_CONFIG, namespace, name, state.ready, state.reason);
-        self.seals_unhealthy
-            .get_or_create(&names)
-            .set(count(state.seals_unhealthy));
-        self.seals_wrapping
-            .get_or_create(&names)
-            .set(count(state.seals_wrapping));
-        let optional = [
-            (&self.key_copies_min, state.key_copies_min.map(count)),
-            (&self.rotation_due, state.rotation_due),
-            (&self.pods_sealed, state.pods_sealed.map(i64::from)),
-            (&self.root_token_since, state.root_token_since),
-        ];
-        for (family, value) in optional {
-            match value {
-                Some(value) => {
-                    family.get_or_create(&names).set(value);
-                }
-                None => {
-                    family.remove(&names);
-                }
-            }
-        }
-    }
-
-    /// Whether an object of any kind is Ready, and if not, why.
-    pub fn readiness(&self, kind: &'static str, namespace: &str, name: &str, ready: bool, reason: &str) {
-        let labels = ObjectLabels {
-            kind,
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        };
-        self.ready.get_or_create(&labels).set(i64::from(ready));
-        self.count_reason(kind, namespace, name, (!ready).then_some(reason));
-    }
-
-    /// An object of any kind is gone, and nothing but its readiness was told.
-    pub fn forget_readiness(&self, kind: &'static str, namespace: &str, name: &str) {
-        self.ready.remove(&ObjectLabels {
-            kind,
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        });
-        self.count_reason(kind, namespace, name, None);
-    }
-
-    /// A SealConfig is gone.
-    pub fn forget(&self, namespace: &str, name: &str) {
-        self.forget_readiness(SEAL_CONFIG, namespace, name);
-        let names = NameLabels {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        };
-        for family in [
-            &self.seals_unhealthy,
-            &self.seals_wrapping,
-            &self.key_copies_min,
-            &self.rotation_due,
-            &self.pods_sealed,
-            &self.root_token_since,
-        ] {
-            family.remove(&names);
-        }
-    }
-
-    fn count_reason(&self, kind: &'static str, namespace: &str, name: &str, reason: Option<&str>) {
-        let gauge = |reason: &str| {
-            let labels = NotReadyLabels {
-                kind,
-                reason: reason.to_owned(),
-            };
-            self.not_ready.get_or_create_owned(&labels)
-        };
-        let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (kind, namespace.to_owned(), name.to_owned());
-        let before = match reason {
-            Some(reason) => reasons.insert(key, reason.to_owned()),
-            None => reasons.remove(&key),
-        };
-        if before.as_deref() == reason {
-            return;
-        }
-        if let Some(before) = before {
-            gauge(&before).dec();
-        }
-        if let Some(reason) = reason {
-            gauge(reason).inc();
         }
     }
 
@@ -397,7 +203,7 @@ impl Observer for Metrics {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::objects::ObjectState, *};
 
     #[test]
     fn the_metrics_of_the_contract_are_there_under_their_names() {
@@ -423,9 +229,9 @@ mod tests {
             pods_sealed: None,
             root_token_since: None,
         };
-        metrics.object("n", "a", &denied);
-        metrics.object("n", "b", &denied);
-        metrics.object("n", "b", &ready);
+        metrics.objects.seal_config("n", "a", &denied);
+        metrics.objects.seal_config("n", "b", &denied);
+        metrics.objects.seal_config("n", "b", &ready);
         metrics.kms_request("awskms", "Decrypt", "ok", 0.01);
         metrics.credential_expiry("awskms", "irsa", 42);
         metrics.imds_probe("available");
@@ -455,12 +261,14 @@ mod tests {
             "{text}"
         );
         // Of the same name, and told apart by their kind.
-        metrics.readiness("ManagedKey", "n", "a", false, "KeyNotFound");
-        metrics.forget("n", "a");
+        metrics
+            .objects
+            .readiness("ManagedKey", "n", "a", false, "KeyNotFound");
+        metrics.objects.forget_seal_config("n", "a");
         let text = metrics.text();
         assert!(text.contains(r#"autounseal_ready{kind="ManagedKey",namespace="n",name="a"} 0"#));
         assert!(text.contains(r#"autounseal_not_ready{kind="ManagedKey",reason="KeyNotFound"} 1"#));
-        metrics.forget_readiness("ManagedKey", "n", "a");
+        metrics.objects.forget("ManagedKey", "n", "a");
         assert!(!metrics.text().contains(r#"name="a""#));
         assert!(
             metrics

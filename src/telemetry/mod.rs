@@ -2,6 +2,7 @@
 
 pub mod logs;
 pub mod metrics;
+pub mod objects;
 pub mod server;
 #[cfg(feature = "otlp")]
 pub mod traces;

@@ -227,7 +227,7 @@ fn whole(value: &mut Value) {
 fn told() -> BTreeMap<String, BTreeSet<String>> {
     use autounseal::{
         provider::Observer,
-        telemetry::metrics::{Metrics, ObjectState},
+        telemetry::{metrics::Metrics, objects::ObjectState},
     };
     let metrics = Metrics::new();
     metrics.reconciled("SealConfig", true, Duration::from_millis(1));
@@ -241,7 +241,7 @@ fn told() -> BTreeMap<String, BTreeSet<String>> {
         pods_sealed: Some(1),
         root_token_since: Some(5),
     };
-    metrics.object("n", "a", &state);
+    metrics.objects.seal_config("n", "a", &state);
     metrics.kms_request("awskms", "Decrypt", "ok", 0.01);
     metrics.credential_expiry("awskms", "irsa", 42);
     metrics.imds_probe("available");

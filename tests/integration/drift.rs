@@ -152,3 +152,44 @@ async fn somebody_who_keeps_fighting_is_told_and_not_fought() {
     .await;
     stage.ready("one").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_status_that_somebody_else_writes_is_written_over() {
+    let scene = Scene::new("told").await;
+    let operator = scene.start();
+    let (stage, bytes) = (&scene.stage, random(32));
+    stage.apply("one", &scene.spec("out", &bytes)).await;
+    let told = stage.ready("one").await["status"].clone();
+    let (plane, namespace) = (&stage.plane, &stage.namespace);
+    let told_again = async |what: &str| {
+        eventually(what, async || {
+            let status = stage.config("one").await["status"].clone();
+            (status == told)
+                .then_some(())
+                .ok_or_else(|| format!("{status:#}"))
+        })
+        .await;
+    };
+    let ready = |status: &str| json!({"type": "Ready", "status": status, "reason": "Forged", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+    let cases = [
+        ("emptied", json!(null)),
+        ("emptied again", json!(null)),
+        ("without keys", json!({"keys": null})),
+        ("forged conditions", json!({"conditions": [ready("False")]})),
+        (
+            "a forged generation",
+            json!({"observedGeneration": 99, "conditions": [ready("True")]}),
+        ),
+    ];
+    for (what, status) in &cases {
+        plane.patch_status("SealConfig", namespace, "one", status).await;
+        told_again(what).await;
+    }
+    // While the operator is away, too: of what was emptied it tells anew what it sees.
+    drop(operator);
+    plane
+        .patch_status("SealConfig", namespace, "one", &json!(null))
+        .await;
+    let _operator = scene.start();
+    stage.ready("one").await;
+}

@@ -616,6 +616,12 @@ async fn what_drifts_in_aws_is_mended_or_told() {
     let key = scene.aws.keys(HOME).remove(0);
     assert_eq!((key.state, &key.material), ("Enabled", &material));
     assert_eq!(key.tags["look"], "2");
+    // Its status is emptied.
+    let plane = &scene.stage.plane;
+    plane
+        .patch_status("ManagedKey", &scene.stage.namespace, "pay", &json!(null))
+        .await;
+    ready(&scene.stage, "pay").await;
     // Its alias is gone.
     scene.aws.set_alias(HOME, alias, None);
     look().await;

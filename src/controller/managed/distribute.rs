@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use kube::{Resource, ResourceExt};
 
 use super::{
-    Memory,
+    Remembered,
     bring::{Errand, Hand, takes},
     ledger::Ledger,
 };
@@ -30,7 +30,7 @@ pub(super) async fn distribute(
     managed: &ManagedModel,
     previous: &ManagedKeyStatus,
     observed: &mut Observed,
-    memory: &mut Memory,
+    memory: &mut Remembered,
 ) -> (BTreeMap<String, Looked>, Option<Duration>) {
     let model = &managed.model;
     let Some(material) = model.keys.first() else {
@@ -156,7 +156,7 @@ async fn take_back<'n>(
     key: &ManagedKey,
     managed: &ManagedModel,
     ledger: &mut Ledger<'_>,
-    memory: &mut Memory,
+    memory: &mut Remembered,
     name: &'n str,
     now: Timestamp,
     times: &mut Vec<Timestamp>,
@@ -244,7 +244,7 @@ fn left_inputs(managed: &ManagedModel, record: Option<&Record>) -> String {
 /// When a distribution is to be looked at; `None` = now.
 fn due(
     previous: &ManagedKeyStatus,
-    memory: &Memory,
+    memory: &Remembered,
     name: &str,
     inputs: &str,
     now: Timestamp,

@@ -1,9 +1,10 @@
 //! ManagedKeys: the material is looked after as any stored key ([`super::keep`]), then brought to AWS ([`bring`]).
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
     convert::Infallible,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -12,9 +13,11 @@ use kube::{ResourceExt, core::DeserializeGuard, runtime::controller::Action};
 
 use super::{
     apply,
-    context::{Context, Remembered},
+    context::{self, Context},
     index::{self, Kind, References},
+    memories::{Rest, StatusText, with_shown},
     observe,
+    told::{self, Base},
 };
 use crate::{
     api::{MANAGED_KIND, ManagedKey, ManagedKeyStatus, Reason, SealConfig, SealConfigStatus},
@@ -41,17 +44,11 @@ pub mod run;
 /// How long until it is looked again whether all SealConfigs are listed.
 const UNLISTED: Duration = Duration::from_millis(500);
 
-/// What is remembered of ManagedKeys between reconciles.
+/// What is remembered of a ManagedKey between reconciles.
 #[derive(Default)]
-pub struct Memories(Mutex<HashMap<(String, String), Memory>>);
-
-#[derive(Default)]
-struct Memory {
-    uid: String,
+pub struct Remembered {
     /// Of the material.
-    material: Remembered,
-    status: Option<ManagedKeyStatus>,
-    saved: Option<ManagedKeyStatus>,
+    material: context::Remembered,
     /// Failures, by distribution.
     failures: BTreeMap<String, Failure>,
     /// Distributions that are gone from the spec and need nothing more, with what they were looked at for.
@@ -60,25 +57,17 @@ struct Memory {
     told: BTreeSet<String>,
 }
 
-impl Memories {
-    fn take(&self, namespace: &str, name: &str, uid: &str) -> Memory {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.remove(&(namespace.to_owned(), name.to_owned()))
-            .filter(|memory| memory.uid == uid)
-            .unwrap_or_else(|| Memory {
-                uid: uid.to_owned(),
-                ..Memory::default()
-            })
+impl Rest for Remembered {
+    fn is_blank(&self) -> bool {
+        // They are few.
+        false
     }
+}
 
-    fn put(&self, namespace: &str, name: &str, memory: Memory) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.insert((namespace.to_owned(), name.to_owned()), memory);
-    }
-
-    fn forget(&self, namespace: &str, name: &str) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.remove(&(namespace.to_owned(), name.to_owned()));
+impl StatusText for DeserializeGuard<ManagedKey> {
+    fn status_text(&self) -> Option<Cow<'_, str>> {
+        let status = self.0.as_ref().ok()?.status.as_ref()?;
+        Some(Cow::Owned(told::text(status).into()))
     }
 }
 
@@ -117,15 +106,13 @@ pub async fn reconcile(
     let mut memory = context
         .managed
         .take(&namespace, &name, &key.uid().unwrap_or_default());
-    let previous = memory
-        .status
-        .take()
-        .or_else(|| key.status.clone())
-        .unwrap_or_default();
+    // What the watch shows now: `object` may be behind what was settled since.
+    let shown = context.managed.shown(&namespace, &name);
+    let shown = shown.unwrap_or_else(|| object.clone());
+    let Base { previous, saved } = with_shown(&*shown, |shown| memory.told.base::<ManagedKeyStatus>(shown));
     if key.metadata.deletion_timestamp.is_some() {
         let outcome = Box::pin(finalize::delete(&context, key, config.as_ref(), &previous)).await;
-        memory.status = Some(previous);
-        context.managed.put(&namespace, &name, memory);
+        context.managed.put(&shown, memory);
         return Ok(match outcome {
             Ok(()) => Action::await_change(),
             Err(fault) => {
@@ -135,7 +122,6 @@ pub async fn reconcile(
             }
         });
     }
-    let saved = memory.saved.take().unwrap_or_else(|| previous.clone());
     let generation = key.metadata.generation.unwrap_or_default();
     let parsed = match (finalize::mark(&context, key).await, &config) {
         (Err(fault), _) => Err(fault),
@@ -169,9 +155,13 @@ pub async fn reconcile(
         }
     };
     let outcome = report::report(&context, key, &saved, &next).await;
-    memory.saved = outcome.is_err().then_some(saved);
-    memory.status = Some(next);
-    context.managed.put(&namespace, &name, memory);
+    match &outcome {
+        Ok(written) => memory.told.told(&next, written.as_deref()),
+        Err(_) => with_shown(&*shown, |shown| memory.told.failed(&next, &saved, shown)),
+    }
+    if context.managed.put(&shown, memory) {
+        context.look_at(&namespace, &index::managed(&name));
+    }
     context
         .metrics
         .reconciled(MANAGED_KIND, outcome.is_ok(), started.elapsed());
@@ -243,7 +233,7 @@ async fn follow(
     managed: &ManagedModel,
     config: &SealConfig,
     previous: &ManagedKeyStatus,
-    memory: &mut Memory,
+    memory: &mut Remembered,
 ) -> (ManagedKeyStatus, Option<Duration>) {
     let model = &managed.model;
     let before = of_material(previous, config);
@@ -309,6 +299,6 @@ impl Context {
     pub fn forget_managed(&self, namespace: &str, name: &str) {
         self.managed.forget(namespace, name);
         self.index.lost_managed(namespace, name);
-        self.metrics.forget_readiness(MANAGED_KIND, namespace, name);
+        self.metrics.objects.forget(MANAGED_KIND, namespace, name);
     }
 }

@@ -14,7 +14,7 @@ use crate::{
 /// How long to wait after a status that was not taken.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// Writes what has changed.
+/// Writes what has changed. The resourceVersion of that write.
 ///
 /// # Errors
 /// When to try again, if the apiserver did not take the status.
@@ -23,7 +23,7 @@ pub async fn report(
     key: &ManagedKey,
     saved: &ManagedKeyStatus,
     next: &ManagedKeyStatus,
-) -> Result<(), Duration> {
+) -> Result<Option<String>, Duration> {
     let (namespace, name) = (key.namespace().unwrap_or_default(), key.name_any());
     let ready = |status: &ManagedKeyStatus| {
         let ready = |condition: &&k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition| {
@@ -33,7 +33,7 @@ pub async fn report(
     };
     let (before, after) = (ready(saved), ready(next));
     if let Some(ready) = &after {
-        context.metrics.readiness(
+        context.metrics.objects.readiness(
             MANAGED_KIND,
             &namespace,
             &name,
@@ -41,19 +41,24 @@ pub async fn report(
             &ready.reason,
         );
     }
+    let mut written = None;
     let to_value = |status: &ManagedKeyStatus| serde_json::to_value(status).unwrap_or_default();
     if let Some(patch) = merge_patch(&to_value(saved), &to_value(next)) {
         let uid = key.uid().unwrap_or_default();
         match write::patch_status::<ManagedKey>(&context.client, &namespace, &name, &uid, patch).await {
-            Ok(_) => {}
-            Err(error) if error.is(StatusCode::NOT_FOUND) || error.is(StatusCode::CONFLICT) => return Ok(()),
+            Ok(answer) => written = Some(answer.resource_version),
+            Err(error) if error.is(StatusCode::NOT_FOUND) || error.is(StatusCode::CONFLICT) => {
+                return Ok(None);
+            }
             Err(error) => {
                 tracing::warn!(namespace, name, %error, "the status of a ManagedKey was not written; it is tried again");
                 return Err(AGAIN);
             }
         }
     }
-    let Some(ready) = after else { return Ok(()) };
+    let Some(ready) = after else {
+        return Ok(written);
+    };
     let turned = before
         .is_none_or(|before| (before.status, before.reason) != (ready.status.clone(), ready.reason.clone()));
     if turned {
@@ -78,5 +83,5 @@ pub async fn report(
             )
             .await;
     }
-    Ok(())
+    Ok(written)
 }

@@ -9,13 +9,12 @@ use std::{
     },
 };
 
-use futures::{TryStreamExt, channel::mpsc};
+use futures::{TryStreamExt, channel::mpsc, future::ready};
 use kube::{
     ResourceExt,
     core::DeserializeGuard,
     runtime::{
-        WatchStreamExt, predicates, reflector,
-        utils::Predicate,
+        WatchStreamExt, reflector,
         watcher::{self, Event, watcher},
     },
 };
@@ -23,7 +22,14 @@ use kube::{
 use super::reconcile;
 use crate::{
     api::ManagedKey,
-    controller::{Replica, context::Context, index::ManagedFacts, lead::Followed, watch::Scope},
+    controller::{
+        Replica,
+        context::Context,
+        index::{self, ManagedFacts},
+        lead::Followed,
+        memories,
+        watch::Scope,
+    },
 };
 
 /// Runs until `stop` ends and what was begun is done.
@@ -34,27 +40,28 @@ pub(in crate::controller) async fn run(
     replica: Replica,
     stop: impl Future<Output = ()> + Clone + Send + Sync + 'static,
 ) {
-    let (reader, writer) = reflector::store::<DeserializeGuard<ManagedKey>>();
+    let (reader, mut writer) = reflector::store::<DeserializeGuard<ManagedKey>>();
+    context.managed.reads(reader.clone());
     let api = scope.api::<DeserializeGuard<ManagedKey>>(context.client.clone());
     let known = context.clone();
     let begun = Arc::new(AtomicBool::new(false));
     let begins = begun.clone();
     let mut gone = HashSet::new();
-    let changed = predicates::generation
-        .combine(predicates::annotations)
-        .combine(predicates::finalizers);
     let keys = watcher(api, watcher::Config::default())
         .default_backoff()
         .modify(|key| key.managed_fields_mut().clear())
-        .reflect(writer)
-        .inspect_ok(move |event| {
-            remember(&known, &scope, event, &mut gone);
+        .try_filter_map(move |event| {
+            // First of all: whoever is woken by an event finds what it told.
+            let news = memories::reflect(&event, &mut writer, &known.managed);
+            for (namespace, name) in news.foreign {
+                scope.look_at(&namespace, [index::managed(&name)]);
+            }
+            remember(&known, &scope, &event, &mut gone);
             if matches!(event, Event::InitDone) {
                 begins.store(true, Ordering::Relaxed);
             }
-        })
-        .applied_objects()
-        .predicate_filter(changed, kube::runtime::PredicateConfig::default());
+            ready(Ok(news.changed.then(|| memories::object_of(event)).flatten()))
+        });
     let keys = Followed {
         objects: keys,
         reader,

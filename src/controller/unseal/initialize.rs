@@ -116,7 +116,7 @@ impl Work {
     async fn initialize(
         self,
         mut connection: Connection,
-        others: Vec<Arc<PodFacts>>,
+        others: Vec<PodFacts>,
         begun: &Begun,
     ) -> Result<(), Fault> {
         let (context, model) = (&*self.context, &self.job.model);
@@ -194,7 +194,7 @@ impl Work {
     }
 
     /// What every other pod says of itself now.
-    async fn asked(&self, others: &[Arc<PodFacts>]) -> Vec<Other> {
+    async fn asked(&self, others: &[PodFacts]) -> Vec<Other> {
         let states = states(&self.context, &self.job, others).await;
         let asked = others.iter().zip(states);
         asked

@@ -177,7 +177,7 @@ pub async fn connected(place: &Place, trust: Option<&Trust>) -> Result<(Connecti
 }
 
 /// What servers say of themselves now; `None` = one does not answer, or may not be asked.
-pub async fn states(context: &Context, job: &Job, pods: &[Arc<PodFacts>]) -> Vec<Option<SealState>> {
+pub async fn states(context: &Context, job: &Job, pods: &[PodFacts]) -> Vec<Option<SealState>> {
     let asking = pods.iter().map(|pod| async {
         let Reach { place, trust } = reach(context, job, pod).ok()?;
         let (_, state) = connected(&place, trust.as_ref()).await.ok()?;

@@ -180,9 +180,10 @@ impl Unsealers {
     }
 
     /// Every other pod that a SealConfig selects, and what it said when it was last asked in this term.
-    fn others(&self, context: &Context, job: &Job, uid: &str) -> Vec<(Arc<PodFacts>, Option<Said>)> {
+    fn others(&self, context: &Context, job: &Job, uid: &str) -> Vec<(PodFacts, Option<Said>)> {
         let (namespace, name) = (&job.model.id.namespace, &job.model.id.name);
-        let pods = context.index.pods(namespace);
+        let selected = |labels: &BTreeMap<String, String>| job.unseal.selector.matches(labels);
+        let pods = context.index.pods(namespace, selected);
         let entries = self.lock();
         let entry = entries.get(&(namespace.clone(), name.clone()));
         let said = |uid: &str| {
@@ -211,7 +212,7 @@ impl Unsealers {
         if of_namespace.peek().is_none() {
             return;
         }
-        let pods = context.index.pods(namespace);
+        let pods = context.index.pods(namespace, |_| true);
         for ((_, name), entry) in of_namespace {
             if entry.sync(context, name, &pods, &selectors) {
                 context.look_at(namespace, name);
@@ -238,7 +239,7 @@ impl Entry {
         &mut self,
         context: &Arc<Context>,
         name: &str,
-        pods: &[Arc<PodFacts>],
+        pods: &[PodFacts],
         selectors: &[(String, Selector)],
     ) -> bool {
         let mut news = false;
@@ -266,7 +267,7 @@ impl Entry {
                 }
                 (None, Some(task)) if !task.handle.is_finished() => {
                     task.facts.send_if_modified(|facts| {
-                        let changed = *facts != **pod;
+                        let changed = facts != pod;
                         if changed {
                             facts.clone_from(pod);
                         }
@@ -283,7 +284,7 @@ impl Entry {
                         contested
                     };
                     news |= freed;
-                    let (facts, changes) = watch::channel((**pod).clone());
+                    let (facts, changes) = watch::channel(pod.clone());
                     let task = attend(context.clone(), job.clone(), changes, watched.record.clone());
                     watched.task = Some(Task {
                         facts,

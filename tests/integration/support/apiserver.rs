@@ -153,8 +153,10 @@ pub fn apiserver() -> Process {
     Process::find("kube-apiserver", &format!("--secure-port={port}")).expect("the test cluster's apiserver")
 }
 
-/// Waits until the API server is ready and knows our kinds again, which it learns a while after that. With a client of its own: the usual one waits longer and longer between its tries.
-pub async fn answers() {
+/// Waits until an API server that was started again is ready and knows our kinds, which it learns a while after that; one
+/// that has ended, as its port was not free yet, is started once more. With a client of its own: the usual one waits longer
+/// and longer between its tries.
+pub async fn answers(apiserver: &mut Process) {
     let mut config = kube::Config::infer().await.unwrap();
     config.default_retry = false;
     let client = kube::Client::try_from(config).unwrap();
@@ -166,6 +168,7 @@ pub async fn answers() {
         if answers("/readyz").await && answers("/apis/autounseal.dev/v1alpha1/sealconfigs?limit=1").await {
             return;
         }
+        apiserver.revive();
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

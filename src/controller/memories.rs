@@ -1,0 +1,384 @@
+//! What is remembered of the objects of a kind between reconciles, and how it follows what the watch shows of them.
+
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    ops::{Deref, DerefMut},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use kube::{
+    Resource, ResourceExt,
+    runtime::{
+        reflector::{ObjectRef, Store, store::Writer},
+        watcher::Event,
+    },
+};
+
+use super::told::{Shown, Told};
+
+/// Namespace and name.
+type Name = (String, String);
+
+/// An object whose status can be compared as text.
+pub trait StatusText {
+    /// The status as `told::text` writes it; `None` = it has none.
+    fn status_text(&self) -> Option<Cow<'_, str>>;
+}
+
+/// What a kind has remembered of its objects.
+pub trait Rest: Default {
+    /// Whether it is as good as nothing, and need not be kept.
+    fn is_blank(&self) -> bool;
+}
+
+/// What is remembered of one object.
+#[derive(Default)]
+pub struct Memory<T> {
+    /// A successor of the same name starts afresh.
+    uid: String,
+    /// Its status.
+    pub told: Told,
+    rest: Box<T>,
+}
+
+/// The same, while nobody works on the object: of most there is nothing but what was told.
+struct Stored<T> {
+    uid: String,
+    told: Told,
+    rest: Option<Box<T>>,
+}
+
+impl<T> Deref for Memory<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.rest
+    }
+}
+
+impl<T> DerefMut for Memory<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.rest
+    }
+}
+
+/// What the watches show of the objects of a kind, and what is remembered of them.
+pub struct Memories<K: Resource<DynamicType = ()> + 'static, T> {
+    shown: Mutex<Vec<Store<K>>>,
+    remembered: Mutex<HashMap<Name, Stored<T>>>,
+}
+
+impl<K: Resource<DynamicType = ()>, T> Default for Memories<K, T> {
+    fn default() -> Self {
+        Self {
+            shown: Mutex::default(),
+            remembered: Mutex::default(),
+        }
+    }
+}
+
+impl<K, T> Memories<K, T>
+where
+    K: Resource<DynamicType = ()> + StatusText + Clone,
+    T: Rest,
+{
+    fn lock(&self) -> MutexGuard<'_, HashMap<Name, Stored<T>>> {
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Objects are watched here from now on.
+    pub fn reads(&self, store: Store<K>) {
+        let mut all = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push(store);
+    }
+
+    /// An object as the watch last showed it.
+    pub fn shown(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
+        let all = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let reference = ObjectRef::new(name).within(namespace);
+        all.iter().find_map(|store| store.get(&reference))
+    }
+
+    /// Takes what is remembered of an object; nothing if it is another of the same name. kube never reconciles one
+    /// object twice at once, so nobody misses it meanwhile.
+    pub fn take(&self, namespace: &str, name: &str, uid: &str) -> Memory<T> {
+        let stored = self.lock().remove(&(namespace.to_owned(), name.to_owned()));
+        match stored.filter(|stored| stored.uid == uid) {
+            Some(Stored { uid, told, rest }) => Memory {
+                uid,
+                told,
+                rest: rest.unwrap_or_default(),
+            },
+            None => Memory {
+                uid: uid.to_owned(),
+                ..Memory::default()
+            },
+        }
+    }
+
+    /// Puts back what is remembered. `before`: what the watch showed when it was taken. Whether somebody else wrote the
+    /// status meanwhile.
+    pub fn put(&self, before: &K, memory: Memory<T>) -> bool {
+        // Locked first: an event that comes now finds it, or is shown already.
+        let mut all = self.lock();
+        let (namespace, name) = named(before);
+        let Some(now) = self.shown(&namespace, &name) else {
+            // It is gone, and what was remembered of it with it.
+            return false;
+        };
+        let Memory { uid, mut told, rest } = memory;
+        let foreign = with_shown(before, |before| with_shown(&*now, |now| told.settle(before, now)));
+        let rest = (!rest.is_blank()).then_some(rest);
+        all.insert((namespace, name), Stored { uid, told, rest });
+        foreign
+    }
+
+    /// Forgets an object that is gone.
+    pub fn forget(&self, namespace: &str, name: &str) {
+        self.lock().remove(&(namespace.to_owned(), name.to_owned()));
+    }
+
+    fn settle(&self, before: &K, now: &K) -> bool {
+        let mut all = self.lock();
+        all.get_mut(&named(now)).is_some_and(|memory| {
+            with_shown(before, |before| {
+                with_shown(now, |now| memory.told.settle(before, now))
+            })
+        })
+    }
+
+    fn keep(&self, before: &K, now: &K) {
+        if let Some(memory) = self.lock().get_mut(&named(now)) {
+            with_shown(before, |before| {
+                with_shown(now, |now| memory.told.keep(before, now));
+            });
+        }
+    }
+}
+
+fn named<K: Resource>(object: &K) -> Name {
+    (object.namespace().unwrap_or_default(), object.name_any())
+}
+
+/// Looks at what an object shows.
+pub fn with_shown<K: Resource + StatusText, R>(object: &K, look: impl FnOnce(Shown<'_>) -> R) -> R {
+    let status = object.status_text();
+    look(Shown {
+        status: status.as_deref(),
+        version: object.meta().resource_version.as_deref(),
+    })
+}
+
+/// What an event said that somebody has to do something about.
+pub struct News {
+    /// Whether its object is new, or there is more to it than a status.
+    pub changed: bool,
+    /// The objects whose status somebody else has written.
+    pub foreign: Vec<Name>,
+}
+
+/// Puts an event into the store that `memories` read.
+pub fn reflect<K, T>(event: &Event<K>, writer: &mut Writer<K>, memories: &Memories<K, T>) -> News
+where
+    K: Resource<DynamicType = ()> + StatusText + Clone,
+    T: Rest,
+{
+    let mut news = News {
+        changed: false,
+        foreign: Vec::new(),
+    };
+    let before = match event {
+        Event::Apply(now) | Event::InitApply(now) => {
+            let (namespace, name) = named(now);
+            memories.shown(&namespace, &name)
+        }
+        Event::Init | Event::InitDone | Event::Delete(_) => None,
+    };
+    let listed = match event {
+        // What is listed anew may differ in anything.
+        Event::InitDone => writer.as_reader().state(),
+        Event::Apply(now) => {
+            if let Some(before) = &before {
+                memories.keep(before, now);
+            }
+            before.iter().cloned().collect()
+        }
+        Event::Init | Event::InitApply(_) | Event::Delete(_) => Vec::new(),
+    };
+    writer.apply_watcher_event(event);
+    for before in listed {
+        let (namespace, name) = named(&*before);
+        let Some(now) = memories.shown(&namespace, &name) else {
+            continue;
+        };
+        memories.keep(&before, &now);
+        if memories.settle(&before, &now) {
+            news.foreign.push((namespace, name));
+        }
+    }
+    if let Event::Apply(now) | Event::InitApply(now) = event {
+        news.changed = changed(before.as_deref(), now);
+    }
+    news
+}
+
+/// The object that an event speaks of, if it still is.
+pub fn object_of<K>(event: Event<K>) -> Option<K> {
+    match event {
+        Event::Apply(object) | Event::InitApply(object) => Some(object),
+        Event::Init | Event::InitDone | Event::Delete(_) => None,
+    }
+}
+
+fn changed<K: Resource>(before: Option<&K>, now: &K) -> bool {
+    fn said<K: Resource>(object: &K) -> impl PartialEq {
+        let meta = object.meta();
+        (
+            meta.uid.clone(),
+            meta.generation,
+            meta.annotations.clone(),
+            meta.labels.clone(),
+            meta.finalizers.clone(),
+        )
+    }
+    before.is_none_or(|before| said(before) != said(now))
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::runtime::reflector;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::controller::{kept::Kept, told};
+
+    #[derive(Default)]
+    struct Nothing;
+
+    impl Rest for Nothing {
+        fn is_blank(&self) -> bool {
+            true
+        }
+    }
+
+    fn object(version: u64, status: &Value) -> Kept {
+        let metadata =
+            json!({"name": "c", "namespace": "n", "resourceVersion": version.to_string(), "uid": "u"});
+        serde_json::from_value(json!({"metadata": metadata, "spec": {}, "status": status})).unwrap()
+    }
+
+    /// A status, told by us at this version and not shown yet.
+    fn begun(status: &Value, at: u64) -> (Memories<Kept, Nothing>, Writer<Kept>) {
+        let (reader, mut writer) = reflector::store::<Kept>();
+        let memories = Memories::default();
+        memories.reads(reader);
+        let before = object(at - 1, &json!({}));
+        reflect(&Event::Init, &mut writer, &memories);
+        reflect(&Event::InitApply(before.clone()), &mut writer, &memories);
+        assert!(
+            reflect(&Event::InitDone, &mut writer, &memories)
+                .foreign
+                .is_empty()
+        );
+        let mut memory = memories.take("n", "c", "u");
+        memory.told.told(status, Some(&at.to_string()));
+        assert!(!memories.put(&before, memory));
+        (memories, writer)
+    }
+
+    fn base(memories: &Memories<Kept, Nothing>) -> (Value, Value) {
+        let memory = memories.take("n", "c", "u");
+        let shown = memories.shown("n", "c").unwrap();
+        let told::Base { previous, saved } = with_shown(&*shown, |shown| memory.told.base(shown));
+        memories.put(&shown, memory);
+        (previous, saved)
+    }
+
+    #[test]
+    fn a_forged_status_is_noticed_by_an_event_by_a_list_and_while_it_is_worked_on() {
+        let (ours, forged) = (json!({"a": 1}), json!({"a": 2}));
+        let name = ("n".to_owned(), "c".to_owned());
+        for echoed in [true, false] {
+            let (memories, mut writer) = begun(&ours, 5);
+            if echoed {
+                assert!(
+                    reflect(&Event::Apply(object(5, &ours)), &mut writer, &memories)
+                        .foreign
+                        .is_empty()
+                );
+            }
+            let event = Event::Apply(object(6, &forged));
+            assert_eq!(
+                reflect(&event, &mut writer, &memories).foreign,
+                std::slice::from_ref(&name)
+            );
+            assert_eq!(base(&memories), (ours.clone(), forged.clone()));
+
+            let (memories, mut writer) = begun(&ours, 5);
+            if echoed {
+                reflect(&Event::Apply(object(5, &ours)), &mut writer, &memories);
+            }
+            reflect(&Event::Init, &mut writer, &memories);
+            reflect(&Event::InitApply(object(6, &forged)), &mut writer, &memories);
+            assert_eq!(
+                reflect(&Event::InitDone, &mut writer, &memories).foreign,
+                std::slice::from_ref(&name)
+            );
+            assert_eq!(base(&memories), (ours.clone(), forged.clone()));
+
+            let (memories, mut writer) = begun(&ours, 5);
+            if echoed {
+                reflect(&Event::Apply(object(5, &ours)), &mut writer, &memories);
+            }
+            let mut memory = memories.take("n", "c", "u");
+            let shown = memories.shown("n", "c").unwrap();
+            assert!(
+                reflect(&Event::Apply(object(6, &forged)), &mut writer, &memories)
+                    .foreign
+                    .is_empty()
+            );
+            memory.told.told(&ours, None);
+            assert!(memories.put(&shown, memory), "it is looked at again");
+            assert_eq!(base(&memories), (ours.clone(), forged.clone()));
+        }
+    }
+
+    #[test]
+    fn of_what_is_gone_or_was_made_again_nothing_is_remembered() {
+        let ours = json!({"a": 1});
+        let (memories, mut writer) = begun(&ours, 5);
+        let memory = memories.take("n", "c", "another");
+        assert_eq!(memory.uid, "another");
+        let shown = memories.shown("n", "c").unwrap();
+        reflect(&Event::Delete(object(6, &ours)), &mut writer, &memories);
+        assert!(!memories.put(&shown, memory));
+        assert!(memories.lock().is_empty());
+    }
+
+    #[test]
+    fn an_event_is_news_when_it_says_more_than_a_status() {
+        let (memories, mut writer) = begun(&json!({}), 5);
+        let mut is_news = |object: Kept| reflect(&Event::Apply(object), &mut writer, &memories).changed;
+        assert!(!is_news(object(6, &json!({"a": 1}))));
+        let mut annotated = object(7, &json!({}));
+        annotated
+            .meta_mut()
+            .annotations
+            .get_or_insert_default()
+            .insert("a".into(), "b".into());
+        assert!(is_news(annotated.clone()));
+        assert!(!is_news(annotated.clone()));
+        annotated.meta_mut().generation = Some(2);
+        assert!(is_news(annotated));
+        reflect(&Event::Init, &mut writer, &memories);
+        let listed = object(8, &json!({}));
+        assert!(reflect(&Event::InitApply(listed.clone()), &mut writer, &memories).changed);
+        reflect(&Event::InitDone, &mut writer, &memories);
+        reflect(&Event::Init, &mut writer, &memories);
+        assert!(
+            !reflect(&Event::InitApply(listed), &mut writer, &memories).changed,
+            "listed again as it was"
+        );
+    }
+}
