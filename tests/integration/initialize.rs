@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -27,7 +28,7 @@ use crate::{
 /// One server of a test, its pod and everything that it needs.
 pub struct Set {
     pub scene: Scene,
-    pub pki: Pki,
+    pub pki: Arc<Pki>,
     pub disk: Disk,
     pub host: String,
     pub at: SocketAddr,
@@ -43,7 +44,7 @@ pub const STORE: &str = "vault.sealconfig.wrapped";
 impl Set {
     pub async fn new(name: &str, product: Product, ip: &str) -> Self {
         let scene = Scene::new(name).await;
-        let pki = Pki::new(&[HOST]);
+        let pki = Arc::new(Pki::new(&[HOST]));
         trust(&scene, &pki).await;
         let caller = Caller::new()
             .env("AWS_ENDPOINT_URL_KMS", scene.kms.url())
@@ -275,7 +276,7 @@ async fn example_06_recovery_keys_and_the_root_token_are_for_the_admin_to_fetch(
     let mut set = Set::new("init-native", Product::Vault, "127.0.0.3").await;
     let namespace = set.scene.stage.namespace.clone();
     set.host = format!("vault-0.vault-internal.{namespace}.svc");
-    set.pki = Pki::new(&[&set.host]);
+    set.pki = Pki::new(&[&set.host]).into();
     trust(&set.scene, &set.pki).await;
     // The server's own seal.
     let moto = Moto::of_cluster("us-east-1");

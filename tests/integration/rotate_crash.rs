@@ -192,6 +192,81 @@ async fn killed_at_every_write_of_a_rotation_the_operator_loses_neither_set() {
     assert!(secrets >= 4 && first > writes.len(), "{writes:#?}");
 }
 
+/// A rotation in which the store refuses this write and the one after it; whether there was such a write.
+async fn refused_at(write: usize) -> bool {
+    let drill = Drill::new("rotate-refusals", None).await;
+    let mut output = drill.initialized().await;
+    let knife = Knife::new(drill.scene.stage.plane.client(), None).await;
+    knife.refuse_after(write - 1, 2);
+    let running = knife.start(&drill.operator());
+    drill.finished().await;
+    let refused = knife.has_refused();
+    knife.refuse(0);
+    output += &running.output();
+    drill.kept(&output, &running.metrics()).await;
+    refused
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_refuses_any_write_of_a_rotation_delays_it_only() {
+    // The mark, the name of the attempt, the new set, and that it is in use; nothing is written after them.
+    let runs = join_all((1..=5).map(refused_at)).await;
+    assert_eq!(runs, [true, true, true, true, false]);
+}
+
+/// Twice: the next operator is killed while it finds out which shares the server takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_again_while_it_finds_out_the_operator_loses_neither_set() {
+    let asked = |what, number| Asked { what, number };
+    // The server has taken the new shares, and the operator does not know. It begins another attempt, gives the two old
+    // ones, which are refused, then the two new ones, and ends the attempt.
+    let points = [
+        (asked("begin", 2), false),
+        (asked("feed", 4), true),
+        (asked("feed", 6), false),
+        (asked("cancel", 1), true),
+    ];
+    let runs = points.map(|second| async move {
+        let first = (asked("verify", 2), false);
+        let drill = Drill::new("rotate-twice", [first, second.clone()]).await;
+        let mut output = drill.initialized().await;
+        for _ in 0..2 {
+            let running = drill.start();
+            within(PATIENCE, "killed", async || {
+                let struck = drill.struck.load(Ordering::SeqCst);
+                struck
+                    .then_some(())
+                    .ok_or_else(|| format!("{second:?} {}", running.output()))
+            })
+            .await;
+            output += &running.output();
+        }
+        drill.taken_up(false, output).await;
+    });
+    join_all(runs).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_wants_more_shares_than_there_were_gets_those_that_wait() {
+    let taken = Asked {
+        what: "verify",
+        number: 4,
+    };
+    let drill = Drill::new("rotate-more", [(taken, false)]).await;
+    let mut output = drill.initialized().await;
+    drill.apply_with(&json!({"shares": 5, "threshold": 4})).await;
+    let running = drill.start();
+    within(PATIENCE, "killed", async || {
+        let struck = drill.struck.load(Ordering::SeqCst);
+        struck.then_some(()).ok_or_else(|| running.output())
+    })
+    .await;
+    output += &running.output();
+    drop(running);
+    drill.taken_up(true, output).await;
+    assert_eq!(drill.vault.count("begin"), 1, "it was asked again");
+}
+
 async fn killed_at_requests(restarts: bool) {
     let points = [
         ("begin", 1),
