@@ -300,7 +300,13 @@ mod tests {
 
     #[test]
     fn a_share_that_the_set_in_use_lacks_is_refused_with_how_many_it_has() {
-        let section = |current: u32| json!({"section": {"source": "initialized", "counter": 1, "current": current, "next": 3, "versions": {}}});
+        let section = |current: u32| {
+            let version = json!({"created": "2026-01-01T00:00:00Z", "copies": {}});
+            json!({"section": {
+                "source": "initialized", "counter": 1, "current": current, "next": current + 1,
+                "versions": {current.to_string(): version},
+            }})
+        };
         let stored = |keys: Value| {
             let header = json!({"format": 1, "counter": 3, "keys": keys}).to_string();
             let data = json!({"header": data_encoding::BASE64.encode(header.as_bytes())});
