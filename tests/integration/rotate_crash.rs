@@ -21,7 +21,7 @@ use crate::{
         stage::condition,
         vault::Asked,
     },
-    unseal::container,
+    unseal::{container, told},
 };
 
 /// Runs that go on at once.
@@ -244,6 +244,70 @@ async fn killed_again_while_it_finds_out_the_operator_loses_neither_set() {
         drill.taken_up(false, output).await;
     });
     join_all(runs).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_lost_the_attempt_is_asked_anew_and_nobody_is_told_of_wrong_shares() {
+    let runs = ["feed", "verify"].map(|what| async move {
+        let drill = Drill::new("rotate-lost", None).await;
+        let mut output = drill.initialized().await;
+        drill.vault.state().forgets = Some(Asked { what, number: 2 });
+        let running = drill.operator().start();
+        drill.finished().await;
+        output += &running.output();
+        // One that only asks which shares it takes comes between, if new ones wait.
+        let asked = if what == "feed" { 2 } else { 3 };
+        assert_eq!(drill.vault.count("begin"), asked, "{what}");
+        assert!(
+            !output.contains("were its shares replaced by somebody else"),
+            "{output}"
+        );
+        drill.kept(&output, &running.metrics()).await;
+    });
+    join_all(runs).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_takes_neither_set_is_told_and_both_stay() {
+    let taken = Asked {
+        what: "verify",
+        number: 2,
+    };
+    let drill = Drill::new("rotate-torn", [(taken, false)]).await;
+    drill.initialized().await;
+    let running = drill.start();
+    within(PATIENCE, "killed", async || {
+        let struck = drill.struck.load(Ordering::SeqCst);
+        struck.then_some(()).ok_or_else(|| running.output())
+    })
+    .await;
+    drop(running);
+    // As one is whose storage holds the one half of a rekey.
+    {
+        let mut state = drill.vault.state();
+        let token = state.answers[0].1.clone();
+        state.answers.push((vec!["x".repeat(44); 3], token));
+    }
+    let _running = drill.operator().start();
+    let message = told(&drill.scene, NAME, "False", "UnsealRejected").await;
+    assert!(message.contains("restart no server"), "{message}");
+    assert!(message.contains("snapshot"), "{message}");
+    let store = drill.scene.stage.secret(STORE).await.unwrap();
+    for item in [
+        "share.1.aws",
+        "share.3.aws",
+        "set2.share.1.aws",
+        "set2.share.3.aws",
+    ] {
+        assert!(store.contains_key(item), "{item} is gone");
+    }
+    assert_eq!(
+        drill.header().await["rekey"]["pending"]
+            .as_object()
+            .unwrap()
+            .len(),
+        3
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -44,6 +44,8 @@ pub struct State {
     pub foreign: usize,
     /// `sys/init` is refused with this status.
     pub refuses: Option<u16>,
+    /// At this request it turns out that another server of its cluster is active now, which knows of no rekey.
+    pub forgets: Option<Asked>,
     /// How its cluster calls itself, if not as usual.
     pub cluster: Option<&'static str>,
 }
@@ -165,6 +167,9 @@ fn answer(state: &Mutex<State>, hook: Option<&Hook>, request: &Request) -> Says 
         let number = state.asked.iter().filter(|asked| asked.what == what).count() + 1;
         let asked = Asked { what, number };
         state.asked.push(asked.clone());
+        if state.forgets.as_ref() == Some(&asked) {
+            state.rekey = None;
+        }
         asked
     };
     // Not with the lock held: a hook looks at the world, and may take its time.
