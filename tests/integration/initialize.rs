@@ -353,7 +353,7 @@ async fn example_06_recovery_keys_and_the_root_token_are_for_the_admin_to_fetch(
         .ask("GET", "auth/token/lookup-self", Some(&second), Value::Null)
         .await;
     assert_eq!(status, 200);
-    let secrets = [&[token.clone()], &keys[..]].concat();
+    let secrets = [std::slice::from_ref(&token), &keys[..]].concat();
 
     // It unseals itself at every start, and gets nothing.
     drop(server);

@@ -479,7 +479,7 @@ async fn what_a_server_answered_reaches_no_other_secret() {
 async fn a_token_that_the_server_takes_after_it_was_revoked_is_kept_and_told() {
     let attack = Attack::new("init-token").await;
     let vault = Vault::start(&attack.pki, HOST, None);
-    vault.state().spares_token = true;
+    vault.state().spares_token = usize::MAX;
     attack.aim(NAME, vault.port()).await;
     eventually("it was looked up twice", async || {
         let asked = vault.count("look-up");
@@ -499,7 +499,7 @@ async fn a_token_that_the_server_takes_after_it_was_revoked_is_kept_and_told() {
             .ok_or_else(|| format!("{:#}", config["status"]))
     })
     .await;
-    vault.state().spares_token = false;
+    vault.state().spares_token = 0;
     eventually("it is gone", async || {
         let held = attack.store().await.contains_key("root-token.aws");
         (!held && !vault.token_lives())

@@ -77,8 +77,12 @@ impl Beside<'_> {
             }
         }
         let former = rekey::former(store);
+        if former.is_empty() || !self.state.is_replica() {
+            return false;
+        }
         // Alone it could be one whose data were put back, which is for a person to decide.
-        if former.is_empty() || !self.state.is_replica() || !self.has_peer().await {
+        look.alone = !self.has_peer().await;
+        if look.alone {
             return false;
         }
         for set in former {

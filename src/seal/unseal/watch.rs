@@ -48,6 +48,8 @@ pub struct Look {
     pub migrating: bool,
     /// Its shares are being replaced, or are to be.
     pub rotating: bool,
+    /// It may be opened by the shares of before a rotation, once another server of its cluster is unsealed.
+    pub alone: bool,
 }
 
 /// What is remembered of a pod.
@@ -272,8 +274,8 @@ pub fn again(look: &Look, times: u32, jitter: f64) -> Duration {
     match fault.reason {
         // It serves, whatever comes of its new shares; and each try of these is written down.
         Reason::TargetUnreachable if look.rotating => growing(0.25, 2.0, UNDER_WAY.as_secs_f64()),
-        // Who is at it may be done at any time.
-        Reason::UnsealRejected if look.rotating => sweep,
+        // Who is at it may be done at any time, and the others of the cluster may come.
+        Reason::UnsealRejected if look.rotating || look.alone => sweep,
         Reason::TargetUnreachable if times > PATIENCE => sweep,
         // A listener that is not up costs a refused connection, and whoever waits for the server waits for the next try.
         Reason::TargetUnreachable => growing(0.025, 1.5, 0.1),
@@ -475,6 +477,11 @@ mod tests {
         assert_eq!(wait(Reason::TargetUnreachable, 20), UNDER_WAY);
         assert_eq!(wait(Reason::UnsealRejected, 1), SWEEP);
         assert_eq!(wait(Reason::UnsealRejected, 20), SWEEP);
+        let alone = Look {
+            alone: true,
+            ..failed(Reason::UnsealRejected)
+        };
+        assert_eq!(again(&alone, 20, 0.0), SWEEP);
     }
 
     #[test]

@@ -46,8 +46,8 @@ pub struct State {
     pub refuses: Option<u16>,
     /// At this request it turns out that another server of its cluster is active now, which knows of no rekey.
     pub forgets: Option<Asked>,
-    /// It says that it revokes its token, and does not.
-    pub spares_token: bool,
+    /// So many times it says that it revokes its token, and does not.
+    pub spares_token: usize,
     /// How its cluster calls itself, if not as usual.
     pub cluster: Option<&'static str>,
 }
@@ -242,7 +242,8 @@ fn carry_out(state: &mut State, what: &str, request: &Request) -> Says {
         "begin" | "feed" | "verify" | "verify-anew" | "cancel" => rekey(state, what, &body),
         _ if !ours => says(403, &json!({"errors": ["permission denied"]})),
         "revoke" => {
-            state.token_lives = state.spares_token;
+            state.token_lives = state.spares_token > 0;
+            state.spares_token = state.spares_token.saturating_sub(1);
             Says::Answer(204, "", String::new())
         }
         _ => says(200, &json!({"data": {"policies": ["root"]}})),
