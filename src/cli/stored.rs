@@ -16,9 +16,9 @@ use crate::{
         Fault, KeyBytes,
         model::{Key, Model},
         store::{
-            self, Revision, SECRET_TYPE, Sealed, Store, StoreFacts,
+            self, Class, Revision, SECRET_TYPE, Sealed, Store, StoreFacts,
             proof::{authentic, fits, place},
-            secret_name,
+            secret_name, sets,
             standing::candidates,
         },
     },
@@ -93,6 +93,34 @@ pub(super) fn of_facts(facts: StoreFacts, name: &str) -> Result<Option<Store>, F
     }
 }
 
+/// Holds that a share is of the set in use: one that a later set lacks is void.
+///
+/// # Errors
+/// Misuse, with how many shares there are.
+pub(super) fn in_use(store: &Store, name: &str) -> Result<(), Failure> {
+    let (Some(class), Some(newest)) = (sets::class(name), sets::newest_number(store)) else {
+        return Ok(());
+    };
+    if sets::is_of_newest(store, name) {
+        return Ok(());
+    }
+    let word = match class {
+        Class::RecoveryShare => "recovery",
+        _ => "unseal",
+    };
+    let former = store.header.keys.get(name);
+    let former = former.map_or_else(String::new, |sealed| {
+        format!(
+            "; the one of set {0} is void at the server, and is written with --key-version {0}",
+            sealed.section.current
+        )
+    });
+    Err(Failure::Misuse(format!(
+        "the set of shares in use, number {newest}, has {} {word} shares, and no {name}{former}",
+        sets::count(store, class)
+    )))
+}
+
 /// What is to be opened, and how.
 pub(super) struct Request<'a> {
     pub(super) model: &'a Model,
@@ -145,7 +173,7 @@ impl Request<'_> {
         output::note(&format!(
             "key {:?}: version {version}{}, made {}",
             self.key.name,
-            if version == section.current {
+            if self.is_in_use(version) {
                 ", the one in use"
             } else {
                 ""
@@ -153,6 +181,20 @@ impl Request<'_> {
             record.created
         ));
         Ok(bytes)
+    }
+
+    /// A share of an older set may be the last of its number, and is not in use all the same.
+    fn is_in_use(&self, version: u32) -> bool {
+        let name = &self.key.name;
+        let current = self
+            .store
+            .header
+            .keys
+            .get(name)
+            .map(|sealed| sealed.section.current);
+        let of_a_set = self.key.is_answer() && self.key.is_share();
+        let newest = !of_a_set || sets::is_of_newest(self.store, name);
+        current == Some(version) && newest
     }
 
     pub(super) fn sealed(&self) -> Result<&Sealed, Failure> {
@@ -254,6 +296,46 @@ mod tests {
         assert!(elsewhere.is_none());
         let foreign = of_objects(&[secret("Opaque", "billing", &header())], &model);
         assert!(matches!(foreign, Err(Failure::No(_))));
+    }
+
+    #[test]
+    fn a_share_that_the_set_in_use_lacks_is_refused_with_how_many_it_has() {
+        let section = |current: u32| {
+            let version = json!({"created": "2026-01-01T00:00:00Z", "copies": {}});
+            json!({"section": {
+                "source": "initialized", "counter": 1, "current": current, "next": current + 1,
+                "versions": {current.to_string(): version},
+            }})
+        };
+        let stored = |keys: Value| {
+            let header = json!({"format": 1, "counter": 3, "keys": keys}).to_string();
+            let data = json!({"header": data_encoding::BASE64.encode(header.as_bytes())});
+            let found = of_objects(&[secret(SECRET_TYPE, "billing", &data)], &generated());
+            found.unwrap().unwrap()
+        };
+        for word in ["share", "recovery"] {
+            // Three, and then two.
+            let keys = [(1, 2), (2, 2), (3, 1)].map(|(n, set)| (format!("{word}.{n}"), section(set)));
+            let fewer = stored(keys.into_iter().collect());
+            in_use(&fewer, &format!("{word}.2")).unwrap();
+            let refused = |number: u32| match in_use(&fewer, &format!("{word}.{number}")) {
+                Err(Failure::Misuse(message)) => message,
+                other => panic!("{other:?}"),
+            };
+            let class = if word == "share" { "unseal" } else { "recovery" };
+            let void = refused(3);
+            assert!(
+                void.contains(&format!("number 2, has 2 {class} shares")),
+                "{void}"
+            );
+            assert!(void.contains("--key-version 1"), "{void}");
+            assert!(!refused(4).contains("--key-version"), "{}", refused(4));
+        }
+        // Shamir shares were given up for recovery keys.
+        let other = stored(json!({"share.1": section(1), "recovery.1": section(2)}));
+        assert!(in_use(&other, "share.1").is_err());
+        // Whether there is a set at all is told elsewhere.
+        in_use(&stored(json!({})), "share.1").unwrap();
     }
 
     #[test]

@@ -79,7 +79,8 @@ pub struct UnwrapArgs {
     file: Option<PathBuf>,
     #[command(flatten)]
     what: What,
-    /// Which version of a generated key, or which set of shares. Default: the one in use
+    /// Which version of a generated key, or which set of shares. Default: the one in use, and a share that the set in use
+    /// lacks is refused
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     key_version: Option<u32>,
     /// A file with the wrapped store, as `kubectl get secret NAME.sealconfig.wrapped -o yaml` prints it, at most 1 MiB
@@ -222,6 +223,11 @@ impl<'a> Case<'a> {
     async fn find(&self) -> Result<Key, Failure> {
         let what = &self.args.what;
         if let Some(key) = what.share().and_then(|name| sets::key(&name)) {
+            if self.args.key_version.is_none()
+                && let Some(store) = self.store().await?
+            {
+                stored::in_use(&store, &key.name)?;
+            }
             return Ok(key);
         }
         if let Some(name) = &what.key {

@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -27,7 +28,7 @@ use crate::{
 /// One server of a test, its pod and everything that it needs.
 pub struct Set {
     pub scene: Scene,
-    pub pki: Pki,
+    pub pki: Arc<Pki>,
     pub disk: Disk,
     pub host: String,
     pub at: SocketAddr,
@@ -43,7 +44,7 @@ pub const STORE: &str = "vault.sealconfig.wrapped";
 impl Set {
     pub async fn new(name: &str, product: Product, ip: &str) -> Self {
         let scene = Scene::new(name).await;
-        let pki = Pki::new(&[HOST]);
+        let pki = Arc::new(Pki::new(&[HOST]));
         trust(&scene, &pki).await;
         let caller = Caller::new()
             .env("AWS_ENDPOINT_URL_KMS", scene.kms.url())
@@ -144,6 +145,24 @@ impl Set {
             state["initialized"] == true && state["sealed"] == false
         })
         .await
+    }
+
+    /// A new root token, by these shares of its unseal or recovery key.
+    async fn generate_root(&self, keys: &[String]) -> String {
+        let (_, attempt) = self
+            .ask("PUT", "sys/generate-root/attempt", None, json!({}))
+            .await;
+        let (nonce, otp) = (&attempt["nonce"], attempt["otp"].as_str().unwrap());
+        let mut made = Value::Null;
+        for key in keys {
+            let body = json!({"key": key, "nonce": nonce});
+            made = self.ask("PUT", "sys/generate-root/update", None, body).await.1;
+        }
+        assert_eq!(made["complete"], true, "{made}");
+        let encoded = made["encoded_token"].as_str().unwrap().trim_end_matches('=');
+        let encoded = data_encoding::BASE64_NOPAD.decode(encoded.as_bytes()).unwrap();
+        let token = encoded.iter().zip(otp.bytes()).map(|(a, b)| a ^ b).collect();
+        String::from_utf8(token).unwrap()
     }
 
     /// What the command line takes out of the store.
@@ -264,6 +283,13 @@ async fn example_05_a_server_is_initialised_once_and_unsealed_at_every_start() {
         secrets.iter().all(|share| share.len() == 44),
         "the text that the server prints"
     );
+    // The server knows of no token but the one that is made by its shares now.
+    let token = set.generate_root(&secrets[..3]).await;
+    let (status, known) = set
+        .ask("LIST", "auth/token/accessors", Some(&token), Value::Null)
+        .await;
+    assert_eq!(status, 200, "{known}");
+    assert_eq!(known["data"]["keys"].as_array().unwrap().len(), 1, "{known}");
     written += &running.stop();
     assert!(written.contains("a marker is stored"), "{written}");
     search(&needles(&secrets), &said(stage, &written, &metrics).await);
@@ -275,7 +301,7 @@ async fn example_06_recovery_keys_and_the_root_token_are_for_the_admin_to_fetch(
     let mut set = Set::new("init-native", Product::Vault, "127.0.0.3").await;
     let namespace = set.scene.stage.namespace.clone();
     set.host = format!("vault-0.vault-internal.{namespace}.svc");
-    set.pki = Pki::new(&[&set.host]);
+    set.pki = Pki::new(&[&set.host]).into();
     trust(&set.scene, &set.pki).await;
     // The server's own seal.
     let moto = Moto::of_cluster("us-east-1");
@@ -321,39 +347,13 @@ async fn example_06_recovery_keys_and_the_root_token_are_for_the_admin_to_fetch(
     );
 
     // A new root token by three of the five recovery keys.
-    let (_, attempt) = set.ask("PUT", "sys/generate-root/attempt", None, json!({})).await;
-    let (nonce, otp) = (&attempt["nonce"], attempt["otp"].as_str().unwrap());
-    let mut made = Value::Null;
-    let mut secrets = vec![token.clone()];
-    for number in ["5", "1", "3"] {
-        let key = set.unwrap(&["--recovery", number]);
-        made = set
-            .ask(
-                "PUT",
-                "sys/generate-root/update",
-                None,
-                json!({"key": key, "nonce": nonce}),
-            )
-            .await
-            .1;
-        secrets.push(key);
-    }
-    assert_eq!(made["complete"], true, "{made}");
-    let encoded = data_encoding::BASE64_NOPAD
-        .decode(
-            made["encoded_token"]
-                .as_str()
-                .unwrap()
-                .trim_end_matches('=')
-                .as_bytes(),
-        )
-        .unwrap();
-    let second: Vec<u8> = encoded.iter().zip(otp.bytes()).map(|(a, b)| a ^ b).collect();
-    let second = String::from_utf8(second).unwrap();
+    let keys = ["5", "1", "3"].map(|number| set.unwrap(&["--recovery", number]));
+    let second = set.generate_root(&keys).await;
     let (status, _) = set
         .ask("GET", "auth/token/lookup-self", Some(&second), Value::Null)
         .await;
     assert_eq!(status, 200);
+    let secrets = [std::slice::from_ref(&token), &keys[..]].concat();
 
     // It unseals itself at every start, and gets nothing.
     drop(server);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use crate::{
-    initialize::{NAME, STORE},
+    initialize::{NAME, STORE, needles},
     store_cli::script,
     support::{
         drill::header,
@@ -15,7 +15,7 @@ use crate::{
         pki::Pki,
         plane::eventually,
         scene::Scene,
-        stage::named,
+        stage::{condition, named, speaks_of_now},
         tls::{Says, TlsServer},
         vault::Vault,
     },
@@ -402,4 +402,109 @@ async fn seals_come_and_go_and_every_share_goes_along() {
     })
     .await;
     assert_eq!(vault.count("init"), 1);
+}
+
+/// Security rule S8, by whoever may write SealConfigs.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_server_answered_reaches_no_other_secret() {
+    let attack = Attack::new("init-delivered").await;
+    let (vault, spec) = attack.initialized().await;
+    let stage = &attack.scene.stage;
+    let target = |data: Value| json!([{"name": "t", "podSelector": {"matchLabels": {"app": "x"}}, "secret": {"name": "loot", "data": data}}]);
+    // By its name, as a key of the spec or as one of the store's.
+    let mut named = spec.clone();
+    named["keys"] = json!([{"name": "share.1", "generate": {}}]);
+    let mut asked = spec.clone();
+    asked["targets"] = target(json!([{"name": "x", "key": {"name": "share.1"}}]));
+    for refused in [&named, &asked] {
+        let refused = stage.plane.try_apply(&stage.seal_config(NAME, refused)).await;
+        assert!(refused.is_err(), "{refused:?}");
+    }
+    let mut template = spec.clone();
+    template["targets"] = target(
+        json!([{"name": "x", "template": "{{ keys[\"share.1\"].base64 }}{{ keys[\"root-token.1\"].hex }}"}]),
+    );
+    stage.apply(NAME, &template).await;
+    attack.scene.not_ready(NAME, &["TemplateInvalid"]).await;
+    // Its copies, as those of a key that somebody brings; and as what somebody has in the clear.
+    for (name, key) in [
+        (
+            "brought",
+            json!({"wrapped": [{"seal": "aws", "secretKeyRef": {"name": STORE, "key": "share.1.aws"}}]}),
+        ),
+        (
+            "kms",
+            json!({"wrapped": [{"seal": "aws", "format": "kms", "secretKeyRef": {"name": STORE, "key": "share.1.aws"}}]}),
+        ),
+        (
+            "imported",
+            json!({"import": {"secretKeyRef": {"name": STORE, "key": "share.1.aws"}}}),
+        ),
+    ] {
+        let mut key = key;
+        key["name"] = json!("loot");
+        let thief = json!({"seals": spec["seals"], "keys": [key], "targets": [{"name": "t", "podSelector": {"matchLabels": {"app": "x"}}, "secret": {"name": name}}]});
+        stage.apply(name, &thief).await;
+        eventually(&format!("{name} has been looked at"), async || {
+            let config = stage.config(name).await;
+            let ready = condition(&config, "Ready");
+            let told = speaks_of_now(&config) && ready["reason"] != "Pending";
+            told.then_some(()).ok_or_else(|| ready.to_string())
+        })
+        .await;
+    }
+    // By what is delivered when nobody says what.
+    let mut default = spec.clone();
+    default["keys"] = json!([{"name": "own", "generate": {}}]);
+    default["targets"] =
+        json!([{"name": "t", "podSelector": {"matchLabels": {"app": "x"}}, "secret": {"name": "own"}}]);
+    stage.apply(NAME, &default).await;
+    attack.well().await;
+    let delivered = stage.secret("own").await.unwrap();
+    assert_eq!(delivered.keys().collect::<Vec<_>>(), ["own"]);
+
+    let needles = needles(&vault.secrets());
+    for secret in stage.plane.list("Secret", &stage.namespace).await {
+        for (entry, text) in secret["data"].as_object().into_iter().flatten() {
+            let bytes = data_encoding::BASE64
+                .decode(text.as_str().unwrap().as_bytes())
+                .unwrap();
+            let found = needles.iter().find_map(|needle| needle.found_in(&bytes));
+            assert_eq!(found, None, "{} {entry}", secret["metadata"]["name"]);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_the_server_takes_after_it_was_revoked_is_kept_and_told() {
+    let attack = Attack::new("init-token").await;
+    let vault = Vault::start(&attack.pki, HOST, None);
+    vault.state().spares_token = usize::MAX;
+    attack.aim(NAME, vault.port()).await;
+    eventually("it was looked up twice", async || {
+        let asked = vault.count("look-up");
+        (asked >= 2).then_some(()).ok_or_else(|| asked.to_string())
+    })
+    .await;
+    assert!(
+        attack.store().await.contains_key("root-token.aws"),
+        "the copy is gone"
+    );
+    let stage = &attack.scene.stage;
+    eventually("it is told that it is held", async || {
+        let config = stage.config(NAME).await;
+        let since = &config["status"]["unseal"]["rootTokenHeldSince"];
+        let told = since.is_string() && config["status"].to_string().contains("still takes it");
+        told.then_some(())
+            .ok_or_else(|| format!("{:#}", config["status"]))
+    })
+    .await;
+    vault.state().spares_token = 0;
+    eventually("it is gone", async || {
+        let held = attack.store().await.contains_key("root-token.aws");
+        (!held && !vault.token_lives())
+            .then_some(())
+            .ok_or_else(|| "held".to_owned())
+    })
+    .await;
 }

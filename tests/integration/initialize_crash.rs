@@ -53,8 +53,9 @@ pub struct Drill {
 type Upon = Box<dyn FnOnce() + Send>;
 
 impl Drill {
-    /// `cut`: the request of the server at which the operator is killed, and whether before it was carried out.
-    pub async fn new(name: &str, cut: Option<(Asked, bool)>) -> Self {
+    /// `cuts`: the requests of the server at each of which an operator is killed, and whether before it was carried out.
+    pub async fn new(name: &str, cuts: impl IntoIterator<Item = (Asked, bool)>) -> Self {
+        let cuts: Vec<(Asked, bool)> = cuts.into_iter().collect();
         let scene = Arc::new(Scene::new(name).await);
         let pki = Pki::new(&[HOST]);
         trust(&scene, &pki).await;
@@ -85,10 +86,7 @@ impl Drill {
                         store.is_some_and(|store| (1..=3).all(|number| holds(&store["data"], number)));
                     early.fetch_or(!stored, Ordering::SeqCst);
                 }
-                if cut
-                    .as_ref()
-                    .is_some_and(|(at, side)| at == asked && *side == before)
-                {
+                if cuts.iter().any(|(at, side)| at == asked && *side == before) {
                     kill(&victim, &struck);
                 }
             })
@@ -116,21 +114,27 @@ impl Drill {
         self.scene.operator().flags(["--unseal-allow-loopback"])
     }
 
-    /// One that dies at the cut of the server's request.
+    /// One that dies at the next cut of the server's requests.
     pub fn start(&self) -> Running {
+        self.struck.store(false, Ordering::SeqCst);
         let running = self.operator().spawn();
         self.victim.store(running.pid(), Ordering::SeqCst);
         running
     }
 
     pub async fn apply(&self) {
+        self.apply_with(&json!({"shares": 3, "threshold": 2})).await;
+    }
+
+    /// Applies it with so many shares.
+    pub async fn apply_with(&self, split: &Value) {
         let spec = json!({
             "seals": [{"name": "aws", "awskms": {
                 "kmsKeyID": self.scene.key.arn, "region": "us-east-1", "credentials": {"secretRef": {"name": "aws"}}}}],
             "unseal": {
                 "product": "vault", "podSelector": {"matchLabels": {"app": "vault"}}, "port": self.vault.port(),
                 "tls": {"ca": {"configMapKeyRef": {"name": "vault-ca", "key": "ca.crt"}}, "serverName": HOST},
-                "initialize": {"shamir": {"shares": 3, "threshold": 2}},
+                "initialize": {"shamir": split},
             },
         });
         self.scene.stage.apply(NAME, &spec).await;
@@ -375,6 +379,46 @@ async fn a_store_that_refuses_writes_delays_and_loses_nothing() {
     drill
         .holds(&(output + &running.output()), &running.metrics())
         .await;
+}
+
+/// An initialisation in which the store refuses this write and the one after it; whether there was such a write.
+async fn refused_at(write: usize) -> bool {
+    let drill = Drill::new("init-refusals", None).await;
+    let knife = Knife::new(drill.scene.stage.plane.client(), None).await;
+    knife.refuse_after(write - 1, 2);
+    let running = knife.start(&drill.operator());
+    drill.apply().await;
+    assert_eq!(drill.settles().await, "well", "write {write}");
+    let refused = knife.has_refused();
+    assert_eq!(drill.vault.count("init"), 1, "write {write}");
+    knife.refuse(0);
+    drill.holds(&running.output(), &running.metrics()).await;
+    refused
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_refuses_any_write_of_an_initialisation_delays_it_only() {
+    // The marker, the set, and the set without its token; nothing is written after them.
+    let runs = join_all((1..=4).map(refused_at)).await;
+    assert_eq!(runs, [true, true, true, false]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_marker_that_cannot_be_taken_away_is_told_and_nothing_is_lost() {
+    let drill = Drill::new("init-unmark", None).await;
+    let knife = Arc::new(Knife::new(drill.scene.stage.plane.client(), None).await);
+    drill.vault.state().refuses = Some(400);
+    let refusing = knife.clone();
+    drill.upon_init(move || refusing.refuse(usize::MAX));
+    let running = knife.start(&drill.operator());
+    drill.apply().await;
+    assert_eq!(drill.settles().await, "lost");
+    assert!(!drill.store().await["header"]["init"].is_null());
+    assert_eq!(drill.vault.count("init"), 1, "asked again over a marker");
+    drill.vault.state().refuses = None;
+    knife.refuse(0);
+    drill.mended().await;
+    drill.holds(&running.output(), &running.metrics()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

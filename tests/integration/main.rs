@@ -57,6 +57,7 @@ mod preflight;
 mod rights;
 mod rotate;
 mod rotate_crash;
+mod rotate_raft;
 mod scans;
 mod schema;
 mod scripted_servers;

@@ -21,7 +21,7 @@ use crate::{
         stage::condition,
         vault::Asked,
     },
-    unseal::container,
+    unseal::{container, told},
 };
 
 /// Runs that go on at once.
@@ -190,6 +190,145 @@ async fn killed_at_every_write_of_a_rotation_the_operator_loses_neither_set() {
     // The mark, the name of the attempt, the new set, and that it is in use: fewer would mean that they are not seen.
     let secrets = writes.iter().filter(|write| write.contains("/secrets")).count();
     assert!(secrets >= 4 && first > writes.len(), "{writes:#?}");
+}
+
+/// A rotation in which the store refuses this write and the one after it; whether there was such a write.
+async fn refused_at(write: usize) -> bool {
+    let drill = Drill::new("rotate-refusals", None).await;
+    let mut output = drill.initialized().await;
+    let knife = Knife::new(drill.scene.stage.plane.client(), None).await;
+    knife.refuse_after(write - 1, 2);
+    let running = knife.start(&drill.operator());
+    drill.finished().await;
+    let refused = knife.has_refused();
+    knife.refuse(0);
+    output += &running.output();
+    drill.kept(&output, &running.metrics()).await;
+    refused
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_refuses_any_write_of_a_rotation_delays_it_only() {
+    // The mark, the name of the attempt, the new set, and that it is in use; nothing is written after them.
+    let runs = join_all((1..=5).map(refused_at)).await;
+    assert_eq!(runs, [true, true, true, true, false]);
+}
+
+/// Twice: the next operator is killed while it finds out which shares the server takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_again_while_it_finds_out_the_operator_loses_neither_set() {
+    let asked = |what, number| Asked { what, number };
+    // The server has taken the new shares, and the operator does not know. It begins another attempt, gives the two old
+    // ones, which are refused, then the two new ones, and ends the attempt.
+    let points = [
+        (asked("begin", 2), false),
+        (asked("feed", 4), true),
+        (asked("feed", 6), false),
+        (asked("cancel", 1), true),
+    ];
+    let runs = points.map(|second| async move {
+        let first = (asked("verify", 2), false);
+        let drill = Drill::new("rotate-twice", [first, second.clone()]).await;
+        let mut output = drill.initialized().await;
+        for _ in 0..2 {
+            let running = drill.start();
+            within(PATIENCE, "killed", async || {
+                let struck = drill.struck.load(Ordering::SeqCst);
+                struck
+                    .then_some(())
+                    .ok_or_else(|| format!("{second:?} {}", running.output()))
+            })
+            .await;
+            output += &running.output();
+        }
+        drill.taken_up(false, output).await;
+    });
+    join_all(runs).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_lost_the_attempt_is_asked_anew_and_nobody_is_told_of_wrong_shares() {
+    let runs = ["feed", "verify"].map(|what| async move {
+        let drill = Drill::new("rotate-lost", None).await;
+        let mut output = drill.initialized().await;
+        drill.vault.state().forgets = Some(Asked { what, number: 2 });
+        let running = drill.operator().start();
+        drill.finished().await;
+        output += &running.output();
+        // One that only asks which shares it takes comes between, if new ones wait.
+        let asked = if what == "feed" { 2 } else { 3 };
+        assert_eq!(drill.vault.count("begin"), asked, "{what}");
+        assert!(
+            !output.contains("were its shares replaced by somebody else"),
+            "{output}"
+        );
+        drill.kept(&output, &running.metrics()).await;
+    });
+    join_all(runs).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_takes_neither_set_is_told_and_both_stay() {
+    let taken = Asked {
+        what: "verify",
+        number: 2,
+    };
+    let drill = Drill::new("rotate-torn", [(taken, false)]).await;
+    drill.initialized().await;
+    let running = drill.start();
+    within(PATIENCE, "killed", async || {
+        let struck = drill.struck.load(Ordering::SeqCst);
+        struck.then_some(()).ok_or_else(|| running.output())
+    })
+    .await;
+    drop(running);
+    // As one is whose storage holds the one half of a rekey.
+    {
+        let mut state = drill.vault.state();
+        let token = state.answers[0].1.clone();
+        state.answers.push((vec!["x".repeat(44); 3], token));
+    }
+    let _running = drill.operator().start();
+    let message = told(&drill.scene, NAME, "False", "UnsealRejected").await;
+    assert!(message.contains("restart no server"), "{message}");
+    assert!(message.contains("snapshot"), "{message}");
+    let store = drill.scene.stage.secret(STORE).await.unwrap();
+    for item in [
+        "share.1.aws",
+        "share.3.aws",
+        "set2.share.1.aws",
+        "set2.share.3.aws",
+    ] {
+        assert!(store.contains_key(item), "{item} is gone");
+    }
+    assert_eq!(
+        drill.header().await["rekey"]["pending"]
+            .as_object()
+            .unwrap()
+            .len(),
+        3
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_wants_more_shares_than_there_were_gets_those_that_wait() {
+    let taken = Asked {
+        what: "verify",
+        number: 4,
+    };
+    let drill = Drill::new("rotate-more", [(taken, false)]).await;
+    let mut output = drill.initialized().await;
+    drill.apply_with(&json!({"shares": 5, "threshold": 4})).await;
+    let running = drill.start();
+    within(PATIENCE, "killed", async || {
+        let struck = drill.struck.load(Ordering::SeqCst);
+        struck.then_some(()).ok_or_else(|| running.output())
+    })
+    .await;
+    output += &running.output();
+    drop(running);
+    drill.taken_up(true, output).await;
+    assert_eq!(drill.vault.count("begin"), 1, "it was asked again");
 }
 
 async fn killed_at_requests(restarts: bool) {

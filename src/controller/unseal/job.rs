@@ -24,7 +24,7 @@ use crate::{
         outcome::Outcomes,
         plan::{Open, open_share},
         store::{
-            Store, StoreFacts,
+            Store, StoreFacts, Version,
             proof::{authentic, fits},
             rekey::{self, Rekey},
             sets::{self, Held as HeldSet},
@@ -181,7 +181,7 @@ impl Job {
     /// Opens so many of the new shares that wait beside those in use.
     ///
     /// # Errors
-    /// Why one does not open.
+    /// Why too few of them open.
     pub async fn pending(
         &self,
         context: &Context,
@@ -189,28 +189,57 @@ impl Job {
         rekey: &Rekey,
         count: usize,
     ) -> Result<Vec<(Key, KeyBytes)>, Fault> {
-        let missing = || Fault::transient(Reason::Pending, "the wrapped store is read again");
         let StoreFacts::Found(store) = store else {
-            return Err(missing());
+            return Err(read_again());
         };
         let view = rekey::view(store, rekey);
-        let mut shares = Vec::with_capacity(count);
-        for (name, version) in rekey.pending.iter().take(count) {
-            let key = sets::key(name).ok_or_else(missing)?;
-            let bytes = self.open(context, &key, &view, rekey.set).await?;
-            fits(&self.model, &key, Some(version), &bytes)?;
-            shares.push((key, bytes));
+        self.some(context, &view, rekey.set, rekey.pending.iter(), count)
+            .await
+    }
+
+    /// Opens so many shares of a set that was in use before.
+    ///
+    /// # Errors
+    /// Why too few of them open.
+    pub async fn former(
+        &self,
+        context: &Context,
+        store: &StoreFacts,
+        set: u32,
+        count: usize,
+    ) -> Result<Vec<(Key, KeyBytes)>, Fault> {
+        let StoreFacts::Found(store) = store else {
+            return Err(read_again());
+        };
+        self.some(context, store, set, rekey::shares_of(store, set), count)
+            .await
+    }
+
+    /// Opens so many of these shares of a set; one that does not open is made up for by another.
+    async fn some<'s>(
+        &self,
+        context: &Context,
+        store: &Store,
+        set: u32,
+        held: impl Iterator<Item = (&'s String, &'s Version)>,
+        count: usize,
+    ) -> Result<Vec<(Key, KeyBytes)>, Fault> {
+        let (mut shares, mut why) = (Vec::with_capacity(count), None);
+        for (name, version) in held {
+            if shares.len() == count {
+                break;
+            }
+            let key = sets::key(name).ok_or_else(read_again)?;
+            let opened = self.open(context, &key, store, set).await;
+            match opened.and_then(|bytes| fits(&self.model, &key, Some(version), &bytes).map(|()| bytes)) {
+                Ok(bytes) => shares.push((key, bytes)),
+                Err(fault) => why = Some(fault),
+            }
         }
-        if shares.len() < count {
-            return Err(Fault::denied(
-                Reason::UnsealKeysMissing,
-                format!(
-                    "the server asks for {count} shares, and there are {} that wait",
-                    shares.len()
-                ),
-            ));
+        if shares.len() == count {
+            return Ok(shares);
         }
-        Ok(shares)
+        Err(why.unwrap_or_else(|| missing(count, shares.len())))
     }
 
     /// Whether the store holds a root token that is to be revoked.
@@ -262,12 +291,11 @@ impl Job {
     /// Why it does not open.
     pub async fn token(&self, context: &Context) -> Result<KeyBytes, Fault> {
         let seen = self.seen();
-        let missing = || Fault::transient(Reason::Pending, "the wrapped store is read again");
         let StoreFacts::Found(store) = &seen.observed.store else {
-            return Err(missing());
+            return Err(read_again());
         };
-        let key = sets::token(&seen.observed.store).ok_or_else(missing)?;
-        let sealed = store.header.keys.get(&key.name).ok_or_else(missing)?;
+        let key = sets::token(&seen.observed.store).ok_or_else(read_again)?;
+        let sealed = store.header.keys.get(&key.name).ok_or_else(read_again)?;
         let version = sealed.section.current;
         let bytes = self.open(context, &key, store, version).await?;
         fits(&self.model, &key, sealed.section.versions.get(&version), &bytes)?;
@@ -297,8 +325,7 @@ impl Job {
             let mut faults = attempts
                 .into_iter()
                 .filter_map(|(seal, _, result)| Some(result.err()?.of(format_args!("seal {seal:?}"))));
-            let missing = || Fault::transient(Reason::Pending, "the wrapped store is read again");
-            faults.next().or(barred).unwrap_or_else(missing)
+            faults.next().or(barred).unwrap_or_else(read_again)
         })
     }
 
@@ -324,6 +351,9 @@ impl Job {
         let seen = self.seen();
         let Seen { observed, findings } = &*seen;
         let candidates = self.candidates(observed, kind);
+        if candidates.len() < needed {
+            return Err(missing(needed, candidates.len()));
+        }
         let mut ready: Vec<Share> = candidates
             .iter()
             .filter_map(|share| held.get_key_value(&share.name))
@@ -411,6 +441,17 @@ impl Job {
             )
         })
     }
+}
+
+fn read_again() -> Fault {
+    Fault::transient(Reason::Pending, "the wrapped store is read again")
+}
+
+fn missing(needed: usize, held: usize) -> Fault {
+    Fault::denied(
+        Reason::UnsealKeysMissing,
+        format!("the server asks for {needed} shares, and there are {held}"),
+    )
 }
 
 /// Shares are held so long and no longer.

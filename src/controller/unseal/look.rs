@@ -7,6 +7,7 @@ use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use super::{
+    beside::{self, Beside},
     initialize::{consider, same_pod},
     job::Job,
     rotate, token,
@@ -78,7 +79,7 @@ async fn visit(
         policy: job.unseal.policy,
         was_unsealed: record.was_unsealed(&place.container),
         migrate: job.unseal.migrate,
-        shares: job.count(ShareKind::Unseal),
+        shares: job.count(ShareKind::Unseal).max(beside::most(job, &state)),
         recovery_shares: job.count(ShareKind::Recovery),
         before: record.look.as_ref().and_then(|look| look.begun.as_ref()),
     };
@@ -103,13 +104,25 @@ async fn visit(
     };
     let seen = Instant::now();
     let mut outcome = unseal(context, job, pod, place, &mut connection, give, look).await;
-    if let Err(fault) = &outcome
-        && fault.reason == Reason::UnsealRejected
+    if outcome.is_ok() {
+        beside::prove(context, job);
+    } else if let Err(fault) = &outcome
+        // Refused, or fewer than it asks for.
+        && [Reason::UnsealRejected, Reason::UnsealKeysMissing].contains(&fault.reason)
         && give.kind == ShareKind::Unseal
         && !give.migrate
-        && rotate::unseal(context, job, pod, place, &mut connection, give, look).await
     {
-        outcome = Ok(());
+        let beside = Beside {
+            context,
+            job,
+            pod,
+            place,
+            state: &state,
+            wanted: give,
+        };
+        if beside.unseals(&mut connection, look).await {
+            outcome = Ok(());
+        }
     }
     let word = outcome
         .as_ref()
@@ -124,7 +137,6 @@ async fn visit(
             took_ms = took,
             "a server was unsealed"
         );
-        rotate::prove(context, job);
         look.rotating = job.rotation().is_due();
         if job.revokes() {
             return Err(token::held("the server was unsealed a moment ago"));

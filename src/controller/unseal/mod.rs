@@ -5,6 +5,7 @@
 //! wants ([`follow`]) and what came of it so far; the watch of pods wakes the tasks itself ([`Unsealers::sync`]); and a task
 //! that learned something has its SealConfig looked at again, which tells it. Decisions are `seal::unseal`'s.
 
+mod beside;
 mod initialize;
 mod inits;
 mod job;

@@ -1,6 +1,7 @@
 //! Replaces the shares of a set by `sys/rekey` (security rule S11). Until the server has taken the new ones the old ones
 //! are in use; the new ones are stored before the server is asked to take them. Stopped anywhere, it is taken up again
-//! from the store and from what the server says.
+//! from the store and from what the server says. Of a cluster only the active server knows of the attempt, and with it that
+//! knowledge goes.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -12,9 +13,10 @@ use tokio::time::timeout;
 
 use super::{
     Name,
+    beside::{say, take},
     initialize::{item, same_pod, wrapping_seals},
     job::Job,
-    look::{give, states},
+    look::states,
     rekeyed::{self, NewShare},
 };
 use crate::{
@@ -34,11 +36,10 @@ use crate::{
         },
         unseal::{
             Place, ShareKind, Transport,
-            exchange::{Give, SealState, malformed},
+            exchange::{SealState, malformed},
             initialize::Split,
-            rotate::{Going, Step, all_well, disabled, foreign, refused, split, step, strange},
+            rotate::{Going, Step, all_well, disabled, foreign, neither, refused, split, step, strange},
             share,
-            watch::Look,
         },
     },
     servers::{Connection, NewShares, Rekeyed, TOTAL_TIMEOUT, late},
@@ -126,93 +127,6 @@ pub async fn consider(
         Ok(outcome) => outcome,
         Err(_) => Ok(()),
     }
-}
-
-/// The shares in use were refused: tries those that wait beside them, and has them taken into use if the server takes them.
-pub async fn unseal(
-    context: &Arc<Context>,
-    job: &Arc<Job>,
-    pod: &PodFacts,
-    place: &Place,
-    connection: &mut Connection,
-    wanted: Give,
-    look: &mut Look,
-) -> bool {
-    let seen = job.seen();
-    let store = &seen.observed.store;
-    let Some(rekey) = rekey::of(store).filter(|rekey| rekey.is_pending()) else {
-        return false;
-    };
-    let tried = async {
-        let shares = job.pending(context, store, rekey, wanted.shares).await?;
-        let bodies = shares
-            .iter()
-            .map(|(key, bytes)| match share::body(bytes, false) {
-                Some(body) => Ok((key.name.as_str(), body)),
-                None => Err(malformed(&key.name)),
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        same_pod(context, job, pod, place).await?;
-        let wanted = Give {
-            reset: false,
-            ..wanted
-        };
-        timeout(TOTAL_TIMEOUT, give(connection, bodies, wanted, look))
-            .await
-            .map_err(|_| late())?
-    };
-    if let Err(fault) = tried.await {
-        say(
-            job,
-            pod,
-            &format!(
-                "the shares that wait were tried, and did not unseal the server ({})",
-                fault.reason
-            ),
-        );
-        return false;
-    }
-    say(job, pod, "the shares that wait unsealed the server");
-    let (context, job, rekey) = (context.clone(), job.clone(), rekey.clone());
-    // Not ended with this look. If it fails the shares still wait, and the next look finds them.
-    tokio::spawn(async move {
-        let observed = job.seen().observed.clone();
-        if let Err(fault) = take(&context, &job, &observed, &rekey).await {
-            let (namespace, name) = (&job.model.id.namespace, &job.model.id.name);
-            let reason = fault.reason.as_str();
-            tracing::warn!(
-                namespace,
-                name,
-                reason,
-                "the shares that unsealed a server wait still: {}",
-                fault.message
-            );
-        }
-    });
-    true
-}
-
-/// A server was unsealed with shares of the set in use: written down, if they come from a rotation and it is not yet.
-pub fn prove(context: &Arc<Context>, job: &Arc<Job>) {
-    let Some(set) = rekey::unproven(&job.seen().observed.store) else {
-        return;
-    };
-    let (context, job) = (context.clone(), job.clone());
-    tokio::spawn(async move {
-        let observed = job.seen().observed.clone();
-        // It is of no consequence but for the record, and tried again at the next unsealing.
-        let _ = rekeyed::prove(&context, &job.model, &observed, set).await;
-    });
-}
-
-/// Takes the shares that wait into use.
-async fn take(context: &Context, job: &Job, observed: &Observed, rekey: &Rekey) -> Result<(), Fault> {
-    let facts = super::record::find(&context.client, &job.model).await?;
-    let shares = job.pending(context, &facts, rekey, rekey.pending.len()).await?;
-    rekeyed::take(context, &job.model, observed, &rekey.id, &shares).await?;
-    let id = &job.model.id;
-    context.look_at(&id.namespace, &id.name);
-    Ok(())
 }
 
 struct Work {
@@ -349,6 +263,7 @@ impl Work {
         let new = match fed {
             Ok(Fed::Answered(new)) => new,
             Ok(Fed::Refused(status)) => {
+                self.still(connection, &nonce).await?;
                 self.cancel(connection, &nonce).await?;
                 self.forget(Some(&rekey)).await?;
                 return Err(refused(status));
@@ -529,14 +444,29 @@ impl Work {
             if let Fed::Answered(_) = self.feed(connection, nonce, bytes).await? {
                 return Ok(false);
             }
+            self.still(connection, nonce).await?;
         }
         match self
             .feed(connection, nonce, new?.iter().map(|(_, bytes)| bytes))
             .await?
         {
             Fed::Answered(_) => Ok(true),
-            Fed::Refused(status) => Err(old.err().unwrap_or_else(|| refused(status))),
+            Fed::Refused(status) => {
+                self.still(connection, nonce).await?;
+                Err(old.err().unwrap_or_else(|| neither(status)))
+            }
         }
+    }
+
+    /// A refusal tells something of the shares only while the server is in our attempt.
+    async fn still(&self, connection: &mut Connection, nonce: &str) -> Result<(), Fault> {
+        let going = self.going(connection).await?;
+        if going.nonce == nonce {
+            return Ok(());
+        }
+        Err(strange(
+            "does not know the attempt any more, as when another one of its cluster is active now",
+        ))
     }
 
     async fn cancel(&self, connection: &mut Connection, nonce: &str) -> Result<(), Fault> {
@@ -566,10 +496,4 @@ impl Work {
         let id = &self.job.model.id;
         self.context.look_at(&id.namespace, &id.name);
     }
-}
-
-fn say(job: &Job, pod: &PodFacts, what: &str) {
-    let id = &job.model.id;
-    let (namespace, name) = (&id.namespace, &id.name);
-    tracing::info!(namespace, name, pod = pod.name, "rotate shares: {what}");
 }

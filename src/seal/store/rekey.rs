@@ -1,7 +1,7 @@
 //! A rotation of the shares of a set, as far as the store knows of it: the mark before the server is asked, and the new
 //! set, which waits beside the one in use until the server has taken it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -78,6 +78,33 @@ pub fn unproven(facts: &StoreFacts) -> Option<u32> {
     (section.trigger.is_some() && section.current > proven).then_some(section.current)
 }
 
+/// The sets that were in use before those of rotations, the latest first: one of them opens data that are older than a
+/// rotation. Not those of servers that were given up.
+pub fn former(facts: &StoreFacts) -> Vec<u32> {
+    let StoreFacts::Found(store) = facts else {
+        return Vec::new();
+    };
+    let Some(newest) = newest(facts) else {
+        return Vec::new();
+    };
+    let given_up = store.header.forgotten.unwrap_or_default();
+    let held = store.header.keys.iter();
+    let shares = held.filter(|(name, _)| sets::class(name) == Some(Class::UnsealShare));
+    let sets: BTreeSet<u32> = shares
+        .flat_map(|(_, sealed)| sealed.section.versions.keys().copied())
+        .filter(|set| given_up < *set && *set < newest)
+        .collect();
+    sets.into_iter().rev().collect()
+}
+
+/// The shares of a set, each with its record.
+pub fn shares_of(store: &Store, set: u32) -> impl Iterator<Item = (&String, &Version)> {
+    store.header.keys.iter().filter_map(move |(name, sealed)| {
+        let version = sealed.section.versions.get(&set)?;
+        (sets::class(name) == Some(Class::UnsealShare)).then_some((name, version))
+    })
+}
+
 fn section_of_newest(store: &Store) -> Option<&Section> {
     let newest = sets::newest_number(store)?;
     let mut shares = store.header.keys.iter();
@@ -144,8 +171,6 @@ pub fn taken(header: &Header, rekey: &Rekey, name: &str) -> Option<Section> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
     use crate::seal::store::{CopyRecord, Revision, item_digest};
 
@@ -262,6 +287,30 @@ mod tests {
             .map(|key| key.name.as_str())
             .collect();
         assert_eq!(newest, ["share.1"]);
+    }
+
+    #[test]
+    fn the_sets_before_stay_known_until_their_server_is_given_up() {
+        assert!(former(&StoreFacts::Absent).is_empty());
+        assert!(former(&found(store(None))).is_empty(), "the set in use");
+        let mut store = store(None);
+        for (set, shares) in [(2, &["share.1", "share.2", "share.3"][..]), (3, &["share.1"])] {
+            let rekey = Rekey { set, ..rekey(shares) };
+            for name in shares {
+                let section = taken(&store.header, &rekey, name).unwrap();
+                store
+                    .header
+                    .keys
+                    .insert((*name).to_owned(), Sealed { section, mac: None });
+            }
+        }
+        assert_eq!(former(&found(store.clone())), [2, 1]);
+        let names = |set: u32| shares_of(&store, set).map(|(name, _)| name.as_str()).collect();
+        let (first, second): (Vec<&str>, Vec<&str>) = (names(1), names(2));
+        assert_eq!(first, ["share.1", "share.2"]);
+        assert_eq!(second, ["share.1", "share.2", "share.3"]);
+        store.header.forgotten = Some(1);
+        assert_eq!(former(&found(store)), [2]);
     }
 
     #[test]

@@ -294,14 +294,33 @@ pub fn newest_number(store: &Store) -> Option<u32> {
     shares.map(|(_, section)| section.current).max()
 }
 
-/// The root token of the newest set, if it is held. Those of sets that were given up are of no account.
+/// Whether an item is of the newest set. A share that a rotation to fewer ones left behind is not.
+pub fn is_of_newest(store: &Store, name: &str) -> bool {
+    let newest = newest_number(store);
+    let sealed = store.header.keys.get(name);
+    newest.is_some() && sealed.map(|sealed| sealed.section.current) == newest
+}
+
+/// How many items of a class the newest set has.
+pub fn count(store: &Store, of: Class) -> usize {
+    let names = store.header.keys.keys();
+    names
+        .filter(|name| class(name) == Some(of) && is_of_newest(store, name))
+        .count()
+}
+
+/// The root token of the newest initialisation, if it is held; replaced shares have none of their own. Those of servers
+/// that were given up are of no account.
 pub fn token(store: &StoreFacts) -> Option<Key> {
     let StoreFacts::Found(store) = store else {
         return None;
     };
-    let name = name(Class::RootToken, newest_number(store)?);
-    store.header.keys.get(&name)?;
-    key(&name)
+    let given_up = store.header.forgotten.unwrap_or_default();
+    let held = sections(store).filter(|(class, _)| *class == Class::RootToken);
+    let newest = held.map(|(_, section)| section.current).max()?;
+    (newest > given_up)
+        .then(|| key(&name(Class::RootToken, newest)))
+        .flatten()
 }
 
 /// Since when a root token is held.
@@ -565,9 +584,32 @@ mod tests {
         assert_eq!(cluster_id(&facts), Some("c2"));
         assert_eq!(token_since(&facts), Some(Timestamp::UNIX_EPOCH));
         assert_eq!(token(&facts).unwrap().name, "root-token.2");
-        let given_up = found(store(&[("share.1", &[1, 2]), ("root-token.1", &[1])], None, None));
-        assert!(token(&given_up).is_none());
+        let answered: &[(&str, &[u32])] = &[("share.1", &[1, 2]), ("root-token.1", &[1])];
+        assert!(token(&found(store(answered, None, Some(1)))).is_none());
+        // Shares that were replaced come without a token: that of their server is held still.
+        let replaced = found(store(answered, None, None));
+        assert_eq!(token(&replaced).unwrap().name, "root-token.1");
         assert_eq!(token_since(&StoreFacts::Absent), None);
+    }
+
+    #[test]
+    fn a_share_that_the_newest_set_lacks_is_not_of_it() {
+        let fewer = store(
+            &[
+                ("share.1", &[1, 2]),
+                ("share.2", &[1, 2]),
+                ("share.3", &[1]),
+                ("root-token.1", &[1]),
+            ],
+            None,
+            None,
+        );
+        let of = |name: &str| is_of_newest(&fewer, name);
+        assert!(of("share.1") && of("share.2") && !of("share.3") && !of("share.4"));
+        assert_eq!(count(&fewer, Class::UnsealShare), 2);
+        assert_eq!(count(&fewer, Class::RecoveryShare), 0);
+        let none = store(&[("root-token.1", &[1])], None, None);
+        assert!(!is_of_newest(&none, "root-token.1"));
     }
 
     #[test]

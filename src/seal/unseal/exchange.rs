@@ -37,6 +37,9 @@ pub struct SealState {
     /// How the cluster calls itself; only an unsealed server says it.
     #[serde(default)]
     pub cluster_id: Option<String>,
+    /// The type of its storage.
+    #[serde(default)]
+    pub storage_type: String,
 }
 
 impl SealState {
@@ -57,6 +60,11 @@ impl SealState {
     /// Whether it unseals itself.
     pub fn is_native(&self) -> bool {
         self.recovery_seal || !["", "shamir"].contains(&self.kind.as_str())
+    }
+
+    /// Whether it has a copy of its own of its cluster's data, which may be older than the others'.
+    pub fn is_replica(&self) -> bool {
+        self.storage_type == "raft"
     }
 
     /// How the cluster calls itself: a UUID, and no other text of a server's is believed or repeated.
@@ -322,6 +330,7 @@ mod tests {
             migration: false,
             kind: "shamir".into(),
             cluster_id: None,
+            storage_type: "file".into(),
         }
     }
 

@@ -121,8 +121,16 @@ pub fn split(shamir: Option<Split>, state: &SealState, is_set: bool) -> Result<S
 /// Whether every other selected server is unsealed and of this cluster; `None` = it has not answered. Until then nothing is
 /// asked, and why one is not is told of that one.
 pub fn all_well(cluster: &str, others: &[Option<SealState>]) -> bool {
-    let well = |state: &SealState| state.initialized && !state.sealed && state.cluster() == Some(cluster);
-    others.iter().all(|other| other.as_ref().is_some_and(well))
+    others.iter().all(|other| is_well(cluster, other.as_ref()))
+}
+
+/// Whether any other selected server is unsealed and of this cluster.
+pub fn one_well(cluster: &str, others: &[Option<SealState>]) -> bool {
+    others.iter().any(|other| is_well(cluster, other.as_ref()))
+}
+
+fn is_well(cluster: &str, state: Option<&SealState>) -> bool {
+    state.is_some_and(|state| state.initialized && !state.sealed && state.cluster() == Some(cluster))
 }
 
 /// Somebody else's rekey.
@@ -156,6 +164,15 @@ pub fn refused(status: u16) -> Fault {
     rejected(format!(
         "the annotation asks for new shares, and the server did not take the old ones (status {status}); the attempt is \
          cancelled and nothing has changed. See the server's log; were its shares replaced by somebody else?"
+    ))
+}
+
+/// The server takes neither the shares in use nor those that wait, though it is in the attempt to find that out.
+pub fn neither(status: u16) -> Fault {
+    rejected(format!(
+        "the server was asked to take new shares, and now takes neither those nor the ones in use (status {status}): it may \
+         have died between its writes. It is unsealed as long as it runs, so restart no server of this cluster: take a \
+         snapshot or copy its data out, then go back to the snapshot of before the rotation; both sets stay stored"
     ))
 }
 
@@ -324,13 +341,17 @@ mod tests {
     #[test]
     fn every_server_is_unsealed_and_of_the_cluster_first() {
         let well = |others: &[Option<SealState>]| all_well(NONCE, others);
+        let one = |others: &[Option<SealState>]| one_well(NONCE, others);
         assert!(well(&[]) && well(&[Some(state(NONCE))]));
+        assert!(!one(&[]) && !one(&[None, Some(state(OTHER))]));
         let sealed = SealState {
             sealed: true,
             ..state(NONCE)
         };
         for bad in [None, Some(sealed), Some(state(OTHER))] {
-            assert!(!well(&[Some(state(NONCE)), bad]));
+            assert!(!one(std::slice::from_ref(&bad)));
+            let both = [Some(state(NONCE)), bad];
+            assert!(!well(&both) && one(&both));
         }
     }
 

@@ -48,6 +48,8 @@ pub struct Look {
     pub migrating: bool,
     /// Its shares are being replaced, or are to be.
     pub rotating: bool,
+    /// It may be opened by the shares of before a rotation, once another server of its cluster is unsealed.
+    pub alone: bool,
 }
 
 /// What is remembered of a pod.
@@ -270,6 +272,10 @@ pub fn again(look: &Look, times: u32, jitter: f64) -> Duration {
         return sweep;
     };
     match fault.reason {
+        // It serves, whatever comes of its new shares; and each try of these is written down.
+        Reason::TargetUnreachable if look.rotating => growing(0.25, 2.0, UNDER_WAY.as_secs_f64()),
+        // Who is at it may be done at any time, and the others of the cluster may come.
+        Reason::UnsealRejected if look.rotating || look.alone => sweep,
         Reason::TargetUnreachable if times > PATIENCE => sweep,
         // A listener that is not up costs a refused connection, and whoever waits for the server waits for the next try.
         Reason::TargetUnreachable => growing(0.025, 1.5, 0.1),
@@ -456,6 +462,26 @@ mod tests {
         assert_eq!(wait(20), Duration::from_millis(100));
         assert_eq!(wait(PATIENCE), Duration::from_millis(100));
         assert!(wait(PATIENCE + 1) >= SWEEP);
+    }
+
+    #[test]
+    fn a_server_whose_shares_are_replaced_is_asked_again_soon_and_not_ever_more_seldom() {
+        let wait = |reason: Reason, times: u32| {
+            let look = Look {
+                rotating: true,
+                ..failed(reason)
+            };
+            again(&look, times, 0.0)
+        };
+        assert_eq!(wait(Reason::TargetUnreachable, 1), Duration::from_millis(250));
+        assert_eq!(wait(Reason::TargetUnreachable, 20), UNDER_WAY);
+        assert_eq!(wait(Reason::UnsealRejected, 1), SWEEP);
+        assert_eq!(wait(Reason::UnsealRejected, 20), SWEEP);
+        let alone = Look {
+            alone: true,
+            ..failed(Reason::UnsealRejected)
+        };
+        assert_eq!(again(&alone, 20, 0.0), SWEEP);
     }
 
     #[test]

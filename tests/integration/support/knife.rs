@@ -46,7 +46,8 @@ struct Shared {
     pid: AtomicU32,
     struck: AtomicBool,
     seen: Mutex<Vec<String>>,
-    /// How many of the next writes of Secrets are refused.
+    /// How many of the next writes of Secrets are let through, and how many of those after them are refused.
+    spared: AtomicUsize,
     refused: AtomicUsize,
     /// It says that it is so old, by its minor version.
     minor: Option<u32>,
@@ -88,6 +89,7 @@ impl Knife {
             pid: AtomicU32::new(0),
             struck: AtomicBool::new(false),
             seen: Mutex::default(),
+            spared: AtomicUsize::new(0),
             refused: AtomicUsize::new(0),
             minor,
         });
@@ -131,6 +133,17 @@ impl Knife {
     /// Refuses so many of the next writes of Secrets; 0 = none any more.
     pub fn refuse(&self, writes: usize) {
         self.shared.refused.store(writes, Ordering::SeqCst);
+    }
+
+    /// Lets so many of the next writes of Secrets through, and refuses so many after them.
+    pub fn refuse_after(&self, spared: usize, writes: usize) {
+        self.shared.spared.store(spared, Ordering::SeqCst);
+        self.refuse(writes);
+    }
+
+    /// Whether nothing is left to be refused.
+    pub fn has_refused(&self) -> bool {
+        self.shared.refused.load(Ordering::SeqCst) == 0
     }
 
     /// Writes so far.
@@ -177,12 +190,11 @@ impl Shared {
         }
         let secret = mine.is_some() && request.uri().path().contains("/secrets");
         let one_less = |left: usize| left.checked_sub(1);
-        let refused = &self.refused;
-        if secret
-            && refused
-                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less)
-                .is_ok()
-        {
+        let one_of = |left: &AtomicUsize| {
+            let taken = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less);
+            taken.is_ok()
+        };
+        if secret && !one_of(&self.spared) && one_of(&self.refused) {
             return Response::builder().status(500).body(Body::empty()).unwrap();
         }
         let (parts, body) = request.into_parts();

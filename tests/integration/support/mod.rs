@@ -5,6 +5,7 @@
 pub mod apiserver;
 pub mod blob;
 pub mod custodian;
+pub mod door;
 pub mod drill;
 pub mod fleet;
 pub mod helm;

@@ -1,7 +1,8 @@
 //! A raft cluster of three servers, one pod each, at addresses of their own.
 
 use std::{
-    net::SocketAddr,
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -33,10 +34,12 @@ pub const PATIENCE: Duration = Duration::from_mins(2);
 pub struct Cluster {
     pub product: Product,
     pub clients: Vec<Client>,
+    /// What the pods give out as their addresses.
+    pub doors: Vec<IpAddr>,
     addresses: Vec<SocketAddr>,
     disks: Vec<Disk>,
     servers: Vec<Option<Server>>,
-    pki: Pki,
+    pki: Arc<Pki>,
     /// The `seal` block in the configuration of members that start from now on.
     pub seal: Option<String>,
     /// The root token.
@@ -48,6 +51,21 @@ pub struct Cluster {
 impl Cluster {
     /// Starts the members, initialises the first one, and makes their pods. All are sealed, and two have not joined yet.
     pub async fn new(scene: &Scene, product: Product, pki: Pki, shares: u8, threshold: u8) -> Self {
+        let mut cluster = Self::raw(product, pki.into()).await;
+        let wish = json!({"secret_shares": shares, "secret_threshold": threshold});
+        let made = cluster.clients[0].ask("PUT", "sys/init", "", &wish).await;
+        let made = made.unwrap().1;
+        cluster.token = made["root_token"].as_str().unwrap().to_owned();
+        let texts = made["keys"].as_array().unwrap().iter();
+        cluster.shares = texts
+            .map(|text| text.as_str().unwrap().as_bytes().to_vec())
+            .collect();
+        cluster.pods(scene).await;
+        cluster
+    }
+
+    /// Starts the members, which are for somebody else to initialise, and whose pods are yet to be made.
+    pub async fn raw(product: Product, pki: Arc<Pki>) -> Self {
         let api = free_port().port();
         let ip = |member: usize| format!("127.0.0.{}", member + 2);
         let at = |member: usize| SocketAddr::new(ip(member).parse().unwrap(), api);
@@ -75,6 +93,7 @@ impl Cluster {
                 .collect(),
             disks: disks.collect(),
             servers: (0..MEMBERS).map(|_| None).collect(),
+            doors: addresses.iter().map(SocketAddr::ip).collect(),
             addresses,
             pki,
             seal: None,
@@ -92,18 +111,15 @@ impl Cluster {
                 .ok_or_else(|| status.to_string())
         })
         .await;
-        let wish = json!({"secret_shares": shares, "secret_threshold": threshold});
-        let made = first.ask("PUT", "sys/init", "", &wish).await.unwrap().1;
-        cluster.token = made["root_token"].as_str().unwrap().to_owned();
-        let texts = made["keys"].as_array().unwrap().iter();
-        cluster.shares = texts
-            .map(|text| text.as_str().unwrap().as_bytes().to_vec())
-            .collect();
-        for member in 0..MEMBERS {
-            let name = cluster.name(member);
-            pod(scene, &name, product.word(), cluster.addresses[member].ip()).await;
-        }
         cluster
+    }
+
+    /// Makes the members' pods.
+    pub async fn pods(&self, scene: &Scene) {
+        for member in 0..MEMBERS {
+            let (name, app) = (self.name(member), self.product.word());
+            pod(scene, &name, app, self.doors[member]).await;
+        }
     }
 
     /// A member's pod.
@@ -133,10 +149,25 @@ impl Cluster {
         self.servers[member] = None;
     }
 
+    /// A member's process.
+    pub fn pid(&self, member: usize) -> u32 {
+        self.servers[member].as_ref().map_or(0, Server::pid)
+    }
+
+    /// A copy of a member's data, as long as it does not run.
+    pub fn copy_of(&self, member: usize) -> Disk {
+        self.disks[member].copy()
+    }
+
+    /// Gives a member that does not run the data that it had then.
+    pub fn put_back(&self, member: usize, copy: &Disk) {
+        self.disks[member].put_back(copy);
+    }
+
     /// Starts it again as a new container of its pod.
     pub async fn restart(&mut self, scene: &Scene, member: usize) -> String {
         self.start(member);
-        container(scene, &self.name(member), self.addresses[member].ip(), true).await
+        container(scene, &self.name(member), self.doors[member], true).await
     }
 
     /// Waits until every member is unsealed and one of them is active; which one.
@@ -168,6 +199,37 @@ impl Cluster {
             },
         )
         .await
+    }
+
+    /// The active member, if one says that it is.
+    pub async fn active(clients: &[Client]) -> Option<usize> {
+        for (member, client) in clients.iter().enumerate() {
+            let leader = client.ask("GET", "sys/leader", "", &Value::Null).await;
+            if leader.is_some_and(|(_, body)| body["is_self"] == true) {
+                return Some(member);
+            }
+        }
+        None
+    }
+
+    /// Waits until every member has written everything that the cluster has agreed on.
+    pub async fn even(&self) {
+        within(PATIENCE, "every member has everything", async || {
+            let mut indices = BTreeSet::new();
+            for client in &self.clients {
+                let (_, leader) = client
+                    .ask("GET", "sys/leader", "", &Value::Null)
+                    .await
+                    .unwrap_or_default();
+                for field in ["raft_committed_index", "raft_applied_index"] {
+                    indices.insert(leader[field].as_u64());
+                }
+            }
+            (indices.len() == 1 && !indices.contains(&None))
+                .then_some(())
+                .ok_or_else(|| format!("{indices:?}"))
+        })
+        .await;
     }
 
     /// Writes a value, at the active member.

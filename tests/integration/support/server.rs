@@ -100,13 +100,23 @@ impl Disk {
     /// Another one with the same content, as the servers of one cluster have it.
     pub fn copy(&self) -> Self {
         let copy = Self::new(self.product);
+        copy.take_from(self);
+        copy
+    }
+
+    /// Takes the content that a copy of it has, as from a backup.
+    pub fn put_back(&self, copy: &Self) {
+        std::fs::remove_dir_all(self.folder.join("data")).unwrap();
+        self.take_from(copy);
+    }
+
+    fn take_from(&self, other: &Self) {
         let status = Command::new("cp")
             .arg("-r")
-            .arg(self.folder.join("data"))
-            .arg(&copy.folder)
+            .arg(other.folder.join("data"))
+            .arg(&self.folder)
             .status();
         assert!(status.unwrap().success());
-        copy
     }
 
     /// Where a Secret would be mounted.
@@ -286,6 +296,11 @@ impl Server {
             );
             std::thread::sleep(Duration::from_millis(100));
         }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Where it listens.

@@ -30,6 +30,8 @@ pub enum Says {
     Hangs,
     /// The beginning of an answer, byte by byte, until the server goes.
     Drips,
+    /// It closes the connection.
+    Closes,
 }
 
 /// What came over one connection.
@@ -100,6 +102,7 @@ impl TlsServer {
                                     return;
                                 }
                             }
+                            Says::Closes => return,
                             Says::Drips => {
                                 let mut answer = b"HTTP/1.1 200 OK\r\nx-slow: "
                                     .iter()

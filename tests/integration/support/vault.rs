@@ -44,6 +44,10 @@ pub struct State {
     pub foreign: usize,
     /// `sys/init` is refused with this status.
     pub refuses: Option<u16>,
+    /// At this request it turns out that another server of its cluster is active now, which knows of no rekey.
+    pub forgets: Option<Asked>,
+    /// So many times it says that it revokes its token, and does not.
+    pub spares_token: usize,
     /// How its cluster calls itself, if not as usual.
     pub cluster: Option<&'static str>,
 }
@@ -165,6 +169,9 @@ fn answer(state: &Mutex<State>, hook: Option<&Hook>, request: &Request) -> Says 
         let number = state.asked.iter().filter(|asked| asked.what == what).count() + 1;
         let asked = Asked { what, number };
         state.asked.push(asked.clone());
+        if state.forgets.as_ref() == Some(&asked) {
+            state.rekey = None;
+        }
         asked
     };
     // Not with the lock held: a hook looks at the world, and may take its time.
@@ -235,7 +242,8 @@ fn carry_out(state: &mut State, what: &str, request: &Request) -> Says {
         "begin" | "feed" | "verify" | "verify-anew" | "cancel" => rekey(state, what, &body),
         _ if !ours => says(403, &json!({"errors": ["permission denied"]})),
         "revoke" => {
-            state.token_lives = false;
+            state.token_lives = state.spares_token > 0;
+            state.spares_token = state.spares_token.saturating_sub(1);
             Says::Answer(204, "", String::new())
         }
         _ => says(200, &json!({"data": {"policies": ["root"]}})),
