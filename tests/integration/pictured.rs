@@ -250,7 +250,8 @@ async fn ready(stage: &Stage, name: &str) {
     within(Duration::from_mins(3), &format!("{name} Ready"), async || {
         let config = stage.config(name).await;
         let fits = condition(&config, "Ready")["status"] == "True" && speaks_of_now(&config);
-        fits.then_some(()).ok_or_else(|| format!("{:#}", config["status"]))
+        fits.then_some(())
+            .ok_or_else(|| format!("{:#}", config["status"]))
     })
     .await;
 }
@@ -262,7 +263,8 @@ async fn ill(stage: &Stage, name: &str) -> String {
         let ready = condition(&config, "Ready");
         let fits = ready["status"] == "False" && speaks_of_now(&config);
         let reason = ready["reason"].as_str().unwrap_or_default().to_owned();
-        fits.then_some(reason).ok_or_else(|| format!("{:#}", config["status"]))
+        fits.then_some(reason)
+            .ok_or_else(|| format!("{:#}", config["status"]))
     })
     .await
 }
@@ -293,8 +295,6 @@ async fn users_come(world: &World) -> Server {
         .apply(NAME, &world.vault.spec(&initialize))
         .await;
     world.vault.unsealed().await;
-    world.metadata.does(Put::Answers);
-    ready(&world.orders, "search").await;
     for name in BROUGHT {
         ready(&world.billing, name).await;
     }
@@ -304,7 +304,7 @@ async fn users_come(world: &World) -> Server {
     server
 }
 
-/// AWS fails while keys change, and then throttles; all of them come through.
+/// AWS fails while keys change, and then throttles; all of them come through. Then somebody raises the hop limit, too.
 async fn aws_is_ill(world: &World) {
     for operation in ["Decrypt", "Encrypt", "DescribeKey"] {
         world.kms().always(operation, Act::ServerFault);
@@ -321,6 +321,8 @@ async fn aws_is_ill(world: &World) {
     for name in BROUGHT {
         ready(&world.billing, name).await;
     }
+    world.metadata.does(Put::Answers);
+    ready(&world.orders, "search").await;
 }
 
 /// Keys are rotated.
@@ -353,7 +355,9 @@ async fn restarted(world: &World, server: Server) -> Server {
 async fn sealed_by_hand(world: &World, server: Server) -> Server {
     let vault = &world.vault;
     let token = vault.unwrap(&["--root-token"]);
-    vault.ask("PUT", "sys/seal", Some(token.trim()), Value::Null).await;
+    vault
+        .ask("PUT", "sys/seal", Some(token.trim()), Value::Null)
+        .await;
     readiness(&vault.scene, "vault-0", false).await;
     told(&vault.scene, NAME, "False", "Sealed").await;
     tokio::time::sleep(WHILE).await;
@@ -394,7 +398,8 @@ async fn some_stay_ill(world: &World) {
 
 /// Every metric that a query of the dashboard names.
 fn asked_for() -> BTreeSet<String> {
-    let text = std::fs::read_to_string(repository("charts/auto-unseal-operator/files/dashboard.json")).unwrap();
+    let text =
+        std::fs::read_to_string(repository("charts/auto-unseal-operator/files/dashboard.json")).unwrap();
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     let metrics = words.filter(|word| word.starts_with("autounseal_"));
     metrics.map(str::to_owned).collect()

@@ -141,12 +141,19 @@ impl Dashboard {
         for panel in &self.panels {
             let Place { x, y, w, h } = panel.place;
             parts.push(panel.title.clone());
-            parts.push(format!("{:?} {:?} {} {x} {y} {w} {h}", panel.kind, panel.unit, panel.names));
+            parts.push(format!(
+                "{:?} {:?} {} {x} {y} {w} {h}",
+                panel.kind, panel.unit, panel.names
+            ));
             for (from, colour) in &panel.steps {
                 parts.push(format!("{from} {colour}"));
             }
             for query in &panel.queries {
-                parts.extend([query.letter.clone(), query.expression.clone(), query.legend.clone()]);
+                parts.extend([
+                    query.letter.clone(),
+                    query.expression.clone(),
+                    query.legend.clone(),
+                ]);
             }
             parts.extend(panel.columns.hidden.iter().cloned());
             for (name, shown) in &panel.columns.names {
@@ -183,7 +190,9 @@ fn panel(panel: &Value) -> Outcome<Panel> {
         "s" => Unit::Seconds,
         "reqps" => Unit::Rate("req/s"),
         "ops" => Unit::Rate("ops/s"),
-        other => return Err(format!("panel `{title}` counts in `{other}`, which no picture shows yet.").into()),
+        other => {
+            return Err(format!("panel `{title}` counts in `{other}`, which no picture shows yet.").into());
+        }
     };
     let side = |name: &str| {
         panel["gridPos"][name]
@@ -328,6 +337,9 @@ mod tests {
         ];
         let all: BTreeSet<String> = panels.iter().map(|panel| of(panel)).collect();
         assert_eq!(all.len(), panels.len());
-        assert_eq!(of(panels[0]), of(r#""type": "stat", "description": "Says more.""#));
+        assert_eq!(
+            of(panels[0]),
+            of(r#""type": "stat", "description": "Says more.""#)
+        );
     }
 }

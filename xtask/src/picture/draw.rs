@@ -14,9 +14,8 @@ const GAP: f64 = 8.0;
 const HEAD: f64 = 48.0;
 const FOOT: f64 = 34.0;
 
-/// Sizes of text; the style below has the same.
+/// The size of most texts; the style below has the same.
 const SMALL: f64 = 11.0;
-const LARGE: f64 = 13.0;
 
 const STYLE: &str = "text{font-family:system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif;font-size:11px;fill:#3d4450}\
 .t{font-size:13px;font-weight:600;fill:#1f2430}.h{font-size:17px;font-weight:600;fill:#1f2430}\
@@ -49,7 +48,7 @@ pub fn draw(dashboard: &Dashboard, recorded: &Recorded) -> String {
     svg.rect(whole, 0.0, "fill=\"#f2f4f7\"");
     svg.text(GAP + 4.0, 31.0, "h", "auto-unseal-operator");
     let length = recorded.window.to - recorded.window.from;
-    let range = format!("Namespace: All     0:00 to {}", elapsed(length));
+    let range = format!("Namespace: All · 0:00 to {}", elapsed(length));
     svg.text(WIDTH - GAP - 4.0, 31.0, "e", &range);
     for (panel, answers) in dashboard.panels.iter().zip(&recorded.answers) {
         let area = area(panel);
@@ -96,15 +95,18 @@ fn no_data(svg: &mut Svg, area: Area) {
     svg.text(area.middle(), area.y + area.h / 2.0, "n", "No data");
 }
 
-/// Every series that has a value, by its name.
+/// Every series that has a value, with its name, by which those of a query are sorted.
 fn named<'s>(panel: &Panel, answers: &'s [Vec<Series>]) -> Vec<(String, &'s Series)> {
-    panel
-        .queries
-        .iter()
-        .zip(answers)
-        .flat_map(|(query, answer)| answer.iter().map(|series| (series.name(&query.legend), series)))
-        .filter(|(_, series)| series.last().is_some())
-        .collect()
+    let mut all = Vec::new();
+    for (query, answer) in panel.queries.iter().zip(answers) {
+        let with_values = answer.iter().filter(|series| series.last().is_some());
+        let mut of_query: Vec<_> = with_values
+            .map(|series| (series.name(&query.legend), series))
+            .collect();
+        of_query.sort_by(|(left, _), (right, _)| left.cmp(right));
+        all.extend(of_query);
+    }
+    all
 }
 
 fn stat(svg: &mut Svg, area: Area, panel: &Panel, answers: &[Vec<Series>]) {
@@ -156,9 +158,15 @@ fn lines(svg: &mut Svg, area: Area, panel: &Panel, answers: &[Vec<Series>], wind
     }
     let names: Vec<&str> = shown.iter().map(|(name, _)| name.as_str()).collect();
     let rows = legend(svg, inner, &names);
-    let values = shown.iter().flat_map(|(_, series)| series.points.iter().map(|(_, value)| *value));
+    let values = shown
+        .iter()
+        .flat_map(|(_, series)| series.points.iter().map(|(_, value)| *value));
     let axis = scale::axis(values, panel.unit, 4.0);
-    let labels: Vec<String> = axis.ticks.iter().map(|tick| scale::value(*tick, panel.unit)).collect();
+    let labels: Vec<String> = axis
+        .ticks
+        .iter()
+        .map(|tick| scale::value(*tick, panel.unit))
+        .collect();
     let widest = labels.iter().map(|label| width(label, SMALL)).fold(0.0, f64::max);
     let plot = inner.within(widest + 8.0, 6.0, 6.0, 22.0 + rows * 16.0);
     let height = |value: f64| plot.bottom() - (value - axis.low) / (axis.high - axis.low) * plot.h;
@@ -171,12 +179,20 @@ fn lines(svg: &mut Svg, area: Area, panel: &Panel, answers: &[Vec<Series>], wind
     let step = scale::time_step(length, plot.w / 55.0);
     let mut time = 0.0;
     while time <= length {
-        svg.text(place(window.from + time), plot.bottom() + 16.0, "m", &elapsed(time));
+        svg.text(
+            place(window.from + time),
+            plot.bottom() + 16.0,
+            "m",
+            &elapsed(time),
+        );
         time += step;
     }
     for ((_, series), colour) in shown.iter().zip(CURVES.iter().cycle()) {
         for part in unbroken(series, window.step()) {
-            let points: Vec<(f64, f64)> = part.iter().map(|(time, value)| (place(*time), height(*value))).collect();
+            let points: Vec<(f64, f64)> = part
+                .iter()
+                .map(|(time, value)| (place(*time), height(*value)))
+                .collect();
             svg.curve(&points, colour);
         }
     }
@@ -243,25 +259,41 @@ fn table(svg: &mut Svg, area: Area, panel: &Panel, answers: &[Vec<Series>]) {
         no_data(svg, inner);
         return;
     }
-    let present: BTreeSet<&str> = rows.iter().flat_map(|row| row.keys().map(String::as_str)).collect();
+    let present: BTreeSet<&str> = rows
+        .iter()
+        .flat_map(|row| row.keys().map(String::as_str))
+        .collect();
     let mut columns: Vec<&str> = present
         .into_iter()
         .filter(|name| !panel.columns.hidden.contains(*name))
         .collect();
     columns.sort_by_key(|name| panel.columns.order.get(*name).copied().unwrap_or(u64::MAX));
-    let each = inner.w / columns.iter().fold(0.0, |count, _| count + 1.0);
+    let heading = |name: &str| {
+        panel
+            .columns
+            .names
+            .get(name)
+            .cloned()
+            .unwrap_or_else(|| name.to_owned())
+    };
+    // Each as wide as its longest text asks for, and together as wide as the panel.
+    let needs = |name: &str| {
+        let cells = rows.iter().filter_map(|row| row.get(name).cloned());
+        let widths = cells.chain([heading(name)]).map(|cell| width(&cell, SMALL));
+        widths.fold(0.0, f64::max) + 20.0
+    };
+    let spread = inner.w / columns.iter().map(|name| needs(name)).sum::<f64>();
     let mut y = inner.y + 14.0;
     let line = |svg: &mut Svg, y: f64, class: &str, cell: &dyn Fn(&str) -> String| {
         let mut x = inner.x;
         for name in &columns {
-            svg.text(x, y, class, &fit(&cell(name), SMALL, each - 8.0));
-            x += each;
+            let room = needs(name) * spread;
+            svg.text(x, y, class, &fit(&cell(name), SMALL, room - 8.0));
+            x += room;
         }
         svg.rule(inner.x, y + 7.0, inner.w, GRID);
     };
-    line(svg, y, "b", &|name| {
-        panel.columns.names.get(name).cloned().unwrap_or_else(|| name.to_owned())
-    });
+    line(svg, y, "b", &heading);
     for (index, row) in rows.iter().enumerate() {
         y += 22.0;
         if y + 22.0 > inner.bottom() + 8.0 && index + 1 < rows.len() {
@@ -283,7 +315,9 @@ fn rows(panel: &Panel, answers: &[Vec<Series>]) -> Vec<BTreeMap<String, String>>
         };
         for series in answer {
             if let Some(value) = series.last() {
-                let row = rows.entry(&series.labels).or_insert_with(|| series.labels.clone());
+                let row = rows
+                    .entry(&series.labels)
+                    .or_insert_with(|| series.labels.clone());
                 row.insert(column.clone(), scale::value(value, panel.unit));
             }
         }
@@ -303,7 +337,9 @@ mod tests {
         let letters = ["A", "B"];
         let targets: Vec<String> = letters[..queries]
             .iter()
-            .map(|letter| format!(r#"{{"refId": "{letter}", "expr": "x", "legendFormat": "{{{{pod}}}} of <one>"}}"#))
+            .map(|letter| {
+                format!(r#"{{"refId": "{letter}", "expr": "x", "legendFormat": "{{{{pod}}}} of <one>"}}"#)
+            })
             .collect();
         Dashboard::parse(&format!(
             r#"{{"panels": [{{"title": "A & B", "type": "{kind}", "targets": [{}],
@@ -321,7 +357,10 @@ mod tests {
     }
 
     fn drawn(dashboard: &Dashboard, answers: Vec<Vec<Series>>) -> String {
-        let window = Window { from: 100.0, to: 160.0 };
+        let window = Window {
+            from: 100.0,
+            to: 160.0,
+        };
         draw(
             dashboard,
             &Recorded {
@@ -335,7 +374,12 @@ mod tests {
     fn another_answer_is_another_picture_and_the_same_is_the_same() {
         for kind in ["stat", "timeseries", "table"] {
             let dashboard = dashboard(kind, 1, NO_TIME);
-            let of = |value: f64| drawn(&dashboard, vec![vec![series("p", &[(100.0, 1.0), (102.0, value)])]]);
+            let of = |value: f64| {
+                drawn(
+                    &dashboard,
+                    vec![vec![series("p", &[(100.0, 1.0), (102.0, value)])]],
+                )
+            };
             assert_ne!(of(2.0), of(3.0), "{kind}");
             assert_eq!(of(2.0), of(2.0), "{kind}");
         }
@@ -345,9 +389,16 @@ mod tests {
     fn what_has_no_answer_says_so_and_what_has_one_does_not() {
         for kind in ["stat", "timeseries", "table"] {
             let dashboard = dashboard(kind, 1, NO_TIME);
-            for nothing in [vec![], vec![series("p", &[])], vec![series("p", &[(100.0, f64::NAN)])]] {
+            for nothing in [
+                vec![],
+                vec![series("p", &[])],
+                vec![series("p", &[(100.0, f64::NAN)])],
+            ] {
                 let svg = drawn(&dashboard, vec![nothing]);
-                assert!(svg.contains(">No data<") && svg.contains(">A &amp; B<"), "{kind}: {svg}");
+                assert!(
+                    svg.contains(">No data<") && svg.contains(">A &amp; B<"),
+                    "{kind}: {svg}"
+                );
             }
             let svg = drawn(&dashboard, vec![vec![series("p", &[(100.0, 0.0)])]]);
             assert!(!svg.contains("No data"), "{kind}: {svg}");
@@ -356,14 +407,23 @@ mod tests {
 
     #[test]
     fn text_of_others_is_escaped() {
-        let svg = drawn(&dashboard("timeseries", 1, ""), vec![vec![series("<script>", &[(100.0, 1.0)])]]);
+        let svg = drawn(
+            &dashboard("timeseries", 1, ""),
+            vec![vec![series("<script>", &[(100.0, 1.0)])]],
+        );
         assert!(svg.contains(">&lt;script&gt; of &lt;one&gt;<"), "{svg}");
         assert!(!svg.contains("<script"), "{svg}");
     }
 
     #[test]
     fn a_curve_ends_where_the_series_has_a_gap() {
-        let points = [(100.0, 1.0), (102.0, 2.0), (110.0, 3.0), (112.0, 4.0), (120.0, 5.0)];
+        let points = [
+            (100.0, 1.0),
+            (102.0, 2.0),
+            (110.0, 3.0),
+            (112.0, 4.0),
+            (120.0, 5.0),
+        ];
         let parts = unbroken(&series("p", &points), 2.0);
         let lengths: Vec<usize> = parts.iter().map(Vec::len).collect();
         assert_eq!(lengths, [2, 2, 1]);
@@ -376,7 +436,10 @@ mod tests {
         assert!(one.contains("#2b8a57") && !one.contains("p of"), "{one}");
         let two = vec![series("p", &[(100.0, 80.0)]), series("q", &[(100.0, 1.0)])];
         let two = drawn(&dashboard, vec![two]);
-        assert!(two.contains("#c4314b") && two.contains("p of") && two.contains("q of"), "{two}");
+        assert!(
+            two.contains("#c4314b") && two.contains("p of") && two.contains("q of"),
+            "{two}"
+        );
     }
 
     #[test]
@@ -387,9 +450,15 @@ mod tests {
         let dashboard = dashboard("table", 2, more);
         let mut other = series("q", &[(100.0, 9.0)]);
         other.labels.insert("secret".to_owned(), "hidden".to_owned());
-        let answers = vec![vec![series("p", &[(100.0, 7.0)])], vec![series("p", &[(100.0, 8.0)]), other]];
+        let answers = vec![
+            vec![series("p", &[(100.0, 7.0)])],
+            vec![series("p", &[(100.0, 8.0)]), other],
+        ];
         let svg = drawn(&dashboard, answers);
-        let at = |text: &str| svg.find(&format!(">{text}<")).unwrap_or_else(|| panic!("{text}: {svg}"));
+        let at = |text: &str| {
+            svg.find(&format!(">{text}<"))
+                .unwrap_or_else(|| panic!("{text}: {svg}"))
+        };
         assert!(at("second") < at("first") && at("first") < at("pod"));
         assert!(at("8") < at("7") && at("7") < at("p") && at("p") < at("9"));
         assert!(!svg.contains("hidden") && !svg.contains("Value #"));
@@ -401,6 +470,9 @@ mod tests {
         let many = (0..30).map(|number| series(&format!("pod-{number:02}"), &[(100.0, 1.0)]));
         let svg = drawn(&dashboard, vec![many.collect()]);
         let shown = svg.matches("pod-").count();
-        assert!(shown > 3 && svg.contains(&format!("and {} more", 30 - shown)), "{svg}");
+        assert!(
+            shown > 3 && svg.contains(&format!("and {} more", 30 - shown)),
+            "{svg}"
+        );
     }
 }

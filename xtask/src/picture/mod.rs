@@ -92,7 +92,10 @@ mod tests {
         assert!(picture.contains(&mark), "{PICTURE} is stale: cargo xtask picture");
         for panel in &dashboard.panels {
             let title = format!(">{}</text>", svg::escape(&panel.title));
-            assert!(picture.contains(&title), "{title} is not in {PICTURE}: cargo xtask picture");
+            assert!(
+                picture.contains(&title),
+                "{title} is not in {PICTURE}: cargo xtask picture"
+            );
         }
     }
 

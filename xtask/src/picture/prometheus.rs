@@ -12,7 +12,7 @@ use crate::services::loopback;
 use crate::session::Session;
 use crate::{http, ports, process};
 
-const STARTUP: Duration = Duration::from_secs(60);
+const STARTUP: Duration = Duration::from_mins(1);
 
 /// A running server; it ends with the session.
 pub struct Prometheus {
@@ -75,26 +75,26 @@ impl Prometheus {
 
 /// Labels of the metrics win over those of the target, as with the chart's monitors.
 fn configuration(folder: &Path) -> String {
-    let targets = folder.join("targets.json");
+    // As JSON writes it, which is YAML too.
+    let targets = Value::from(folder.join("targets.json").display().to_string());
     format!(
         "global: {{scrape_interval: {SCRAPE}s, scrape_timeout: {SCRAPE}s}}\n\
          scrape_configs:\n\
          - job_name: auto-unseal-operator\n  \
            honor_labels: true\n  \
            file_sd_configs:\n  \
-           - {{files: [{targets:?}], refresh_interval: 1s}}\n",
+           - {{files: [{targets}], refresh_interval: 1s}}\n",
     )
 }
 
 /// A value of a query, of which every byte but letters and digits is escaped.
 fn encoded(text: &str) -> String {
-    text.bytes().fold(String::new(), |mut out, byte| {
+    text.bytes().fold(String::new(), |out, byte| {
         if byte.is_ascii_alphanumeric() {
-            out.push(char::from(byte));
+            out + char::from(byte).encode_utf8(&mut [0; 4])
         } else {
-            out += &format!("%{byte:02X}");
+            out + &format!("%{byte:02X}")
         }
-        out
     })
 }
 
@@ -104,7 +104,10 @@ mod tests {
 
     #[test]
     fn a_query_passes_unharmed() {
-        assert_eq!(encoded("a{b=~\".*\"} + 1"), "a%7Bb%3D%7E%22%2E%2A%22%7D%20%2B%201");
+        assert_eq!(
+            encoded("a{b=~\".*\"} + 1"),
+            "a%7Bb%3D%7E%22%2E%2A%22%7D%20%2B%201"
+        );
     }
 
     #[test]

@@ -17,7 +17,9 @@ pub struct Axis {
 pub fn axis(values: impl Iterator<Item = f64>, unit: Unit, steps: f64) -> Axis {
     let (low, high) = values
         .filter(|value| value.is_finite())
-        .fold((0.0_f64, 0.0_f64), |(low, high), value| (low.min(value), high.max(value)));
+        .fold((0.0_f64, 0.0_f64), |(low, high), value| {
+            (low.min(value), high.max(value))
+        });
     let high = if high > low { high } else { low + 1.0 };
     let rough = (high - low) / steps;
     let step = match unit {
@@ -26,7 +28,10 @@ pub fn axis(values: impl Iterator<Item = f64>, unit: Unit, steps: f64) -> Axis {
         Unit::Rate(_) => round_step(rough),
         Unit::Seconds => {
             let scales = LARGE.into_iter().map(|(scale, _)| scale);
-            let scale = scales.into_iter().find(|scale| high - low >= *scale).unwrap_or(1.0);
+            let scale = scales
+                .into_iter()
+                .find(|scale| high - low >= *scale)
+                .unwrap_or(1.0);
             round_step(rough / scale) * scale
         }
     };
@@ -52,7 +57,9 @@ fn round_step(rough: f64) -> f64 {
 
 /// Seconds between two times that are named, so that no more than so many are.
 pub fn time_step(seconds: f64, most: f64) -> f64 {
-    let steps = [1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_800.0, 3_600.0];
+    let steps = [
+        1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_800.0, 3_600.0,
+    ];
     let fits = |step: &f64| seconds / step <= most;
     steps.into_iter().find(fits).unwrap_or(86_400.0)
 }
@@ -88,7 +95,13 @@ fn duration(seconds: f64) -> String {
         return "0 s".to_owned();
     }
     if let Some((scale, words)) = LARGE.into_iter().find(|(scale, _)| size >= *scale) {
-        return format!("{} {words}", plain(seconds / scale));
+        let number = plain(seconds / scale);
+        let words = if number == "1" {
+            words.trim_end_matches('s')
+        } else {
+            words
+        };
+        return format!("{number} {words}");
     }
     match size {
         _ if size >= 1.0 => format!("{} s", plain(seconds)),
@@ -100,7 +113,11 @@ fn duration(seconds: f64) -> String {
 /// Three digits that count, and no zeros behind the point.
 fn plain(value: f64) -> String {
     if value == 0.0 || !value.is_finite() {
-        return if value.is_finite() { "0".to_owned() } else { value.to_string() };
+        return if value.is_finite() {
+            "0".to_owned()
+        } else {
+            value.to_string()
+        };
     }
     let decimals = match value.abs() {
         size if size >= 100.0 => 0,
@@ -111,7 +128,11 @@ fn plain(value: f64) -> String {
     let text = format!("{value:.decimals$}");
     if text.contains('.') {
         let text = text.trim_end_matches('0').trim_end_matches('.');
-        if matches!(text, "0" | "-0") { "0".to_owned() } else { text.to_owned() }
+        if matches!(text, "0" | "-0") {
+            "0".to_owned()
+        } else {
+            text.to_owned()
+        }
     } else {
         text
     }
@@ -135,7 +156,10 @@ mod tests {
 
     #[test]
     fn times_are_minutes_and_seconds() {
-        assert_eq!((elapsed(0.0), elapsed(65.4), elapsed(600.0)), ("0:00".into(), "1:05".into(), "10:00".into()));
+        assert_eq!(
+            (elapsed(0.0), elapsed(65.4), elapsed(600.0)),
+            ("0:00".into(), "1:05".into(), "10:00".into())
+        );
         assert_eq!((time_step(180.0, 7.0), time_step(10.0, 5.0)), (30.0, 2.0));
     }
 
@@ -147,6 +171,7 @@ mod tests {
         assert_eq!(seconds(1.5), "1.5 s");
         assert_eq!(seconds(-90.0), "-1.5 mins");
         assert_eq!(seconds(7_775_990.0), "12.9 weeks");
+        assert_eq!(seconds(3_600.0), "1 hour");
         assert_eq!(value(0.25, Unit::Rate("req/s")), "0.25 req/s");
         assert_eq!(value(1234.5, Unit::Number), "1234");
         assert_eq!(value(2.0, Unit::Number), "2");

@@ -1,5 +1,7 @@
 //! The few shapes that a picture is made of.
 
+use std::fmt::{self, Write};
+
 /// A part of the picture.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Area {
@@ -48,41 +50,57 @@ impl Svg {
     /// A rectangle.
     pub fn rect(&mut self, area: Area, round: f64, attributes: &str) {
         let [x, y, w, h] = [area.x, area.y, area.w, area.h].map(number);
-        self.0 += &format!(
+        self.push(format_args!(
             "<rect x=\"{x}\" y=\"{y}\" width=\"{w}\" height=\"{h}\" rx=\"{}\" {attributes}/>\n",
             number(round)
-        );
+        ));
     }
 
     /// A horizontal line.
     pub fn rule(&mut self, x: f64, y: f64, width: f64, colour: &str) {
         let [x, y, width] = [x, y, width].map(number);
-        self.0 += &format!("<path d=\"M{x} {y}h{width}\" stroke=\"{colour}\"/>\n");
+        self.push(format_args!(
+            "<path d=\"M{x} {y}h{width}\" stroke=\"{colour}\"/>\n"
+        ));
     }
 
     /// A text at the left of a point, or as its class says.
     pub fn text(&mut self, x: f64, y: f64, class: &str, text: &str) {
         let [x, y] = [x, y].map(number);
-        self.0 += &format!("<text x=\"{x}\" y=\"{y}\" class=\"{class}\">{}</text>\n", escape(text));
+        self.push(format_args!(
+            "<text x=\"{x}\" y=\"{y}\" class=\"{class}\">{}</text>\n",
+            escape(text)
+        ));
     }
 
     /// A curve through points; one that stands alone is a dot.
     pub fn curve(&mut self, points: &[(f64, f64)], colour: &str) {
         if let [(x, y)] = points {
             let [x, y] = [*x, *y].map(number);
-            self.0 += &format!("<circle cx=\"{x}\" cy=\"{y}\" r=\"2\" fill=\"{colour}\"/>\n");
+            self.push(format_args!(
+                "<circle cx=\"{x}\" cy=\"{y}\" r=\"2\" fill=\"{colour}\"/>\n"
+            ));
             return;
         }
         let mut path = String::new();
         for (index, (x, y)) in points.iter().enumerate() {
-            let level = |other: Option<&(f64, f64)>| other.is_some_and(|(_, other)| number(*other) == number(*y));
+            let level =
+                |other: Option<&(f64, f64)>| other.is_some_and(|(_, other)| number(*other) == number(*y));
             // Between two of the same height a point shows nothing.
             if index > 0 && level(points.get(index - 1)) && level(points.get(index + 1)) {
                 continue;
             }
-            path += &format!("{}{} {}", if path.is_empty() { 'M' } else { 'L' }, number(*x), number(*y));
+            path.push(if path.is_empty() { 'M' } else { 'L' });
+            path.push_str(&[number(*x), number(*y)].join(" "));
         }
-        self.0 += &format!("<path d=\"{path}\" stroke=\"{colour}\" class=\"c\"/>\n");
+        self.push(format_args!(
+            "<path d=\"{path}\" stroke=\"{colour}\" class=\"c\"/>\n"
+        ));
+    }
+
+    fn push(&mut self, element: fmt::Arguments<'_>) {
+        // Writing to a String cannot fail.
+        let _ = self.0.write_fmt(element);
     }
 
     /// Everything.
