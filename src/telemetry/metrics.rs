@@ -232,7 +232,10 @@ impl Metrics {
             metrics.unseal_seconds.clone(),
         );
         // Without a zero before it, Prometheus counts no first one.
-        metrics.unseals.get_or_create(&OutcomeLabels { outcome: "ok" });
+        metrics
+            .unseals
+            .get_or_create(&OutcomeLabels { outcome: "ok" })
+            .inc_by(0);
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "What this is", build);
         Self { registry, ..metrics }
