@@ -134,6 +134,11 @@ impl Metrics {
             metrics.unseal_seconds.clone(),
         );
         registry.register_collector(Box::new(metrics.objects.clone()));
+        // Without a zero before it, Prometheus counts no first one.
+        metrics
+            .unseals
+            .get_or_create(&OutcomeLabels { outcome: "ok" })
+            .inc_by(0);
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "What this is", build);
         Self { registry, ..metrics }
@@ -235,7 +240,12 @@ mod tests {
         metrics.kms_request("awskms", "Decrypt", "ok", 0.01);
         metrics.credential_expiry("awskms", "irsa", 42);
         metrics.imds_probe("available");
-        assert!(metrics.text().contains("autounseal_leader 0\n"));
+        for line in [
+            "autounseal_leader 0\n",
+            "autounseal_unseal_total{outcome=\"ok\"} 0\n",
+        ] {
+            assert!(metrics.text().contains(line), "{line}");
+        }
         metrics.leads(true);
         let text = metrics.text();
         for line in [

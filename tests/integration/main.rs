@@ -52,6 +52,7 @@ mod operations;
 mod operator_identity;
 mod own_identity;
 mod ownership;
+mod pictured;
 mod pods;
 mod preflight;
 mod rights;

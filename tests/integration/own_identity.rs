@@ -49,7 +49,7 @@ fn credentials(access_key_id: &str) -> String {
 
 /// What an instance metadata service does with the token PUT.
 #[derive(Clone, Copy)]
-enum Put {
+pub enum Put {
     Answers,
     StaysSilent,
     SilencesAll,
@@ -57,20 +57,23 @@ enum Put {
 }
 
 /// An instance metadata service with tokens required; remembers what was asked.
-struct Metadata {
-    server: Server,
+pub struct Metadata {
+    pub server: Server,
+    put: Arc<Mutex<Put>>,
     seen: Arc<Mutex<Vec<String>>>,
 }
 
 impl Metadata {
-    fn start(put: Put) -> Self {
+    pub fn start(put: Put) -> Self {
         let seen: Arc<Mutex<Vec<String>>> = Arc::default();
-        let remember = seen.clone();
+        let put = Arc::new(Mutex::new(put));
+        let (remember, does) = (seen.clone(), put.clone());
         let server = Server::start(move |request: Request| {
             let token = request.header("x-aws-ec2-metadata-token") == Some("the-token");
             let line = request.line.clone();
             remember.lock().unwrap().push(format!("{line} token={token}"));
             let text = |status, body: &str| Reply::new(status, "text/plain", body);
+            let put = *does.lock().unwrap();
             if line.starts_with("PUT /latest/api/token") {
                 return match put {
                     Put::Answers => Reply::Answer {
@@ -104,7 +107,12 @@ impl Metadata {
                 text(404, "not found")
             }
         });
-        Self { server, seen }
+        Self { server, put, seen }
+    }
+
+    /// From now on it does this.
+    pub fn does(&self, put: Put) {
+        *self.put.lock().unwrap() = put;
     }
 
     fn seen(&self) -> Vec<String> {

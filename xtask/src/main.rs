@@ -1,8 +1,8 @@
 //! `cargo xtask`: the one door for developers. Each command does one job from a fresh clone, bringing the
 //! tools that it needs into the user's cache folder, and leaves nothing running.
 //!
-//! The map: `cluster`, `test`, `demo`, `bench`, `chaos`, `drill_failover`, `fuzz`, `coverage`, `reproduce`, `sbom`, `scan`
-//! and `generate` are the commands. They stand on [`control_plane`]
+//! The map: `cluster`, `test`, `demo`, `bench`, `chaos`, `drill_failover`, `fuzz`, `coverage`, `picture`,
+//! `reproduce`, `sbom`, `scan` and `generate` are the commands. They stand on [`control_plane`]
 //! (etcd, kube-apiserver and moto, started and made ready), which stands on [`tools`] (programs built once into
 //! the [`cache`], with [`go`] and [`python`]). [`session`] owns every process that is started, and its [`guard`]
 //! ends them even when xtask itself is killed.
@@ -31,6 +31,7 @@ mod go;
 mod guard;
 mod http;
 mod operator;
+mod picture;
 mod ports;
 mod process;
 mod python;
@@ -78,6 +79,9 @@ cargo xtask COMMAND
         Prints how many lines of what decides run in the unit tests, file by file.
   mutants [--file FILE]...
         Breaks the code in one place after the other, and says which breaks no unit test noticed. Takes its time.
+  picture [--again]
+        Draws docs/images/dashboard.svg: minutes of a real run, scraped by a Prometheus (built once), and the dashboard's own
+        queries. --again draws anew what the last run recorded.
   reproduce
         Builds the release of HEAD twice, in two places, and compares the bytes. Takes two release builds.
   sbom  Writes target/autounseal.cdx.json: every crate of the release, in CycloneDX.
@@ -127,6 +131,7 @@ fn dispatch(arguments: &[String]) -> Outcome<i32> {
         "fuzz" => fuzz::run(&session::Session::start()?, rest),
         "coverage" => coverage::coverage(&session::Session::start()?, rest),
         "mutants" => coverage::mutants(&session::Session::start()?, rest),
+        "picture" => picture::run(&session::Session::start()?, rest),
         "reproduce" => reproduce::run(&session::Session::start()?, rest),
         "sbom" => sbom::run(&session::Session::start()?, rest),
         "scan" => scan::run(&session::Session::start()?, rest),

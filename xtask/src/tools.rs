@@ -100,6 +100,14 @@ const PROMTOOL: Pinned = Pinned {
     sources: &[],
     variable: "TEST_ASSET_PROMTOOL",
 };
+/// Scrapes and answers queries; only for `cargo xtask picture`.
+const PROMETHEUS: Pinned = Pinned {
+    name: "prometheus",
+    module: "prometheus",
+    package: "github.com/prometheus/prometheus/cmd/prometheus",
+    sources: &[],
+    variable: "TEST_ASSET_PROMETHEUS",
+};
 /// Holds manifests against schemas.
 const KUBECONFORM: Pinned = Pinned {
     name: "kubeconform",
@@ -229,11 +237,20 @@ impl Tools {
 
 /// Finds or makes Helm alone.
 pub fn helm(session: &Session) -> Outcome<PathBuf> {
+    alone(session, &HELM)
+}
+
+/// Finds or makes Prometheus, which no test needs.
+pub fn prometheus(session: &Session) -> Outcome<PathBuf> {
+    alone(session, &PROMETHEUS)
+}
+
+fn alone(session: &Session, tool: &Pinned) -> Outcome<PathBuf> {
     let workshop = Workshop {
         session,
         go: OnceCell::new(),
     };
-    workshop.provide(&HELM)
+    workshop.provide(tool)
 }
 
 /// Finds or makes checkov, which scans manifests.
@@ -331,7 +348,7 @@ fn linker_flags(tool: &Pinned) -> String {
 fn build_tags(tool: &Pinned) -> &'static str {
     match tool.module {
         // Without what finds targets in twenty clouds, which is most of what there is to compile.
-        "promtool" => "remove_all_sd",
+        "promtool" | "prometheus" => "remove_all_sd",
         _ => "",
     }
 }
