@@ -237,7 +237,7 @@ async fn vault(scene: Scene) -> Set {
         .env("KUBECONFIG", std::env::var("KUBECONFIG").unwrap());
     Set {
         scene,
-        pki,
+        pki: pki.into(),
         disk: Disk::new(Product::Vault),
         host: HOST.to_owned(),
         at: ([127, 0, 0, 2], free_port().port()).into(),
