@@ -14,7 +14,7 @@ use std::{
 };
 
 use futures::{StreamExt, TryStreamExt, stream};
-use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, WatchEvent, WatchParams};
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ListParams, WatchEvent, WatchParams};
 use serde_json::Value;
 
 use crate::plane::Plane;
@@ -148,6 +148,7 @@ pub fn writes(requests: &BTreeMap<String, u64>) -> u64 {
 
 /// A watch that counts the SealConfigs which became Ready.
 pub struct Readiness {
+    api: Api<DynamicObject>,
     events: stream::BoxStream<'static, kube::Result<WatchEvent<DynamicObject>>>,
     ready: HashSet<(Option<String>, Option<String>)>,
 }
@@ -163,16 +164,47 @@ impl Readiness {
             Some(namespace) => Api::namespaced_with(plane.client(), namespace, &kind),
             None => Api::all_with(plane.client(), &kind),
         };
-        // The apiserver ends a watch after some minutes on its own, unless it is asked for a longer one; 295 s is kube's most.
-        let events = api
-            .watch(&WatchParams::default().timeout(294), "0")
-            .await
-            .unwrap()
-            .boxed();
         Self {
-            events,
+            events: Self::events(&api, "0").await,
             ready: HashSet::new(),
+            api,
         }
+    }
+
+    async fn events(
+        api: &Api<DynamicObject>,
+        version: &str,
+    ) -> stream::BoxStream<'static, kube::Result<WatchEvent<DynamicObject>>> {
+        // The apiserver ends a watch after some minutes on its own, unless it is asked for a longer one; 295 s is kube's most.
+        let params = WatchParams::default().timeout(294);
+        api.watch(&params, version).await.unwrap().boxed()
+    }
+
+    fn saw(&mut self, object: DynamicObject) {
+        if is_ready(&object.data) {
+            self.ready
+                .insert((object.metadata.namespace, object.metadata.name));
+        }
+    }
+
+    /// The apiserver ends the watch of a client that is slower than the changes.
+    async fn again(&mut self) {
+        let listed = self.api.list(&ListParams::default().limit(500)).await.unwrap();
+        let version = listed.metadata.resource_version.unwrap_or_default();
+        let mut rest = listed.metadata.continue_;
+        let mut objects = listed.items;
+        loop {
+            for object in objects {
+                self.saw(object);
+            }
+            let Some(token) = rest.filter(|token| !token.is_empty()) else {
+                break;
+            };
+            let page = ListParams::default().limit(500).continue_token(&token);
+            let listed = self.api.list(&page).await.unwrap();
+            (objects, rest) = (listed.items, listed.metadata.continue_);
+        }
+        self.events = Self::events(&self.api, &version).await;
     }
 
     /// Until so many are.
@@ -182,11 +214,10 @@ impl Readiness {
             let event = tokio::time::timeout_at(deadline, self.events.try_next())
                 .await
                 .unwrap_or_else(|_| panic!("only {} of {count} became Ready", self.ready.len()));
-            if let Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) = event.unwrap()
-                && is_ready(&object.data)
-            {
-                self.ready
-                    .insert((object.metadata.namespace, object.metadata.name));
+            match event {
+                Ok(Some(WatchEvent::Added(object) | WatchEvent::Modified(object))) => self.saw(object),
+                Ok(Some(WatchEvent::Deleted(_) | WatchEvent::Bookmark(_))) => {}
+                Ok(Some(WatchEvent::Error(_)) | None) | Err(_) => self.again().await,
             }
         }
     }
