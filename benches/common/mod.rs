@@ -181,7 +181,8 @@ impl Readiness {
     }
 
     fn saw(&mut self, object: DynamicObject) {
-        if is_ready(&object.data) {
+        // Those of the plain client are nobody's, and say what it was told to write.
+        if object.data["spec"]["controllerClass"].is_null() && is_ready(&object.data) {
             self.ready
                 .insert((object.metadata.namespace, object.metadata.name));
         }

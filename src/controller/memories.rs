@@ -174,8 +174,9 @@ pub fn with_shown<K: Resource + StatusText, R>(object: &K, look: impl FnOnce(Sho
 pub struct News {
     /// Whether its object is new, or there is more to it than a status.
     pub changed: bool,
-    /// The objects whose status somebody else has written.
-    pub foreign: Vec<Name>,
+    /// The objects to look at beside it: whose status somebody else has written, and what a list shows that is new. What is
+    /// being listed is in the store only when all is listed, so nobody is to look before that.
+    pub look: Vec<Name>,
 }
 
 /// Puts an event into the store that `memories` read.
@@ -184,62 +185,58 @@ where
     K: Resource<DynamicType = ()> + StatusText + Clone,
     T: Rest,
 {
-    let mut news = News {
-        changed: false,
-        foreign: Vec::new(),
-    };
-    let before = match event {
-        Event::Apply(now) | Event::InitApply(now) => {
-            let (namespace, name) = named(now);
-            memories.shown(&namespace, &name)
-        }
-        Event::Init | Event::InitDone | Event::Delete(_) => None,
-    };
-    let listed = match event {
-        // What is listed anew may differ in anything.
-        Event::InitDone => writer.as_reader().state(),
+    let mut look = Vec::new();
+    let mut is_changed = false;
+    match event {
         Event::Apply(now) => {
+            let (namespace, name) = named(now);
+            let before = memories.shown(&namespace, &name);
             if let Some(before) = &before {
                 memories.keep(before, now);
             }
-            before.iter().cloned().collect()
+            writer.apply_watcher_event(event);
+            is_changed = changed(before.as_deref(), now);
+            if before.is_some_and(|before| memories.settle(&before, now)) {
+                look.push((namespace, name));
+            }
         }
-        Event::Init | Event::InitApply(_) | Event::Delete(_) => Vec::new(),
-    };
-    writer.apply_watcher_event(event);
-    for before in listed {
-        let (namespace, name) = named(&*before);
-        let Some(now) = memories.shown(&namespace, &name) else {
-            continue;
-        };
-        memories.keep(&before, &now);
-        if memories.settle(&before, &now) {
-            news.foreign.push((namespace, name));
+        Event::InitDone => {
+            let before = writer.as_reader().state();
+            let before: HashMap<Name, Arc<K>> = before
+                .into_iter()
+                .map(|object| (named(&*object), object))
+                .collect();
+            writer.apply_watcher_event(event);
+            for now in writer.as_reader().state() {
+                let name = named(&*now);
+                let before = before.get(&name).map(Arc::as_ref);
+                if let Some(before) = before {
+                    memories.keep(before, &now);
+                }
+                let is_foreign = before.is_some_and(|before| memories.settle(before, &now));
+                if is_foreign || changed(before, &now) {
+                    look.push(name);
+                }
+            }
         }
+        Event::Init | Event::InitApply(_) | Event::Delete(_) => writer.apply_watcher_event(event),
     }
-    if let Event::Apply(now) | Event::InitApply(now) = event {
-        news.changed = changed(before.as_deref(), now);
+    News {
+        changed: is_changed,
+        look,
     }
-    news
 }
 
-/// The object that an event speaks of, if it still is.
-pub fn object_of<K>(event: Event<K>) -> Option<K> {
-    match event {
-        Event::Apply(object) | Event::InitApply(object) => Some(object),
-        Event::Init | Event::InitDone | Event::Delete(_) => None,
-    }
-}
-
+/// Whether there is more to what is shown than a status.
 fn changed<K: Resource>(before: Option<&K>, now: &K) -> bool {
     fn said<K: Resource>(object: &K) -> impl PartialEq {
         let meta = object.meta();
         (
-            meta.uid.clone(),
+            meta.uid.as_ref(),
             meta.generation,
-            meta.annotations.clone(),
-            meta.labels.clone(),
-            meta.finalizers.clone(),
+            meta.annotations.as_ref(),
+            meta.labels.as_ref(),
+            meta.finalizers.as_ref(),
         )
     }
     before.is_none_or(|before| said(before) != said(now))
@@ -276,11 +273,8 @@ mod tests {
         let before = object(at - 1, &json!({}));
         reflect(&Event::Init, &mut writer, &memories);
         reflect(&Event::InitApply(before.clone()), &mut writer, &memories);
-        assert!(
-            reflect(&Event::InitDone, &mut writer, &memories)
-                .foreign
-                .is_empty()
-        );
+        let listed = reflect(&Event::InitDone, &mut writer, &memories).look;
+        assert_eq!(listed.len(), 1, "it is new");
         let mut memory = memories.take("n", "c", "u");
         memory.told.told(status, Some(&at.to_string()));
         assert!(!memories.put(&before, memory));
@@ -304,13 +298,13 @@ mod tests {
             if echoed {
                 assert!(
                     reflect(&Event::Apply(object(5, &ours)), &mut writer, &memories)
-                        .foreign
+                        .look
                         .is_empty()
                 );
             }
             let event = Event::Apply(object(6, &forged));
             assert_eq!(
-                reflect(&event, &mut writer, &memories).foreign,
+                reflect(&event, &mut writer, &memories).look,
                 std::slice::from_ref(&name)
             );
             assert_eq!(base(&memories), (ours.clone(), forged.clone()));
@@ -322,7 +316,7 @@ mod tests {
             reflect(&Event::Init, &mut writer, &memories);
             reflect(&Event::InitApply(object(6, &forged)), &mut writer, &memories);
             assert_eq!(
-                reflect(&Event::InitDone, &mut writer, &memories).foreign,
+                reflect(&Event::InitDone, &mut writer, &memories).look,
                 std::slice::from_ref(&name)
             );
             assert_eq!(base(&memories), (ours.clone(), forged.clone()));
@@ -335,7 +329,7 @@ mod tests {
             let shown = memories.shown("n", "c").unwrap();
             assert!(
                 reflect(&Event::Apply(object(6, &forged)), &mut writer, &memories)
-                    .foreign
+                    .look
                     .is_empty()
             );
             memory.told.told(&ours, None);
@@ -371,14 +365,15 @@ mod tests {
         assert!(!is_news(annotated.clone()));
         annotated.meta_mut().generation = Some(2);
         assert!(is_news(annotated));
-        reflect(&Event::Init, &mut writer, &memories);
+        // What a list shows is looked at when all is listed: before that the store is as it was.
+        let mut list = |object: Kept| {
+            assert!(reflect(&Event::Init, &mut writer, &memories).look.is_empty());
+            let news = reflect(&Event::InitApply(object), &mut writer, &memories);
+            assert!(!news.changed && news.look.is_empty());
+            reflect(&Event::InitDone, &mut writer, &memories).look.len()
+        };
         let listed = object(8, &json!({}));
-        assert!(reflect(&Event::InitApply(listed.clone()), &mut writer, &memories).changed);
-        reflect(&Event::InitDone, &mut writer, &memories);
-        reflect(&Event::Init, &mut writer, &memories);
-        assert!(
-            !reflect(&Event::InitApply(listed), &mut writer, &memories).changed,
-            "listed again as it was"
-        );
+        assert_eq!(list(listed.clone()), 1);
+        assert_eq!(list(listed), 0, "listed again as it was");
     }
 }

@@ -288,7 +288,7 @@ async fn run_scope(
         .try_filter_map(move |event| {
             // First of all: whoever is woken by an event finds what it told.
             let news = memories::reflect(&event, &mut writer, &known.memories);
-            for (namespace, name) in news.foreign {
+            for (namespace, name) in news.look {
                 seen_in.look_at(&namespace, [name]);
             }
             remember(&known, &seen_in, &event, &mut gone);
@@ -298,7 +298,10 @@ async fn run_scope(
                     part.ready();
                 }
             }
-            ready(Ok(news.changed.then(|| memories::object_of(event)).flatten()))
+            ready(Ok(match event {
+                Event::Apply(object) if news.changed => Some(object),
+                _ => None,
+            }))
         });
     let managed = managed::run::run(
         context.clone(),

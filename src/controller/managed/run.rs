@@ -53,14 +53,17 @@ pub(in crate::controller) async fn run(
         .try_filter_map(move |event| {
             // First of all: whoever is woken by an event finds what it told.
             let news = memories::reflect(&event, &mut writer, &known.managed);
-            for (namespace, name) in news.foreign {
+            for (namespace, name) in news.look {
                 scope.look_at(&namespace, [index::managed(&name)]);
             }
             remember(&known, &scope, &event, &mut gone);
             if matches!(event, Event::InitDone) {
                 begins.store(true, Ordering::Relaxed);
             }
-            ready(Ok(news.changed.then(|| memories::object_of(event)).flatten()))
+            ready(Ok(match event {
+                Event::Apply(object) if news.changed => Some(object),
+                _ => None,
+            }))
         });
     let keys = Followed {
         objects: keys,
