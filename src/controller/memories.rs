@@ -15,7 +15,9 @@ use kube::{
     },
 };
 
-use super::told::{Shown, Told};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::told::{Base, Shown, Told};
 
 /// Namespace and name.
 type Name = (String, String);
@@ -32,24 +34,39 @@ pub trait Rest: Default {
     fn is_blank(&self) -> bool;
 }
 
-/// What is remembered of one object.
-#[derive(Default)]
-pub struct Memory<T> {
+/// What is remembered of one object while it is worked on.
+pub struct Memory<K, T> {
     /// A successor of the same name starts afresh.
-    uid: String,
-    /// Its status.
-    pub told: Told,
+    uid: Option<String>,
+    /// What the watch showed when it was taken.
+    shown: Arc<K>,
+    told: Told,
     rest: Box<T>,
 }
 
 /// The same, while nobody works on the object: of most there is nothing but what was told.
 struct Stored<T> {
-    uid: String,
+    uid: Option<String>,
     told: Told,
     rest: Option<Box<T>>,
 }
 
-impl<T> Deref for Memory<T> {
+impl<K: Resource + StatusText, T> Memory<K, T> {
+    /// What the next status builds on.
+    pub fn base<S: DeserializeOwned + Default + Clone>(&self) -> Base<S> {
+        self.told.base(&shows(&*self.shown))
+    }
+
+    /// A status was to be written over `saved`; `written`: the resourceVersion of the write, if one was needed and taken.
+    pub fn tell<S: Serialize, E>(&mut self, next: &S, saved: &S, written: &Result<Option<String>, E>) {
+        match written {
+            Ok(written) => self.told.told(next, written.as_deref()),
+            Err(_) => self.told.failed(next, saved, &shows(&*self.shown)),
+        }
+    }
+}
+
+impl<K, T> Deref for Memory<K, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -57,7 +74,7 @@ impl<T> Deref for Memory<T> {
     }
 }
 
-impl<T> DerefMut for Memory<T> {
+impl<K, T> DerefMut for Memory<K, T> {
     fn deref_mut(&mut self) -> &mut T {
         &mut self.rest
     }
@@ -102,35 +119,43 @@ where
 
     /// Takes what is remembered of an object; nothing if it is another of the same name. kube never reconciles one
     /// object twice at once, so nobody misses it meanwhile.
-    pub fn take(&self, namespace: &str, name: &str, uid: &str) -> Memory<T> {
-        let stored = self.lock().remove(&(namespace.to_owned(), name.to_owned()));
-        match stored.filter(|stored| stored.uid == uid) {
-            Some(Stored { uid, told, rest }) => Memory {
-                uid,
-                told,
-                rest: rest.unwrap_or_default(),
-            },
-            None => Memory {
-                uid: uid.to_owned(),
-                ..Memory::default()
-            },
+    pub fn take(&self, object: &Arc<K>) -> Memory<K, T> {
+        let (namespace, name) = named(&**object);
+        let stored = self.lock().remove(&(namespace.clone(), name.clone()));
+        let uid = object.uid();
+        let stored = stored.filter(|stored| stored.uid == uid);
+        let (told, rest) = stored.map_or_else(Default::default, |stored| (stored.told, stored.rest));
+        Memory {
+            uid,
+            // Read after that: `object` may be behind what was settled since.
+            shown: self.shown(&namespace, &name).unwrap_or_else(|| object.clone()),
+            told,
+            rest: rest.unwrap_or_default(),
         }
     }
 
-    /// Puts back what is remembered. `before`: what the watch showed when it was taken. Whether somebody else wrote the
-    /// status meanwhile.
-    pub fn put(&self, before: &K, memory: Memory<T>) -> bool {
+    /// Puts back what is remembered. Whether somebody else wrote the status meanwhile.
+    pub fn put(&self, memory: Memory<K, T>) -> bool {
         // Locked first: an event that comes now finds it, or is shown already.
         let mut all = self.lock();
-        let (namespace, name) = named(before);
+        let Memory {
+            uid,
+            shown: before,
+            mut told,
+            rest,
+        } = memory;
+        let (namespace, name) = named(&*before);
         let Some(now) = self.shown(&namespace, &name) else {
             // It is gone, and what was remembered of it with it.
             return false;
         };
-        let Memory { uid, mut told, rest } = memory;
-        let foreign = with_shown(before, |before| with_shown(&*now, |now| told.settle(before, now)));
-        let rest = (!rest.is_blank()).then_some(rest);
-        all.insert((namespace, name), Stored { uid, told, rest });
+        let foreign = told.settle(&shows(&*before), &shows(&*now));
+        let stored = Stored {
+            uid,
+            told,
+            rest: (!rest.is_blank()).then_some(rest),
+        };
+        all.insert((namespace, name), stored);
         foreign
     }
 
@@ -141,18 +166,13 @@ where
 
     fn settle(&self, before: &K, now: &K) -> bool {
         let mut all = self.lock();
-        all.get_mut(&named(now)).is_some_and(|memory| {
-            with_shown(before, |before| {
-                with_shown(now, |now| memory.told.settle(before, now))
-            })
-        })
+        let memory = all.get_mut(&named(now));
+        memory.is_some_and(|memory| memory.told.settle(&shows(before), &shows(now)))
     }
 
     fn keep(&self, before: &K, now: &K) {
         if let Some(memory) = self.lock().get_mut(&named(now)) {
-            with_shown(before, |before| {
-                with_shown(now, |now| memory.told.keep(before, now));
-            });
+            memory.told.keep(&shows(before), &shows(now));
         }
     }
 }
@@ -161,13 +181,11 @@ fn named<K: Resource>(object: &K) -> Name {
     (object.namespace().unwrap_or_default(), object.name_any())
 }
 
-/// Looks at what an object shows.
-pub fn with_shown<K: Resource + StatusText, R>(object: &K, look: impl FnOnce(Shown<'_>) -> R) -> R {
-    let status = object.status_text();
-    look(Shown {
-        status: status.as_deref(),
+fn shows<K: Resource + StatusText>(object: &K) -> Shown<'_> {
+    Shown {
+        status: object.status_text(),
         version: object.meta().resource_version.as_deref(),
-    })
+    }
 }
 
 /// What an event said that somebody has to do something about.
@@ -248,7 +266,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::controller::{kept::Kept, told};
+    use crate::controller::kept::Kept;
 
     #[derive(Default)]
     struct Nothing;
@@ -275,17 +293,16 @@ mod tests {
         reflect(&Event::InitApply(before.clone()), &mut writer, &memories);
         let listed = reflect(&Event::InitDone, &mut writer, &memories).look;
         assert_eq!(listed.len(), 1, "it is new");
-        let mut memory = memories.take("n", "c", "u");
+        let mut memory = memories.take(&Arc::new(before));
         memory.told.told(status, Some(&at.to_string()));
-        assert!(!memories.put(&before, memory));
+        assert!(!memories.put(memory));
         (memories, writer)
     }
 
     fn base(memories: &Memories<Kept, Nothing>) -> (Value, Value) {
-        let memory = memories.take("n", "c", "u");
-        let shown = memories.shown("n", "c").unwrap();
-        let told::Base { previous, saved } = with_shown(&*shown, |shown| memory.told.base(shown));
-        memories.put(&shown, memory);
+        let memory = memories.take(&memories.shown("n", "c").unwrap());
+        let Base { previous, saved } = memory.base();
+        memories.put(memory);
         (previous, saved)
     }
 
@@ -325,15 +342,14 @@ mod tests {
             if echoed {
                 reflect(&Event::Apply(object(5, &ours)), &mut writer, &memories);
             }
-            let mut memory = memories.take("n", "c", "u");
-            let shown = memories.shown("n", "c").unwrap();
+            let mut memory = memories.take(&memories.shown("n", "c").unwrap());
             assert!(
                 reflect(&Event::Apply(object(6, &forged)), &mut writer, &memories)
                     .look
                     .is_empty()
             );
             memory.told.told(&ours, None);
-            assert!(memories.put(&shown, memory), "it is looked at again");
+            assert!(memories.put(memory), "it is looked at again");
             assert_eq!(base(&memories), (ours.clone(), forged.clone()));
         }
     }
@@ -342,11 +358,20 @@ mod tests {
     fn of_what_is_gone_or_was_made_again_nothing_is_remembered() {
         let ours = json!({"a": 1});
         let (memories, mut writer) = begun(&ours, 5);
-        let memory = memories.take("n", "c", "another");
-        assert_eq!(memory.uid, "another");
-        let shown = memories.shown("n", "c").unwrap();
+        let mut successor = object(5, &json!({}));
+        successor.meta_mut().uid = Some("another".into());
+        let memory = memories.take(&Arc::new(successor));
+        assert_eq!(memory.uid.as_deref(), Some("another"));
+        let of_former = (ours.clone(), ours.clone());
+        assert_ne!(
+            memory.base::<Value>(),
+            Base {
+                previous: of_former.0,
+                saved: of_former.1
+            }
+        );
         reflect(&Event::Delete(object(6, &ours)), &mut writer, &memories);
-        assert!(!memories.put(&shown, memory));
+        assert!(!memories.put(memory));
         assert!(memories.lock().is_empty());
     }
 

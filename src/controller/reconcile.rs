@@ -6,9 +6,7 @@ use jiff::Timestamp;
 use kube::{ResourceExt, runtime::controller::Action};
 use tracing::Instrument;
 
-use super::{
-    apply, context::Context, finalize, kept::Kept, memories::with_shown, observe, report, told::Base, unseal,
-};
+use super::{apply, context::Context, finalize, kept::Kept, observe, report, told::Base, unseal};
 use crate::{
     api::{Reason, SealConfigStatus},
     provider::{self, TRACES},
@@ -62,14 +60,8 @@ async fn look(object: Arc<Kept>, context: Arc<Context>) -> Result<Action, Infall
         });
     }
     let (namespace, name) = (config.namespace().unwrap_or_default(), config.name_any());
-    let mut remembered = context
-        .memories
-        .take(&namespace, &name, &config.uid().unwrap_or_default());
-    // What the watch shows now: `object` may be behind what was settled since.
-    let shown = context.memories.shown(&namespace, &name);
-    let shown = shown.unwrap_or_else(|| object.clone());
-    let Base { previous, saved } =
-        with_shown(&*shown, |shown| remembered.told.base::<SealConfigStatus>(shown));
+    let mut remembered = context.memories.take(&object);
+    let Base { previous, saved } = remembered.base::<SealConfigStatus>();
     let generation = config.metadata.generation.unwrap_or_default();
 
     // Nothing is made that could not go as it should.
@@ -127,11 +119,8 @@ async fn look(object: Arc<Kept>, context: Arc<Context>) -> Result<Action, Infall
         }
     };
     let outcome = report::report(&context, config, &saved, &next).await;
-    match &outcome {
-        Ok(written) => remembered.told.told(&next, written.as_deref()),
-        Err(_) => with_shown(&*shown, |shown| remembered.told.failed(&next, &saved, shown)),
-    }
-    if context.memories.put(&shown, remembered) {
+    remembered.tell(&next, &saved, &outcome);
+    if context.memories.put(remembered) {
         context.look_at(&namespace, &name);
     }
     context

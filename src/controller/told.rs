@@ -3,6 +3,8 @@
 //! Decisions build on what this process told last: the watch may be behind that, and others may write a status, too. As long
 //! as the watch shows just that, nothing is kept of it here. What others wrote over it is written over again.
 
+use std::borrow::Cow;
+
 use serde::{Serialize, de::DeserializeOwned};
 
 /// The status of one object.
@@ -28,10 +30,10 @@ enum Last {
 }
 
 /// What the watch shows of an object.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Shown<'a> {
     /// The status as [`text`] writes it; `None` = it has none.
-    pub status: Option<&'a str>,
+    pub status: Option<Cow<'a, str>>,
     /// The object's resourceVersion.
     pub version: Option<&'a str>,
 }
@@ -67,9 +69,9 @@ fn read<S: DeserializeOwned + Default>(text: Option<&str>) -> S {
 
 impl Told {
     /// What the next status builds on.
-    pub fn base<S: DeserializeOwned + Default + Clone>(&self, shown: Shown<'_>) -> Base<S> {
+    pub fn base<S: DeserializeOwned + Default + Clone>(&self, shown: &Shown<'_>) -> Base<S> {
         let previous: S = match &self.last {
-            Last::Nothing | Last::Shown => read(shown.status),
+            Last::Nothing | Last::Shown => read(shown.status.as_deref()),
             Last::Kept(text) => read(Some(text)),
         };
         let saved = if self.is_behind(shown) {
@@ -77,13 +79,13 @@ impl Told {
                 .as_deref()
                 .map_or_else(|| previous.clone(), |saved| read(Some(saved)))
         } else {
-            read(shown.status)
+            read(shown.status.as_deref())
         };
         Base { previous, saved }
     }
 
     /// Whether the watch does not show our last write yet.
-    fn is_behind(&self, shown: Shown<'_>) -> bool {
+    fn is_behind(&self, shown: &Shown<'_>) -> bool {
         matches!((self.written, shown.number()), (Some(written), Some(shown)) if shown < written)
     }
 
@@ -97,23 +99,23 @@ impl Told {
     }
 
     /// A status could not be written. `base`: what it was written over, and `shown`: what the watch showed then.
-    pub fn failed<S: Serialize>(&mut self, next: &S, saved: &S, shown: Shown<'_>) {
+    pub fn failed<S: Serialize>(&mut self, next: &S, saved: &S, shown: &Shown<'_>) {
         self.saved = self.is_behind(shown).then(|| text(saved));
         self.last = Last::Kept(text(next));
     }
 
     /// What is shown is about to be replaced by `now`: what this process told is kept, if that is another status.
-    pub fn keep(&mut self, before: Shown<'_>, now: Shown<'_>) {
+    pub fn keep(&mut self, before: &Shown<'_>, now: &Shown<'_>) {
         if self.last == Last::Shown && before.status != now.status {
-            self.last = Last::Kept(before.status.unwrap_or("{}").into());
+            self.last = Last::Kept(before.status.as_deref().unwrap_or("{}").into());
         }
     }
 
     /// `now` is shown where `before` was: whether somebody else has written that status. Nothing is kept of what is shown.
-    pub fn settle(&mut self, before: Shown<'_>, now: Shown<'_>) -> bool {
+    pub fn settle(&mut self, before: &Shown<'_>, now: &Shown<'_>) -> bool {
         match &self.last {
             Last::Nothing | Last::Shown => false,
-            Last::Kept(text) if now.status == Some(text) => {
+            Last::Kept(text) if now.status.as_deref() == Some(text) => {
                 self.last = Last::Shown;
                 self.saved = None;
                 false
@@ -131,13 +133,13 @@ mod tests {
 
     fn shown<'a>(status: Option<&'a str>, version: &'static str) -> Shown<'a> {
         Shown {
-            status,
+            status: status.map(Cow::Borrowed),
             version: Some(version),
         }
     }
 
     /// Previous and saved.
-    fn base(told: &Told, shown: Shown<'_>) -> (Value, Value) {
+    fn base(told: &Told, shown: &Shown<'_>) -> (Value, Value) {
         let Base { previous, saved } = told.base::<Value>(shown);
         (previous, saved)
     }
@@ -146,11 +148,11 @@ mod tests {
     fn what_a_former_process_told_is_built_on() {
         let mut told = Told::default();
         assert_eq!(
-            base(&told, shown(Some(r#"{"a":1}"#), "5")),
+            base(&told, &shown(Some(r#"{"a":1}"#), "5")),
             (json!({"a": 1}), json!({"a": 1}))
         );
-        assert_eq!(base(&told, shown(None, "5")), (Value::Null, Value::Null));
-        assert!(!told.settle(shown(None, "5"), shown(Some("{}"), "6")));
+        assert_eq!(base(&told, &shown(None, "5")), (Value::Null, Value::Null));
+        assert!(!told.settle(&shown(None, "5"), &shown(Some("{}"), "6")));
     }
 
     #[test]
@@ -160,14 +162,14 @@ mod tests {
         told.told(&new, Some("9"));
         let (before, after) = (text(&old), text(&new));
         let behind = shown(Some(&before), "8");
-        assert_eq!(base(&told, behind), (new.clone(), new.clone()));
+        assert_eq!(base(&told, &behind), (new.clone(), new.clone()));
         assert!(
-            !told.settle(behind, shown(Some("{}"), "8")),
+            !told.settle(&behind, &shown(Some("{}"), "8")),
             "an echo of an earlier write"
         );
-        assert!(!told.settle(behind, shown(Some(&after), "9")));
+        assert!(!told.settle(&behind, &shown(Some(&after), "9")));
         assert_eq!(told.last, Last::Shown);
-        assert_eq!(base(&told, shown(Some(&after), "9")), (new.clone(), new));
+        assert_eq!(base(&told, &shown(Some(&after), "9")), (new.clone(), new));
     }
 
     #[test]
@@ -178,7 +180,7 @@ mod tests {
             let mut told = Told::default();
             told.told(&new, Some("9"));
             if already_shown {
-                assert!(!told.settle(shown(None, "8"), shown(Some(&ours), "9")));
+                assert!(!told.settle(&shown(None, "8"), &shown(Some(&ours), "9")));
             }
             let forged = shown(Some(r#"{"a":3}"#), "10");
             let before = if already_shown {
@@ -186,13 +188,13 @@ mod tests {
             } else {
                 shown(None, "8")
             };
-            told.keep(before, forged);
-            assert!(told.settle(before, forged));
-            assert_eq!(base(&told, forged), (new.clone(), json!({"a": 3})));
-            assert!(!told.settle(forged, forged), "told once");
+            told.keep(&before, &forged);
+            assert!(told.settle(&before, &forged));
+            assert_eq!(base(&told, &forged), (new.clone(), json!({"a": 3})));
+            assert!(!told.settle(&forged, &forged), "told once");
             let emptied = shown(None, "11");
-            assert!(told.settle(forged, emptied));
-            assert_eq!(base(&told, emptied), (new.clone(), Value::Null));
+            assert!(told.settle(&forged, &emptied));
+            assert_eq!(base(&told, &emptied), (new.clone(), Value::Null));
         }
     }
 
@@ -202,12 +204,12 @@ mod tests {
         let before = text(&old);
         let mut told = Told::default();
         let seen = shown(Some(&before), "5");
-        told.failed(&new, &old, seen);
-        assert_eq!(base(&told, seen), (new.clone(), old.clone()));
+        told.failed(&new, &old, &seen);
+        assert_eq!(base(&told, &seen), (new.clone(), old.clone()));
         // The watch is behind the write before the one that failed: that one is what it is written over.
         told.told(&new, Some("7"));
-        told.failed(&newer, &new, seen);
-        assert_eq!(base(&told, seen), (newer, new));
+        told.failed(&newer, &new, &seen);
+        assert_eq!(base(&told, &seen), (newer, new));
     }
 
     #[test]
@@ -216,7 +218,7 @@ mod tests {
         let mut told = Told::default();
         told.told(&new, Some("x"));
         assert_eq!(
-            base(&told, shown(Some(r#"{"a":1}"#), "y")),
+            base(&told, &shown(Some(r#"{"a":1}"#), "y")),
             (new, json!({"a": 1}))
         );
     }

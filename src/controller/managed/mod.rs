@@ -15,7 +15,7 @@ use super::{
     apply,
     context::{self, Context},
     index::{self, Kind, References},
-    memories::{Rest, StatusText, with_shown},
+    memories::{Rest, StatusText},
     observe,
     told::{self, Base},
 };
@@ -103,16 +103,11 @@ pub async fn reconcile(
     if class != context.settings.controller_class {
         return Ok(Action::await_change());
     }
-    let mut memory = context
-        .managed
-        .take(&namespace, &name, &key.uid().unwrap_or_default());
-    // What the watch shows now: `object` may be behind what was settled since.
-    let shown = context.managed.shown(&namespace, &name);
-    let shown = shown.unwrap_or_else(|| object.clone());
-    let Base { previous, saved } = with_shown(&*shown, |shown| memory.told.base::<ManagedKeyStatus>(shown));
+    let mut memory = context.managed.take(&object);
+    let Base { previous, saved } = memory.base::<ManagedKeyStatus>();
     if key.metadata.deletion_timestamp.is_some() {
         let outcome = Box::pin(finalize::delete(&context, key, config.as_ref(), &previous)).await;
-        context.managed.put(&shown, memory);
+        context.managed.put(memory);
         return Ok(match outcome {
             Ok(()) => Action::await_change(),
             Err(fault) => {
@@ -155,11 +150,8 @@ pub async fn reconcile(
         }
     };
     let outcome = report::report(&context, key, &saved, &next).await;
-    match &outcome {
-        Ok(written) => memory.told.told(&next, written.as_deref()),
-        Err(_) => with_shown(&*shown, |shown| memory.told.failed(&next, &saved, shown)),
-    }
-    if context.managed.put(&shown, memory) {
+    memory.tell(&next, &saved, &outcome);
+    if context.managed.put(memory) {
         context.look_at(&namespace, &index::managed(&name));
     }
     context
