@@ -9,7 +9,7 @@ use super::context::Context;
 use crate::{
     api::{Reason, SealConfig, SealConfigStatus, SealHealth, SealUse, condition_types},
     kube_ext::{merge_patch::merge_patch, write},
-    telemetry::objects::ObjectState,
+    telemetry::objects::{Figures, ObjectState},
 };
 
 /// How long to wait after a status that was not taken.
@@ -49,24 +49,26 @@ pub async fn report(
         let state = ObjectState {
             ready: status == "True",
             reason,
-            seals_unhealthy: unhealthy,
-            key_copies_min: next.keys.iter().map(|key| key.wrapped_under.len()).min(),
-            seals_wrapping: config
-                .spec
-                .seals
-                .iter()
-                .filter(|seal| !seal.disabled && seal.use_.contains(&SealUse::Wrap))
-                .count(),
-            rotation_due: next
-                .keys
-                .iter()
-                .filter_map(|key| Some(key.next_rotation_time.as_ref()?.0.as_second()))
-                .min(),
-            pods_sealed: next.unseal.as_ref().map(|unseal| unseal.sealed),
-            root_token_since: next
-                .unseal
-                .as_ref()
-                .and_then(|unseal| Some(unseal.root_token_held_since.as_ref()?.0.as_second())),
+            figures: Figures {
+                seals_unhealthy: unhealthy,
+                key_copies_min: next.keys.iter().map(|key| key.wrapped_under.len()).min(),
+                seals_wrapping: config
+                    .spec
+                    .seals
+                    .iter()
+                    .filter(|seal| !seal.disabled && seal.use_.contains(&SealUse::Wrap))
+                    .count(),
+                rotation_due: next
+                    .keys
+                    .iter()
+                    .filter_map(|key| Some(key.next_rotation_time.as_ref()?.0.as_second()))
+                    .min(),
+                pods_sealed: next.unseal.as_ref().map(|unseal| unseal.sealed),
+                root_token_since: next
+                    .unseal
+                    .as_ref()
+                    .and_then(|unseal| Some(unseal.root_token_held_since.as_ref()?.0.as_second())),
+            },
         };
         context.metrics.objects.seal_config(&namespace, &name, &state);
     }

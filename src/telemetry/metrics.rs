@@ -208,7 +208,10 @@ impl Observer for Metrics {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::objects::ObjectState, *};
+    use super::{
+        super::objects::{Figures, ObjectState},
+        *,
+    };
 
     #[test]
     fn the_metrics_of_the_contract_are_there_under_their_names() {
@@ -217,22 +220,26 @@ mod tests {
         let denied = ObjectState {
             ready: false,
             reason: "AccessDenied",
-            seals_unhealthy: 1,
-            key_copies_min: Some(2),
-            seals_wrapping: 3,
-            rotation_due: Some(99),
-            pods_sealed: Some(2),
-            root_token_since: None,
+            figures: Figures {
+                seals_unhealthy: 1,
+                key_copies_min: Some(2),
+                seals_wrapping: 3,
+                rotation_due: Some(99),
+                pods_sealed: Some(2),
+                root_token_since: None,
+            },
         };
         let ready = ObjectState {
             ready: true,
             reason: "Ready",
-            seals_unhealthy: 0,
-            key_copies_min: None,
-            seals_wrapping: 1,
-            rotation_due: None,
-            pods_sealed: None,
-            root_token_since: None,
+            figures: Figures {
+                seals_unhealthy: 0,
+                key_copies_min: None,
+                seals_wrapping: 1,
+                rotation_due: None,
+                pods_sealed: None,
+                root_token_since: None,
+            },
         };
         metrics.objects.seal_config("n", "a", &denied);
         metrics.objects.seal_config("n", "b", &denied);

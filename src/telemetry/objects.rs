@@ -1,4 +1,4 @@
-//! How each object stands, kept once for all its metrics: of ten thousand objects that is a tenth of a gauge for each.
+//! How each object stands, kept once for all of its metrics rather than as a gauge, with its labels, in each of them.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -22,6 +22,13 @@ pub struct ObjectState<'a> {
     pub ready: bool,
     /// The word of its Ready condition.
     pub reason: &'a str,
+    /// Everything that is counted of it.
+    pub figures: Figures,
+}
+
+/// What is counted of a SealConfig.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Figures {
     /// Seals that do not work.
     pub seals_unhealthy: usize,
     /// The fewest copies that any of its keys has; `None` = it has no keys.
@@ -57,16 +64,6 @@ struct Standing {
     figures: Option<Box<Figures>>,
 }
 
-#[derive(Debug)]
-struct Figures {
-    unhealthy: usize,
-    wrapping: usize,
-    copies_min: Option<usize>,
-    rotation_due: Option<i64>,
-    pods_sealed: Option<u32>,
-    root_token_since: Option<i64>,
-}
-
 fn count(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
@@ -78,17 +75,17 @@ const FIGURES: [Figure; 6] = [
     (
         "seals_unhealthy",
         "Seals that do not work, by object",
-        |figures| Some(count(figures.unhealthy)),
+        |figures| Some(count(figures.seals_unhealthy)),
     ),
     (
         "key_copies_min",
         "The fewest seals that any key of the object is wrapped under",
-        |figures| figures.copies_min.map(count),
+        |figures| figures.key_copies_min.map(count),
     ),
     (
         "seals_wrapping",
         "Enabled seals of the object that wrap keys: how many copies each key should have",
-        |figures| Some(count(figures.wrapping)),
+        |figures| Some(count(figures.seals_wrapping)),
     ),
     (
         "rotation_due_timestamp_seconds",
@@ -114,26 +111,26 @@ impl Objects {
 
     /// How a SealConfig stands.
     pub fn seal_config(&self, namespace: &str, name: &str, state: &ObjectState<'_>) {
-        let figures = Figures {
-            unhealthy: state.seals_unhealthy,
-            wrapping: state.seals_wrapping,
-            copies_min: state.key_copies_min,
-            rotation_due: state.rotation_due,
-            pods_sealed: state.pods_sealed,
-            root_token_since: state.root_token_since,
-        };
-        let standing = Standing {
-            not_ready: (!state.ready).then(|| state.reason.into()),
-            figures: Some(Box::new(figures)),
-        };
-        self.lock().put(SEAL_CONFIG, namespace, name, Some(standing));
+        let figures = Some(Box::new(state.figures));
+        self.stands(SEAL_CONFIG, namespace, name, (state.ready, state.reason), figures);
     }
 
     /// Whether an object of another kind is Ready, and if not, why.
     pub fn readiness(&self, kind: Kind, namespace: &str, name: &str, ready: bool, reason: &str) {
+        self.stands(kind, namespace, name, (ready, reason), None);
+    }
+
+    fn stands(
+        &self,
+        kind: Kind,
+        namespace: &str,
+        name: &str,
+        (ready, reason): (bool, &str),
+        figures: Option<Box<Figures>>,
+    ) {
         let standing = Standing {
             not_ready: (!ready).then(|| reason.into()),
-            figures: None,
+            figures,
         };
         self.lock().put(kind, namespace, name, Some(standing));
     }

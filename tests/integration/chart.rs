@@ -227,19 +227,24 @@ fn whole(value: &mut Value) {
 fn told() -> BTreeMap<String, BTreeSet<String>> {
     use autounseal::{
         provider::Observer,
-        telemetry::{metrics::Metrics, objects::ObjectState},
+        telemetry::{
+            metrics::Metrics,
+            objects::{Figures, ObjectState},
+        },
     };
     let metrics = Metrics::new();
     metrics.reconciled("SealConfig", true, Duration::from_millis(1));
     let state = ObjectState {
         ready: false,
         reason: "AccessDenied",
-        seals_unhealthy: 1,
-        key_copies_min: Some(1),
-        seals_wrapping: 2,
-        rotation_due: Some(1),
-        pods_sealed: Some(1),
-        root_token_since: Some(5),
+        figures: Figures {
+            seals_unhealthy: 1,
+            key_copies_min: Some(1),
+            seals_wrapping: 2,
+            rotation_due: Some(1),
+            pods_sealed: Some(1),
+            root_token_since: Some(5),
+        },
     };
     metrics.objects.seal_config("n", "a", &state);
     metrics.kms_request("awskms", "Decrypt", "ok", 0.01);
