@@ -190,20 +190,10 @@ impl Readiness {
 
     /// The apiserver ends the watch of a client that is slower than the changes.
     async fn again(&mut self) {
-        let listed = self.api.list(&ListParams::default().limit(500)).await.unwrap();
+        let listed = self.api.list(&ListParams::default()).await.unwrap();
         let version = listed.metadata.resource_version.unwrap_or_default();
-        let mut rest = listed.metadata.continue_;
-        let mut objects = listed.items;
-        loop {
-            for object in objects {
-                self.saw(object);
-            }
-            let Some(token) = rest.filter(|token| !token.is_empty()) else {
-                break;
-            };
-            let page = ListParams::default().limit(500).continue_token(&token);
-            let listed = self.api.list(&page).await.unwrap();
-            (objects, rest) = (listed.items, listed.metadata.continue_);
+        for object in listed.items {
+            self.saw(object);
         }
         self.events = Self::events(&self.api, &version).await;
     }

@@ -43,7 +43,11 @@ pub const STORE: &str = "vault.sealconfig.wrapped";
 
 impl Set {
     pub async fn new(name: &str, product: Product, ip: &str) -> Self {
-        let scene = Scene::new(name).await;
+        Self::of(Scene::new(name).await, product, ip).await
+    }
+
+    /// One in the namespace of a scene.
+    pub async fn of(scene: Scene, product: Product, ip: &str) -> Self {
         let pki = Arc::new(Pki::new(&[HOST]));
         trust(&scene, &pki).await;
         let caller = Caller::new()

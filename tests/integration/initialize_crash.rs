@@ -3,6 +3,7 @@
 //! unsealed with what is not stored.
 
 use std::{
+    fmt::Debug,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -44,7 +45,7 @@ pub struct Drill {
     early: Arc<AtomicBool>,
     /// The operator that is to be killed at a request; 0 = none.
     victim: Arc<AtomicU32>,
-    pub struck: Arc<AtomicBool>,
+    struck: Arc<AtomicBool>,
     /// Done when the server is asked to initialise itself, before it does.
     upon_init: Arc<Mutex<Option<Upon>>>,
     _pki: Pki,
@@ -120,6 +121,18 @@ impl Drill {
         let running = self.operator().spawn();
         self.victim.store(running.pid(), Ordering::SeqCst);
         running
+    }
+
+    /// Waits until that one is dead, by the cut at `at`. What it wrote.
+    pub async fn killed(&self, running: &Running, patience: Duration, at: &impl Debug) -> String {
+        within(patience, "killed", async || {
+            let struck = self.struck.load(Ordering::SeqCst);
+            struck
+                .then_some(())
+                .ok_or_else(|| format!("{at:?} {}", running.output()))
+        })
+        .await;
+        running.output()
     }
 
     pub async fn apply(&self) {
@@ -305,12 +318,7 @@ async fn killed_at_every_request_the_operator_asks_once_and_loses_no_share_untol
         let drill = Drill::new("init-killed", Some((at.clone(), before))).await;
         let running = drill.start();
         drill.apply().await;
-        within(Duration::from_mins(2), "killed", async || {
-            let struck = drill.struck.load(Ordering::SeqCst);
-            struck.then_some(()).ok_or_else(|| "not yet".to_owned())
-        })
-        .await;
-        let output = running.output();
+        let output = drill.killed(&running, Duration::from_mins(2), &at).await;
         drop(running);
         let running = drill.operator().start();
         let lost = drill.settles().await == "lost";

@@ -16,16 +16,14 @@ use crate::{
     managed_keys,
     own_identity::{Metadata, Put},
     support::{
-        fleet::{HOST, container, readiness, told, trust},
+        fleet::{container, readiness, told},
         kms::{Act, Context, Key, Kms},
         oci::{self, Oci},
-        oci_caller::Caller,
         oci_scene::by_secret,
-        operator::{Operator, Running, free_port},
-        pki::Pki,
+        operator::{Operator, Running},
         plane::{Plane, within},
         scene::Scene,
-        server::{Disk, Product, Server},
+        server::{Product, Server},
         stage::{Stage, condition, named, random, repository, speaks_of_now, unique},
         sts::Sts,
     },
@@ -153,7 +151,7 @@ impl World {
         Self {
             billing,
             orders,
-            vault: vault(scene).await,
+            vault: Set::of(scene, Product::Vault, "127.0.0.2").await,
             oci_key: oci.key(),
             oci,
             sts,
@@ -221,27 +219,6 @@ impl World {
         let account = json!({"serviceAccountRef": {"name": "billing"}});
         self.brings(&self.billing, name, &self.vault.scene.key, &account, &[])
             .await;
-    }
-}
-
-/// A Vault that was never initialised, in the namespace of the scene.
-async fn vault(scene: Scene) -> Set {
-    let pki = Pki::new(&[HOST]);
-    trust(&scene, &pki).await;
-    let caller = Caller::new()
-        .env("AWS_ENDPOINT_URL_KMS", scene.kms.url())
-        .env("AWS_REGION", "us-east-1")
-        .env("AWS_ACCESS_KEY_ID", "AKIACALLER0000000000")
-        .env("AWS_SECRET_ACCESS_KEY", "caller-secret")
-        .env("AWS_EC2_METADATA_DISABLED", "true")
-        .env("KUBECONFIG", std::env::var("KUBECONFIG").unwrap());
-    Set {
-        scene,
-        pki: pki.into(),
-        disk: Disk::new(Product::Vault),
-        host: HOST.to_owned(),
-        at: ([127, 0, 0, 2], free_port().port()).into(),
-        caller,
     }
 }
 

@@ -2,7 +2,7 @@
 //! server may restart before another operator comes. The server is unsealed at every start all the same, and neither set
 //! is lost.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::time::Duration;
 
 use futures::future::join_all;
 use serde_json::{Value, json};
@@ -232,14 +232,7 @@ async fn killed_again_while_it_finds_out_the_operator_loses_neither_set() {
         let mut output = drill.initialized().await;
         for _ in 0..2 {
             let running = drill.start();
-            within(PATIENCE, "killed", async || {
-                let struck = drill.struck.load(Ordering::SeqCst);
-                struck
-                    .then_some(())
-                    .ok_or_else(|| format!("{second:?} {}", running.output()))
-            })
-            .await;
-            output += &running.output();
+            output += &drill.killed(&running, PATIENCE, &second).await;
         }
         drill.taken_up(false, output).await;
     });
@@ -273,14 +266,10 @@ async fn a_server_that_takes_neither_set_is_told_and_both_stay() {
         what: "verify",
         number: 2,
     };
-    let drill = Drill::new("rotate-torn", [(taken, false)]).await;
+    let drill = Drill::new("rotate-torn", [(taken.clone(), false)]).await;
     drill.initialized().await;
     let running = drill.start();
-    within(PATIENCE, "killed", async || {
-        let struck = drill.struck.load(Ordering::SeqCst);
-        struck.then_some(()).ok_or_else(|| running.output())
-    })
-    .await;
+    drill.killed(&running, PATIENCE, &taken).await;
     drop(running);
     // As one is whose storage holds the one half of a rekey.
     {
@@ -316,16 +305,11 @@ async fn a_server_that_wants_more_shares_than_there_were_gets_those_that_wait() 
         what: "verify",
         number: 4,
     };
-    let drill = Drill::new("rotate-more", [(taken, false)]).await;
+    let drill = Drill::new("rotate-more", [(taken.clone(), false)]).await;
     let mut output = drill.initialized().await;
     drill.apply_with(&json!({"shares": 5, "threshold": 4})).await;
     let running = drill.start();
-    within(PATIENCE, "killed", async || {
-        let struck = drill.struck.load(Ordering::SeqCst);
-        struck.then_some(()).ok_or_else(|| running.output())
-    })
-    .await;
-    output += &running.output();
+    output += &drill.killed(&running, PATIENCE, &taken).await;
     drop(running);
     drill.taken_up(true, output).await;
     assert_eq!(drill.vault.count("begin"), 1, "it was asked again");
@@ -347,12 +331,7 @@ async fn killed_at_requests(restarts: bool) {
         let drill = Drill::new("rotate-killed", Some((at.clone(), before))).await;
         let mut output = drill.initialized().await;
         let running = drill.start();
-        within(PATIENCE, "killed", async || {
-            let struck = drill.struck.load(Ordering::SeqCst);
-            struck.then_some(()).ok_or_else(|| format!("{at:?}"))
-        })
-        .await;
-        output += &running.output();
+        output += &drill.killed(&running, PATIENCE, &at).await;
         drop(running);
         drill.taken_up(restarts, output).await;
         println!(

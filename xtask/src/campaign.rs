@@ -34,3 +34,13 @@ pub fn run(session: &Session, test: &str, dress: impl FnOnce(&mut Command)) -> O
         Ok(process::status_number(session.run(stage.dress(&mut tests))?))
     })
 }
+
+/// Whether the integration tests hold a test of this name, in a file or the folder of its module.
+#[cfg(test)]
+pub fn is_there(test: &str) -> bool {
+    let (module, name) = test.split_once("::").unwrap();
+    let folder = repository::root().join("tests/integration");
+    let texts = [format!("{module}.rs"), format!("{module}/mod.rs")].map(|file| folder.join(file));
+    let text = texts.iter().find_map(|path| std::fs::read_to_string(path).ok());
+    text.is_some_and(|text| text.contains(&format!("async fn {name}()")))
+}

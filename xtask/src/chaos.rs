@@ -46,7 +46,6 @@ fn parse(arguments: &[String]) -> Outcome<Request> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::repository;
 
     #[test]
     fn length_and_seed_are_read_or_refused() {
@@ -61,9 +60,6 @@ mod tests {
 
     #[test]
     fn the_campaign_is_a_test_that_is_there() {
-        let (module, name) = TEST.split_once("::").unwrap();
-        let path = repository::root().join(format!("tests/integration/{module}/mod.rs"));
-        let text = String::from_utf8(repository::read(&path).unwrap()).unwrap();
-        assert!(text.contains(&format!("async fn {name}()")));
+        assert!(campaign::is_there(TEST));
     }
 }

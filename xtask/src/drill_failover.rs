@@ -32,7 +32,6 @@ fn kills(arguments: &[String]) -> Outcome<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::repository;
 
     #[test]
     fn the_number_of_kills_is_read_or_refused() {
@@ -45,9 +44,6 @@ mod tests {
 
     #[test]
     fn the_drill_is_a_test_that_is_there() {
-        let (module, name) = TEST.split_once("::").unwrap();
-        let path = repository::root().join(format!("tests/integration/{module}.rs"));
-        let text = String::from_utf8(repository::read(&path).unwrap()).unwrap();
-        assert!(text.contains(&format!("async fn {name}()")));
+        assert!(campaign::is_there(TEST));
     }
 }

@@ -101,9 +101,6 @@ mod tests {
 
     #[test]
     fn the_run_is_a_test_that_is_there() {
-        let (module, name) = TEST.split_once("::").unwrap();
-        let path = repository::root().join(format!("tests/integration/{module}.rs"));
-        let text = String::from_utf8(repository::read(&path).unwrap()).unwrap();
-        assert!(text.contains(&format!("async fn {name}()")));
+        assert!(campaign::is_there(TEST));
     }
 }
