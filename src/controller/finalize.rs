@@ -4,12 +4,12 @@ use std::fmt::Debug;
 
 use http::StatusCode;
 use kube::{
-    Api, Resource, ResourceExt,
+    Api, Client, Resource, ResourceExt,
     api::{ListParams, Patch, PatchParams},
     core::NamespaceResourceScope,
 };
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::context::Context;
 use crate::{
@@ -39,7 +39,7 @@ pub async fn finalize(context: &Context, config: &SealConfig) -> Result<(), Faul
         store::delete(&context.client, &namespace, &name_of(KIND, &name)).await?;
     }
     put_finalizers(
-        context,
+        &context.client,
         config,
         names::FINALIZER,
         wanted,
@@ -86,7 +86,7 @@ async fn unused(context: &Context, namespace: &str, name: &str) -> Result<(), Fa
 /// # Errors
 /// What kept the apiserver from it. `right`: what is told to be missing if it is not permitted.
 pub async fn put_finalizers<K>(
-    context: &Context,
+    client: &Client,
     object: &K,
     finalizer: &str,
     wanted: bool,
@@ -99,32 +99,45 @@ where
         return Ok(());
     }
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-    let mut finalizers: Vec<&str> = object.finalizers().iter().map(String::as_str).collect();
-    if wanted {
-        finalizers.push(finalizer);
-    } else {
-        finalizers.retain(|found| *found != finalizer);
-    }
-    let api: Api<K> = Api::namespaced(context.client.clone(), &namespace);
-    // A list is replaced as a whole, so it must be the one that was seen.
-    let patch = json!({
-        "apiVersion": K::api_version(&()), "kind": K::kind(&()),
-        "metadata": {"uid": object.uid(), "resourceVersion": object.resource_version(), "finalizers": finalizers},
-    });
+    let (group, kind) = (K::group(&()), K::kind(&()));
+    let patch = patch(object.uid().as_deref(), object.finalizers(), finalizer, wanted);
+    let refused = |error: &kube::Error| read_fault(error, right, &namespace, Reason::DeliveryFailed);
+    let patch = serde_json::from_value(patch).map_err(|error| refused(&kube::Error::SerdeError(error)))?;
     let params = PatchParams {
         field_manager: Some(FIELD_MANAGER.to_owned()),
         ..PatchParams::default()
     };
-    match bounded(api.patch_metadata(&name, &params, &Patch::Merge(patch))).await {
+    let api: Api<K> = Api::namespaced(client.clone(), &namespace);
+    match bounded(api.patch_metadata(&name, &params, &Patch::Json::<()>(patch))).await {
         Ok(_) => Ok(()),
-        // Gone, or changed meanwhile: the watch brings what it is now.
-        Err(kube::Error::Api(status))
-            if [StatusCode::NOT_FOUND, StatusCode::CONFLICT]
-                .iter()
-                .any(|code| status.code == code.as_u16()) =>
-        {
-            Ok(())
+        Err(kube::Error::Api(status)) if status.code == StatusCode::NOT_FOUND.as_u16() => Ok(()),
+        // How the apiserver says that what a patch tests is not so; its own text names neither.
+        Err(kube::Error::Api(status)) if status.code == StatusCode::UNPROCESSABLE_ENTITY.as_u16() => {
+            Err(Fault::transient(
+                Reason::DeliveryFailed,
+                format!(
+                    "finalizer {finalizer} of {kind}.{group} {name} was not changed: others changed its finalizers meanwhile, or \
+                     the object does not pass the schema of its kind; it is tried again"
+                ),
+            ))
         }
-        Err(error) => Err(read_fault(&error, right, &namespace, Reason::DeliveryFailed)),
+        Err(error) => Err(refused(&error)),
     }
+}
+
+/// A list is replaced as a whole, so it must be the one that was seen; whatever else of the object changed since (our own
+/// status above all) is no hindrance.
+fn patch(uid: Option<&str>, seen: &[String], finalizer: &str, wanted: bool) -> Value {
+    let mut next: Vec<&str> = seen.iter().map(String::as_str).collect();
+    if wanted {
+        next.push(finalizer);
+    } else {
+        next.retain(|found| *found != finalizer);
+    }
+    let seen = (!seen.is_empty()).then_some(seen);
+    json!([
+        {"op": "test", "path": "/metadata/uid", "value": uid},
+        {"op": "test", "path": "/metadata/finalizers", "value": seen},
+        {"op": "add", "path": "/metadata/finalizers", "value": next},
+    ])
 }

@@ -6,8 +6,10 @@ use std::{
     time::Duration,
 };
 
+use autounseal::{api::SealConfig, controller::finalize::put_finalizers, kube_ext::names::FINALIZER};
 use data_encoding::BASE64;
 use futures::{StreamExt, stream};
+use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
 use crate::{
@@ -830,4 +832,42 @@ async fn material_that_is_brought_is_imported_and_other_bytes_are_the_next_versi
     assert_eq!(scene.accounted("eu", HOME).await, 2);
     assert_eq!(scene.aws.keys(HOME)[1].material, second);
     running.stop();
+}
+
+#[tokio::test]
+async fn a_finalizer_is_changed_whatever_became_of_the_status_and_never_over_a_list_that_was_not_seen() {
+    let stage = Stage::new("finalizers").await;
+    let spec = json!({"seals": [{"name": "aws", "awskms": {"kmsKeyID": "alias/a", "region": HOME}}]});
+    stage.apply("pay", &spec).await;
+    let configs: Api<SealConfig> = Api::namespaced(stage.plane.client(), &stage.namespace);
+    let put = async |seen: &SealConfig, wanted| {
+        put_finalizers(&stage.plane.client(), seen, FINALIZER, wanted, "patch").await
+    };
+    let finalizers = async || configs.get("pay").await.unwrap().finalizers().to_vec();
+    put(&configs.get("pay").await.unwrap(), true).await.unwrap();
+    assert_eq!(finalizers().await, [FINALIZER]);
+    let seen = configs.get("pay").await.unwrap();
+    let status = json!({"observedGeneration": 1});
+    stage
+        .plane
+        .patch_status("SealConfig", &stage.namespace, "pay", &status)
+        .await;
+    let foreign = json!({"metadata": {"finalizers": [FINALIZER, "example.com/other"]}});
+    put(&seen, false).await.unwrap();
+    assert!(finalizers().await.is_empty());
+    put(&configs.get("pay").await.unwrap(), true).await.unwrap();
+    let seen = configs.get("pay").await.unwrap();
+    stage
+        .plane
+        .patch("SealConfig", &stage.namespace, "pay", &foreign)
+        .await;
+    let fault = put(&seen, false).await.unwrap_err();
+    assert!(
+        fault.message.contains("changed its finalizers meanwhile"),
+        "{}",
+        fault.message
+    );
+    assert_eq!(finalizers().await, [FINALIZER, "example.com/other"]);
+    put(&configs.get("pay").await.unwrap(), false).await.unwrap();
+    assert_eq!(finalizers().await, ["example.com/other"]);
 }

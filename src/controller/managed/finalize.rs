@@ -39,7 +39,7 @@ pub async fn mark(context: &Context, key: &ManagedKey) -> Result<(), Fault> {
 }
 
 async fn put(context: &Context, key: &ManagedKey, wanted: bool) -> Result<(), Fault> {
-    put_finalizers(context, key, names::KEYS_FINALIZER, wanted, RIGHT).await
+    put_finalizers(&context.client, key, names::KEYS_FINALIZER, wanted, RIGHT).await
 }
 
 /// Takes the keys back as the policy says, then lets the object go.
