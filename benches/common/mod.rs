@@ -182,7 +182,8 @@ impl Readiness {
 
     fn saw(&mut self, object: DynamicObject) {
         // Those of the plain client are nobody's, and say what it was told to write.
-        if object.data["spec"]["controllerClass"].is_null() && is_ready(&object.data) {
+        let class = object.data["spec"]["controllerClass"].as_str();
+        if class.is_none_or(str::is_empty) && is_ready(&object.data) {
             self.ready
                 .insert((object.metadata.namespace, object.metadata.name));
         }
