@@ -121,7 +121,7 @@ pub async fn deliver(
         delivered: facts::delivered(&written.annotations),
         deleting: false,
     };
-    context.index.saw_secret(namespace, &target.secret, facts.clone());
+    context.index.saw_secret(namespace, &target.secret, &facts);
     observed.secrets.insert(target.secret.clone(), facts);
     tracing::info!(
         namespace = namespace.as_str(),

@@ -13,7 +13,7 @@ use std::{
 use kube::core::{Selector, SelectorExt};
 
 use crate::seal::observed::{NamespaceFacts, PodFacts, SecretFacts};
-use secret::Known;
+use secret::Secrets;
 
 /// Kinds of objects that SealConfigs and ManagedKeys refer to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -71,20 +71,54 @@ pub struct ManagedFacts {
 struct Space {
     /// Its labels and annotations.
     meta: NamespaceFacts,
-    secrets: HashMap<Box<str>, Known>,
+    secrets: Secrets,
     /// resourceVersions.
     config_maps: HashMap<Box<str>, Box<str>>,
     pods: HashMap<Box<str>, Box<pod::Known>>,
-    /// UIDs of the SealConfigs that exist.
-    living: HashMap<String, String>,
-    /// What each SealConfig refers to.
-    referring: HashMap<String, References>,
-    /// The reverse: who refers to what.
-    referred: HashMap<(Kind, String), BTreeSet<String>>,
-    /// The pods that SealConfigs unseal, whoever works on these SealConfigs.
-    unseals: HashMap<String, Selector>,
+    /// SealConfigs, and what ManagedKeys refer to ([`managed`]).
+    configs: HashMap<Box<str>, Config>,
+    /// Who refers to what.
+    referred: HashMap<Kind, HashMap<Box<str>, Names>>,
     /// The ManagedKeys.
     managed: HashMap<String, ManagedFacts>,
+}
+
+/// Names in their order: most objects are referred to by one or two.
+type Names = Vec<Box<str>>;
+
+/// What is known of one SealConfig.
+#[derive(Default)]
+struct Config {
+    /// `None` = it is not known to exist.
+    uid: Option<Box<str>>,
+    refers: Option<Box<Refers>>,
+    /// The pods that it unseals, whoever works on it.
+    unseals: Option<Box<Selector>>,
+}
+
+impl Config {
+    fn is_blank(&self) -> bool {
+        self.uid.is_none() && self.refers.is_none() && self.unseals.is_none()
+    }
+}
+
+/// [`References`], without room for more.
+#[derive(PartialEq)]
+struct Refers {
+    objects: Box<[(Kind, Box<str>)]>,
+    read_secrets: Box<[Box<str>]>,
+    pods: Box<[Selector]>,
+}
+
+impl From<References> for Refers {
+    fn from(references: References) -> Self {
+        let objects = references.objects.into_iter();
+        Self {
+            objects: objects.map(|(kind, name)| (kind, name.into())).collect(),
+            read_secrets: references.read_secrets.into_iter().map(Into::into).collect(),
+            pods: references.pods.into(),
+        }
+    }
 }
 
 impl Space {
@@ -93,29 +127,69 @@ impl Space {
             && self.secrets.is_empty()
             && self.config_maps.is_empty()
             && self.pods.is_empty()
-            && self.living.is_empty()
-            && self.referring.is_empty()
-            && self.unseals.is_empty()
+            && self.configs.is_empty()
             && self.managed.is_empty()
     }
 
+    /// Changes what is known of a SealConfig; nothing is kept of one of which nothing is known.
+    fn config<T>(&mut self, name: &str, change: impl FnOnce(&mut Config) -> T) -> T {
+        let config = self.configs.entry(name.into()).or_default();
+        let outcome = change(config);
+        if config.is_blank() {
+            self.configs.remove(name);
+        }
+        outcome
+    }
+
     fn refer(&mut self, name: &str, references: References) {
-        let before = if references == References::default() {
-            self.referring.remove(name)
-        } else {
-            self.referring.insert(name.to_owned(), references.clone())
-        };
-        for object in before.unwrap_or_default().objects {
-            if let Some(names) = self.referred.get_mut(&object) {
-                names.remove(name);
+        let refers = (references != References::default()).then(|| Box::new(Refers::from(references)));
+        if self.configs.get(name).map(|config| &config.refers) == Some(&refers) {
+            return;
+        }
+        for (kind, object) in refers.iter().flat_map(|refers| &refers.objects) {
+            let names = self.referred.entry(*kind).or_default();
+            let names = names.entry(object.clone()).or_default();
+            if let Err(place) = names.binary_search_by(|known| (**known).cmp(name)) {
+                names.reserve_exact(1);
+                names.insert(place, name.into());
+            }
+        }
+        let before = self.config(name, |config| std::mem::replace(&mut config.refers, refers));
+        let now = self.configs.get(name).and_then(|config| config.refers.as_deref());
+        for (kind, object) in before.iter().flat_map(|before| &before.objects) {
+            let still = now.is_some_and(|now| now.objects.iter().any(|(k, o)| (k, o) == (kind, object)));
+            let of_kind = self.referred.get_mut(kind);
+            let (false, Some(of_kind)) = (still, of_kind) else {
+                continue;
+            };
+            if let Some(names) = of_kind.get_mut(object) {
+                names.retain(|known| **known != *name);
                 if names.is_empty() {
-                    self.referred.remove(&object);
+                    of_kind.remove(object);
                 }
             }
         }
-        for object in references.objects {
-            self.referred.entry(object).or_default().insert(name.to_owned());
-        }
+    }
+
+    /// Who refers to an object.
+    fn referred(&self, kind: Kind, name: &str) -> &[Box<str>] {
+        let names = self.referred.get(&kind).and_then(|of_kind| of_kind.get(name));
+        names.map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Who selects pods that are selected so.
+    fn selecting(&self, selects: impl Fn(&Selector) -> bool) -> Vec<String> {
+        let configs = self.configs.iter().filter(|(_, config)| {
+            let refers = config.refers.as_deref();
+            refers.is_some_and(|refers| refers.pods.iter().any(&selects))
+        });
+        configs.map(|(name, _)| name.to_string()).collect()
+    }
+
+    /// The SealConfigs that exist, and their UIDs.
+    fn living(&self) -> impl Iterator<Item = (&str, &str)> {
+        let configs = self.configs.iter();
+        configs.filter_map(|(name, config)| Some((&**name, config.uid.as_deref()?)))
     }
 }
 
@@ -157,13 +231,13 @@ impl Index {
 
     /// A Secret was seen, by us or by the watch. Returns whether this was news: neither an echo of our own write
     /// nor older than what is known.
-    pub fn saw_secret(&self, namespace: &str, name: &str, facts: SecretFacts) -> bool {
+    pub fn saw_secret(&self, namespace: &str, name: &str, facts: &SecretFacts) -> bool {
         self.change(namespace, |space| {
             let known = space.secrets.get(name);
-            if known.is_some_and(|known| !newer(&known.version(), &facts.resource_version)) {
+            if known.is_some_and(|known| !newer(&known.resource_version, &facts.resource_version)) {
                 return false;
             }
-            space.secrets.insert(name.into(), Known::from(facts));
+            space.secrets.insert(name, facts);
             true
         })
     }
@@ -172,15 +246,15 @@ impl Index {
     pub fn lost_secret(&self, namespace: &str, name: &str, resource_version: Option<&str>) -> bool {
         self.change(namespace, |space| {
             let newer_known = match (space.secrets.get(name), resource_version) {
-                (Some(known), Some(version)) => !newer(&known.version(), version),
+                (Some(known), Some(version)) => !newer(&known.resource_version, version),
                 _ => false,
             };
-            !newer_known && space.secrets.remove(name).is_some()
+            !newer_known && space.secrets.remove(name)
         })
     }
 
     /// Objects known in a scope, to find those that a new list does not hold.
-    fn names<'a, T: AsRef<str> + 'a, I: Iterator<Item = &'a T>>(
+    fn names<'a, I: Iterator<Item = &'a str>>(
         inner: &'a Inner,
         scope: Option<&str>,
         of: impl Fn(&'a Space) -> I,
@@ -190,49 +264,49 @@ impl Index {
             .iter()
             .filter(|(namespace, _)| scope.is_none_or(|scope| scope == **namespace));
         spaces
-            .flat_map(|(namespace, space)| {
-                of(space).map(|name| (namespace.clone(), name.as_ref().to_owned()))
-            })
+            .flat_map(|(namespace, space)| of(space).map(|name| (namespace.clone(), name.to_owned())))
             .collect()
     }
 
     /// The Secrets known in a scope.
     pub fn secret_names(&self, scope: Option<&str>) -> HashSet<Name> {
-        Self::names(&self.lock(), scope, |space| space.secrets.keys())
+        Self::names(&self.lock(), scope, |space| space.secrets.names())
     }
 
     /// The ConfigMaps known in a scope.
     pub fn config_map_names(&self, scope: Option<&str>) -> HashSet<Name> {
-        Self::names(&self.lock(), scope, |space| space.config_maps.keys())
+        Self::names(&self.lock(), scope, |space| {
+            space.config_maps.keys().map(|name| &**name)
+        })
     }
 
     /// The SealConfigs known in a scope.
     pub fn config_names(&self, scope: Option<&str>) -> HashSet<Name> {
-        Self::names(&self.lock(), scope, |space| space.living.keys())
+        Self::names(&self.lock(), scope, |space| space.living().map(|(name, _)| name))
     }
 
     /// The ManagedKeys known in a scope.
     pub fn managed_names(&self, scope: Option<&str>) -> HashSet<Name> {
-        Self::names(&self.lock(), scope, |space| space.managed.keys())
+        Self::names(&self.lock(), scope, |space| {
+            space.managed.keys().map(String::as_str)
+        })
     }
 
     /// The pods known in a scope.
     pub fn pod_names(&self, scope: Option<&str>) -> HashSet<Name> {
-        Self::names(&self.lock(), scope, |space| space.pods.keys())
+        Self::names(&self.lock(), scope, |space| space.pods.keys().map(|name| &**name))
     }
 
     /// A Secret's facts.
     pub fn secret(&self, namespace: &str, name: &str) -> Option<SecretFacts> {
-        self.read(namespace, |space| space.secrets.get(name).map(Known::facts))
+        self.read(namespace, |space| space.secrets.get(name))
     }
 
     /// The Secrets of a namespace that name this SealConfig as the one that delivered keys to them.
     pub fn delivered_by(&self, namespace: &str, name: &str) -> BTreeMap<String, SecretFacts> {
         self.read(namespace, |space| {
-            let of_it = space.secrets.iter().filter(|(_, known)| known.delivered_by(name));
-            of_it
-                .map(|(secret, known)| (secret.to_string(), known.facts()))
-                .collect()
+            let of_it = space.secrets.delivered_by(name);
+            of_it.map(|(secret, facts)| (secret.to_owned(), facts)).collect()
         })
     }
 
@@ -283,15 +357,11 @@ impl Index {
             if before.as_ref() == Some(&facts) {
                 return None;
             }
-            let selecting = space.referring.iter().filter(|(_, refers)| {
-                refers.pods.iter().any(|selector| {
-                    selector.matches(&facts.labels)
-                        || before
-                            .as_ref()
-                            .is_some_and(|before| selector.matches(&before.labels))
-                })
+            let names = space.selecting(|selector| {
+                let before = before.as_ref();
+                selector.matches(&facts.labels)
+                    || before.is_some_and(|before| selector.matches(&before.labels))
             });
-            let names = selecting.map(|(name, _)| name.clone()).collect();
             let name = facts.name.as_str().into();
             space.pods.insert(name, Box::new(facts.into()));
             Some(names)
@@ -305,11 +375,7 @@ impl Index {
                 return Vec::new();
             };
             let labels = gone.labels();
-            let selecting = space
-                .referring
-                .iter()
-                .filter(|(_, refers)| refers.pods.iter().any(|selector| selector.matches(&labels)));
-            selecting.map(|(name, _)| name.clone()).collect()
+            space.selecting(|selector| selector.matches(&labels))
         })
     }
 
@@ -328,9 +394,9 @@ impl Index {
     }
 
     /// A SealConfig exists.
-    pub fn saw_config(&self, namespace: &str, name: &str, uid: String) {
+    pub fn saw_config(&self, namespace: &str, name: &str, uid: &str) {
         self.change(namespace, |space| {
-            space.living.insert(name.to_owned(), uid);
+            space.config(name, |config| config.uid = Some(uid.into()));
         });
     }
 
@@ -338,8 +404,7 @@ impl Index {
     pub fn lost_config(&self, namespace: &str, name: &str) {
         self.change(namespace, |space| {
             space.refer(name, References::default());
-            space.unseals.remove(name);
-            space.living.remove(name);
+            space.configs.remove(name);
         });
     }
 
@@ -373,9 +438,13 @@ impl Index {
 
     /// A SealConfig unseals these pods, or none. Whether this is news.
     pub fn saw_unseal(&self, namespace: &str, name: &str, selector: Option<Selector>) -> bool {
-        self.change(namespace, |space| match selector {
-            Some(selector) => space.unseals.insert(name.to_owned(), selector.clone()) != Some(selector),
-            None => space.unseals.remove(name).is_some(),
+        let selector = selector.map(Box::new);
+        self.change(namespace, |space| {
+            space.config(name, |config| {
+                let news = config.unseals != selector;
+                config.unseals = selector;
+                news
+            })
         })
     }
 
@@ -385,7 +454,10 @@ impl Index {
         inner.listed.remove(&scope.map(ToOwned::to_owned));
         for (namespace, space) in &mut inner.spaces {
             if scope.is_none_or(|scope| scope == namespace) {
-                space.unseals.clear();
+                space.configs.retain(|_, config| {
+                    config.unseals = None;
+                    !config.is_blank()
+                });
             }
         }
     }
@@ -401,14 +473,12 @@ impl Index {
         if !inner.listed.contains(&None) && !inner.listed.contains(&Some(namespace.to_owned())) {
             return None;
         }
-        let unseals = inner.spaces.get(namespace).map(|space| &space.unseals);
-        Some(
-            unseals
-                .into_iter()
-                .flatten()
-                .map(|(name, selector)| (name.clone(), selector.clone()))
-                .collect(),
-        )
+        let configs = inner.spaces.get(namespace).map(|space| &space.configs);
+        let unseals = configs.into_iter().flatten().filter_map(|(name, config)| {
+            let selector = config.unseals.as_deref()?;
+            Some((name.to_string(), selector.clone()))
+        });
+        Some(unseals.collect())
     }
 
     /// Those of these UIDs that are SealConfigs of a namespace.
@@ -417,8 +487,8 @@ impl Index {
             return BTreeSet::new();
         }
         self.read(namespace, |space| {
-            let living = space.living.values().filter(|uid| uids.contains(*uid));
-            living.cloned().collect()
+            let uids = space.living().filter(|(_, uid)| uids.contains(*uid));
+            uids.map(|(_, uid)| uid.to_owned()).collect()
         })
     }
 
@@ -426,24 +496,21 @@ impl Index {
     pub fn configs(&self, namespace: &str) -> Vec<String> {
         self.read(namespace, |space| {
             let keys = space.managed.keys().map(|name| managed(name));
-            space.living.keys().cloned().chain(keys).collect()
+            let configs = space.living().map(|(name, _)| name.to_owned());
+            configs.chain(keys).collect()
         })
     }
 
     /// Sets what a SealConfig refers to.
     pub fn refer(&self, namespace: &str, name: &str, references: References) {
-        self.change(namespace, |space| {
-            if space.referring.get(name) != Some(&references) {
-                space.refer(name, references);
-            }
-        });
+        self.change(namespace, |space| space.refer(name, references));
     }
 
     /// Names of the SealConfigs that refer to an object.
     pub fn referring(&self, kind: Kind, namespace: &str, name: &str) -> Vec<String> {
         self.read(namespace, |space| {
-            let names = space.referred.get(&(kind, name.to_owned()));
-            names.into_iter().flatten().cloned().collect()
+            let names = space.referred(kind, name).iter();
+            names.map(ToString::to_string).collect()
         })
     }
 
@@ -455,10 +522,12 @@ impl Index {
     ) -> BTreeSet<String> {
         self.read(namespace, |space| {
             let is_read = |name: &str| {
-                let referring = space.referred.get(&(Kind::Secret, name.to_owned()));
-                referring.into_iter().flatten().any(|config| {
-                    let refers = space.referring.get(config);
-                    refers.is_some_and(|refers| refers.read_secrets.iter().any(|read| read == name))
+                space.referred(Kind::Secret, name).iter().any(|config| {
+                    let refers = space
+                        .configs
+                        .get(config)
+                        .and_then(|config| config.refers.as_deref());
+                    refers.is_some_and(|refers| refers.read_secrets.iter().any(|read| **read == *name))
                 })
             };
             names
@@ -492,10 +561,10 @@ mod tests {
     #[test]
     fn echoes_and_late_events_are_no_news() {
         let index = Index::default();
-        assert!(index.saw_secret("n", "s", facts("10")));
-        assert!(!index.saw_secret("n", "s", facts("10")));
-        assert!(!index.saw_secret("n", "s", facts("9")));
-        assert!(index.saw_secret("n", "s", facts("11")));
+        assert!(index.saw_secret("n", "s", &facts("10")));
+        assert!(!index.saw_secret("n", "s", &facts("10")));
+        assert!(!index.saw_secret("n", "s", &facts("9")));
+        assert!(index.saw_secret("n", "s", &facts("11")));
         assert!(!index.lost_secret("n", "s", Some("9")));
         assert!(index.lost_secret("n", "s", Some("12")));
         assert_eq!(index.secret("n", "s"), None);
@@ -550,8 +619,8 @@ mod tests {
     #[test]
     fn nothing_is_kept_of_what_is_gone() {
         let index = Index::default();
-        index.saw_secret("n", "s", facts("1"));
-        index.saw_config("n", "c", "u".into());
+        index.saw_secret("n", "s", &facts("1"));
+        index.saw_config("n", "c", "u");
         index.refer(
             "n",
             "c",

@@ -372,7 +372,7 @@ impl<'w, 'a> Hand<'w, 'a> {
             if ours && facts.delivered.marks.contains_key(&self.key.name) {
                 self.context
                     .index
-                    .saw_secret(&self.model.id.namespace, &target.secret, facts);
+                    .saw_secret(&self.model.id.namespace, &target.secret, &facts);
                 return Err(Fault::transient(
                     Reason::Pending,
                     "a Secret turned up that holds it already; it is looked at again",
@@ -837,7 +837,7 @@ async fn save(
     let (namespace, name) = (&model.id.namespace, secret_name(&model.id));
     let (facts, known) = secret::save(&context.client, namespace, &name, &change).await?;
     if let Some(known) = known {
-        context.index.saw_secret(namespace, &name, known);
+        context.index.saw_secret(namespace, &name, &known);
     }
     tracing::info!(
         namespace = namespace.as_str(),

@@ -5,6 +5,7 @@ use std::{
     collections::HashMap,
     ops::{Deref, DerefMut},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use kube::{
@@ -49,6 +50,8 @@ struct Stored<T> {
     uid: Option<String>,
     told: Told,
     rest: Option<Box<T>>,
+    /// When it is looked at again, if nothing happens.
+    due: Option<Instant>,
 }
 
 impl<K: Resource + StatusText, T> Memory<K, T> {
@@ -154,6 +157,7 @@ where
             uid,
             told,
             rest: (!rest.is_blank()).then_some(rest),
+            due: None,
         };
         all.insert((namespace, name), stored);
         foreign
@@ -162,6 +166,34 @@ where
     /// Forgets an object that is gone.
     pub fn forget(&self, namespace: &str, name: &str) {
         self.lock().remove(&(namespace.to_owned(), name.to_owned()));
+    }
+
+    /// An object is to be looked at at this time; once it was looked at earlier, that is forgotten.
+    pub fn look_at(&self, object: &K, due: Instant) {
+        let mut all = self.lock();
+        let name = named(object);
+        let Some(now) = self.shown(&name.0, &name.1) else {
+            return;
+        };
+        let stored = all.entry(name).or_insert_with(|| Stored {
+            uid: now.uid(),
+            told: Told::default(),
+            rest: None,
+            due: None,
+        });
+        if stored.uid == object.uid() {
+            stored.due = Some(due);
+        }
+    }
+
+    /// The objects whose time has come, each once.
+    pub fn due(&self, now: Instant) -> Vec<Name> {
+        let mut all = self.lock();
+        let due = all.iter_mut().filter_map(|(name, stored)| {
+            let is_due = stored.due.take_if(|due| *due <= now).is_some();
+            is_due.then(|| name.clone())
+        });
+        due.collect()
     }
 
     fn settle(&self, before: &K, now: &K) -> bool {
@@ -188,23 +220,15 @@ fn shows<K: Resource + StatusText>(object: &K) -> Shown<'_> {
     }
 }
 
-/// What an event said that somebody has to do something about.
-pub struct News {
-    /// Whether its object is new, or there is more to it than a status.
-    pub changed: bool,
-    /// The objects to look at beside it: whose status somebody else has written, and what a list shows that is new. What is
-    /// being listed is in the store only when all is listed, so nobody is to look before that.
-    pub look: Vec<Name>,
-}
-
-/// Puts an event into the store that `memories` read.
-pub fn reflect<K, T>(event: &Event<K>, writer: &mut Writer<K>, memories: &Memories<K, T>) -> News
+/// Puts an event into the store that `memories` read. The objects to look at: new ones, those to which there is more news than
+/// a status, and those whose status somebody else has written. What is being listed is in the store only when all is listed,
+/// so nobody is to look before that.
+pub fn reflect<K, T>(event: &Event<K>, writer: &mut Writer<K>, memories: &Memories<K, T>) -> Vec<Name>
 where
     K: Resource<DynamicType = ()> + StatusText + Clone,
     T: Rest,
 {
     let mut look = Vec::new();
-    let mut is_changed = false;
     match event {
         Event::Apply(now) => {
             let (namespace, name) = named(now);
@@ -213,8 +237,8 @@ where
                 memories.keep(before, now);
             }
             writer.apply_watcher_event(event);
-            is_changed = changed(before.as_deref(), now);
-            if before.is_some_and(|before| memories.settle(&before, now)) {
+            let is_foreign = before.as_ref().is_some_and(|before| memories.settle(before, now));
+            if is_foreign || changed(before.as_deref(), now) {
                 look.push((namespace, name));
             }
         }
@@ -239,10 +263,7 @@ where
         }
         Event::Init | Event::InitApply(_) | Event::Delete(_) => writer.apply_watcher_event(event),
     }
-    News {
-        changed: is_changed,
-        look,
-    }
+    look
 }
 
 /// Whether there is more to what is shown than a status.
@@ -262,6 +283,8 @@ fn changed<K: Resource>(before: Option<&K>, now: &K) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use kube::runtime::reflector;
     use serde_json::{Value, json};
 
@@ -291,7 +314,7 @@ mod tests {
         let before = object(at - 1, &json!({}));
         reflect(&Event::Init, &mut writer, &memories);
         reflect(&Event::InitApply(before.clone()), &mut writer, &memories);
-        let listed = reflect(&Event::InitDone, &mut writer, &memories).look;
+        let listed = reflect(&Event::InitDone, &mut writer, &memories);
         assert_eq!(listed.len(), 1, "it is new");
         let mut memory = memories.take(&Arc::new(before));
         memory.told.told(status, Some(&at.to_string()));
@@ -313,15 +336,11 @@ mod tests {
         for echoed in [true, false] {
             let (memories, mut writer) = begun(&ours, 5);
             if echoed {
-                assert!(
-                    reflect(&Event::Apply(object(5, &ours)), &mut writer, &memories)
-                        .look
-                        .is_empty()
-                );
+                assert!(reflect(&Event::Apply(object(5, &ours)), &mut writer, &memories).is_empty());
             }
             let event = Event::Apply(object(6, &forged));
             assert_eq!(
-                reflect(&event, &mut writer, &memories).look,
+                reflect(&event, &mut writer, &memories),
                 std::slice::from_ref(&name)
             );
             assert_eq!(base(&memories), (ours.clone(), forged.clone()));
@@ -333,7 +352,7 @@ mod tests {
             reflect(&Event::Init, &mut writer, &memories);
             reflect(&Event::InitApply(object(6, &forged)), &mut writer, &memories);
             assert_eq!(
-                reflect(&Event::InitDone, &mut writer, &memories).look,
+                reflect(&Event::InitDone, &mut writer, &memories),
                 std::slice::from_ref(&name)
             );
             assert_eq!(base(&memories), (ours.clone(), forged.clone()));
@@ -343,11 +362,7 @@ mod tests {
                 reflect(&Event::Apply(object(5, &ours)), &mut writer, &memories);
             }
             let mut memory = memories.take(&memories.shown("n", "c").unwrap());
-            assert!(
-                reflect(&Event::Apply(object(6, &forged)), &mut writer, &memories)
-                    .look
-                    .is_empty()
-            );
+            assert!(reflect(&Event::Apply(object(6, &forged)), &mut writer, &memories).is_empty());
             memory.told.told(&ours, None);
             assert!(memories.put(memory), "it is looked at again");
             assert_eq!(base(&memories), (ours.clone(), forged.clone()));
@@ -376,9 +391,38 @@ mod tests {
     }
 
     #[test]
+    fn a_far_look_comes_once_and_is_forgotten_after_an_earlier_one_and_with_its_object() {
+        let now = Instant::now();
+        let (memories, _writer) = begun(&json!({}), 5);
+        let object = memories.shown("n", "c").unwrap();
+        let far = now + Duration::from_hours(1);
+        memories.look_at(&object, far);
+        assert!(memories.due(now).is_empty());
+        assert_eq!(memories.due(far), [("n".to_owned(), "c".to_owned())]);
+        assert!(memories.due(far).is_empty());
+        memories.look_at(&object, far);
+        let memory = memories.take(&object);
+        memories.put(memory);
+        assert!(memories.due(far).is_empty());
+        let mut former = Kept::clone(&object);
+        former.meta_mut().uid = Some("another".into());
+        memories.look_at(&former, far);
+        assert!(memories.due(far).is_empty());
+        // Also what was never reconciled: it may have waited for its turn.
+        memories.forget("n", "c");
+        memories.look_at(&object, far);
+        assert_eq!(memories.due(far).len(), 1);
+        let fresh = Memories::<Kept, Nothing>::default();
+        fresh.look_at(&object, far);
+        assert!(fresh.due(far).is_empty(), "it is gone");
+    }
+
+    #[test]
     fn an_event_is_news_when_it_says_more_than_a_status() {
         let (memories, mut writer) = begun(&json!({}), 5);
-        let mut is_news = |object: Kept| reflect(&Event::Apply(object), &mut writer, &memories).changed;
+        // Nothing was told of it, so no status is a forged one.
+        memories.forget("n", "c");
+        let mut is_news = |object: Kept| !reflect(&Event::Apply(object), &mut writer, &memories).is_empty();
         assert!(!is_news(object(6, &json!({"a": 1}))));
         let mut annotated = object(7, &json!({}));
         annotated
@@ -392,10 +436,9 @@ mod tests {
         assert!(is_news(annotated));
         // What a list shows is looked at when all is listed: before that the store is as it was.
         let mut list = |object: Kept| {
-            assert!(reflect(&Event::Init, &mut writer, &memories).look.is_empty());
-            let news = reflect(&Event::InitApply(object), &mut writer, &memories);
-            assert!(!news.changed && news.look.is_empty());
-            reflect(&Event::InitDone, &mut writer, &memories).look.len()
+            assert!(reflect(&Event::Init, &mut writer, &memories).is_empty());
+            assert!(reflect(&Event::InitApply(object), &mut writer, &memories).is_empty());
+            reflect(&Event::InitDone, &mut writer, &memories).len()
         };
         let listed = object(8, &json!({}));
         assert_eq!(list(listed.clone()), 1);

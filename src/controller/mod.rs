@@ -8,6 +8,7 @@ pub mod context;
 pub mod debounce;
 pub mod deliver;
 pub mod events;
+pub mod feed;
 pub mod finalize;
 pub mod hedge;
 pub mod index;
@@ -18,6 +19,7 @@ pub mod managed;
 pub mod memories;
 pub mod observe;
 pub mod open;
+pub mod packed;
 pub mod preflight;
 pub mod reconcile;
 pub mod report;
@@ -39,7 +41,6 @@ use std::{
 
 use futures::{
     FutureExt, TryStreamExt,
-    channel::mpsc,
     future::{Either, join, join_all, ready, select},
 };
 use kube::{
@@ -47,9 +48,7 @@ use kube::{
     client::ClientBuilder,
     core::Selector,
     runtime::{
-        WatchStreamExt,
-        controller::Action,
-        reflector,
+        WatchStreamExt, reflector,
         watcher::{self, Event, watcher},
     },
 };
@@ -61,6 +60,7 @@ use crate::{
     telemetry::{metrics::Metrics, server},
 };
 use context::Context;
+use feed::Feed;
 use index::Kind;
 use kept::Kept;
 use lead::Followed;
@@ -238,13 +238,12 @@ async fn run_scope(
     replica: Replica,
     stop: impl Future<Output = ()> + Send + Sync + 'static,
 ) {
-    let (trigger, triggered) = mpsc::unbounded();
-    let (trigger_managed, triggered_managed) = mpsc::unbounded();
+    let feed = || Arc::new(Feed::new(context.settings.concurrency));
     let scope = Scope {
         namespace: namespace.clone(),
-        trigger,
+        configs: feed(),
         streams,
-        managed: trigger_managed,
+        managed: feed(),
     };
     context.watches(scope.clone());
     let watches_namespaces = namespace.is_none();
@@ -287,8 +286,7 @@ async fn run_scope(
         .default_backoff()
         .try_filter_map(move |event| {
             // First of all: whoever is woken by an event finds what it told.
-            let news = memories::reflect(&event, &mut writer, &known.memories);
-            for (namespace, name) in news.look {
+            for (namespace, name) in memories::reflect(&event, &mut writer, &known.memories) {
                 seen_in.look_at(&namespace, [name]);
             }
             remember(&known, &seen_in, &event, &mut gone);
@@ -298,32 +296,24 @@ async fn run_scope(
                     part.ready();
                 }
             }
-            ready(Ok(match event {
-                Event::Apply(object) if news.changed => Some(object),
-                _ => None,
-            }))
+            ready(Ok(None))
         });
-    let managed = managed::run::run(
-        context.clone(),
-        scope.clone(),
-        triggered_managed,
-        replica.clone(),
-        stop.clone(),
-    );
+    let managed = managed::run::run(context.clone(), scope.clone(), replica.clone(), stop.clone());
     let configs = Followed {
-        objects: configs,
+        memories: |context| &context.memories,
+        watch: configs,
         reader,
-        triggered,
+        feed: scope.configs,
         begun,
         resource: "sealconfigs",
     };
     let configs = configs.lead(context, replica, stop, |config, context| async move {
         let (namespace, name) = (config.namespace().unwrap_or_default(), config.name_any());
         let Some(_pass) = Pass::take(&context, &namespace, &name) else {
-            return Ok(Action::requeue(turnstile::PARKED));
+            return Some(turnstile::PARKED);
         };
         match context.debounce.wait(&namespace, &name, Instant::now()) {
-            Some(wait) => Ok(Action::requeue(wait)),
+            Some(wait) => Some(wait),
             None => Box::pin(reconcile::reconcile(config, context)).await,
         }
     });
@@ -349,7 +339,7 @@ fn remember(
             gone.remove(&(namespace.clone(), name.clone()));
             context
                 .index
-                .saw_config(&namespace, &name, config.uid().unwrap_or_default());
+                .saw_config(&namespace, &name, &config.uid().unwrap_or_default());
             // Of every SealConfig, also of those that are another instance's or suspended: theirs is the pod as well.
             let selector = config
                 .unseal()

@@ -175,7 +175,7 @@ async fn store(
     }
     let (facts, known) = find(&context.client, namespace, &name).await?;
     if let Some(known) = known {
-        context.index.saw_secret(namespace, &name, known);
+        context.index.saw_secret(namespace, &name, &known);
     }
     Ok(facts)
 }

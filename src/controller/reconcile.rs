@@ -1,9 +1,12 @@
 //! One reconcile: observe → parse → check → plan → apply → status.
 
-use std::{convert::Infallible, sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
-use kube::{ResourceExt, runtime::controller::Action};
+use kube::ResourceExt;
 use tracing::Instrument;
 
 use super::{apply, context::Context, finalize, kept::Kept, observe, report, told::Base, unseal};
@@ -13,17 +16,15 @@ use crate::{
     seal::{FaultKind, backoff, checks, model, plan, status, store::StoreFacts},
 };
 
-/// Brings one SealConfig, its Secrets and its status to what its spec says.
-///
-/// # Errors
-/// None: every fault is a status and a time to look again.
-pub async fn reconcile(object: Arc<Kept>, context: Arc<Context>) -> Result<Action, Infallible> {
+/// Brings one SealConfig, its Secrets and its status to what its spec says. After how long it is to be looked at again, if
+/// nothing changes; every fault is a status and such a time.
+pub async fn reconcile(object: Arc<Kept>, context: Arc<Context>) -> Option<Duration> {
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     let span = tracing::info_span!(target: TRACES, "reconcile", kind = "SealConfig", namespace, name);
     Box::pin(look(object, context)).instrument(span).await
 }
 
-async fn look(object: Arc<Kept>, context: Arc<Context>) -> Result<Action, Infallible> {
+async fn look(object: Arc<Kept>, context: Arc<Context>) -> Option<Duration> {
     let started = Instant::now();
     let Some(config) = &object.read() else {
         // Its text is not logged.
@@ -32,18 +33,18 @@ async fn look(object: Arc<Kept>, context: Arc<Context>) -> Result<Action, Infall
             name = object.name_any(),
             "a SealConfig cannot be read"
         );
-        return Ok(Action::await_change());
+        return None;
     };
     if config.spec.controller_class != context.settings.controller_class {
-        return Ok(Action::await_change());
+        return None;
     }
     let finalized = finalize::finalize(&context, config).await;
     if config.metadata.deletion_timestamp.is_some() {
         context
             .unsealers
             .forget(&config.namespace().unwrap_or_default(), &config.name_any());
-        return Ok(match finalized {
-            Ok(()) => Action::await_change(),
+        return match finalized {
+            Ok(()) => None,
             Err(fault) => {
                 if fault.reason == Reason::InUse {
                     let saved = config.status.clone().unwrap_or_default();
@@ -55,9 +56,9 @@ async fn look(object: Arc<Kept>, context: Arc<Context>) -> Result<Action, Infall
                 let (namespace, name) = (config.namespace(), config.name_any());
                 let reason = fault.reason.as_str();
                 tracing::warn!(namespace, name, reason, "{}", fault.message);
-                Action::requeue(backoff(&fault, 2, provider::jitter()))
+                Some(backoff(&fault, 2, provider::jitter()))
             }
-        });
+        };
     }
     let (namespace, name) = (config.namespace().unwrap_or_default(), config.name_any());
     let mut remembered = context.memories.take(&object);
@@ -126,8 +127,5 @@ async fn look(object: Arc<Kept>, context: Arc<Context>) -> Result<Action, Infall
     context
         .metrics
         .reconciled("SealConfig", outcome.is_ok(), started.elapsed());
-    Ok(match outcome.err().or(wait) {
-        Some(wait) => Action::requeue(wait),
-        None => Action::await_change(),
-    })
+    outcome.err().or(wait)
 }

@@ -2,14 +2,13 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use futures::{Stream, StreamExt, channel::mpsc::UnboundedSender, future::ready, stream::BoxStream};
+use futures::{StreamExt, future::ready, stream::BoxStream};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, ServiceAccount};
 use kube::{
     Api, Client, ResourceExt,
     core::{NamespaceResourceScope, PartialObjectMeta, Resource},
     runtime::{
         WatchStreamExt,
-        reflector::ObjectRef,
         watcher::{self, Event, watcher},
     },
 };
@@ -18,24 +17,22 @@ use tokio::sync::watch;
 
 use super::{
     context::Context,
+    feed::Feed,
     index::{self, Kind},
 };
 use crate::kube_ext::{facts, missing::AskedFor};
-
-/// SealConfigs to look at again: namespace and name.
-pub type Trigger = UnboundedSender<(String, String)>;
 
 /// A part of the cluster that is watched: one namespace, or all.
 #[derive(Clone)]
 pub struct Scope {
     /// `None` = all.
     pub namespace: Option<String>,
-    /// Where triggers of SealConfigs go.
-    pub trigger: Trigger,
+    /// The SealConfigs to look at.
+    pub configs: Arc<Feed>,
     /// Whether the apiserver sends lists object by object.
     pub streams: bool,
-    /// Where those of ManagedKeys go.
-    pub managed: Trigger,
+    /// The ManagedKeys.
+    pub managed: Arc<Feed>,
 }
 
 impl Scope {
@@ -58,12 +55,10 @@ impl Scope {
     /// Has these SealConfigs and ManagedKeys ([`index::managed`]) looked at again.
     pub fn look_at(&self, namespace: &str, names: impl IntoIterator<Item = String>) {
         for name in names {
-            let (trigger, name) = match index::as_managed(&name) {
-                Some(key) => (&self.managed, key.to_owned()),
-                None => (&self.trigger, name),
-            };
-            // The receiver lives as long as the controller; at its end nobody needs to look.
-            let _ = trigger.unbounded_send((namespace.to_owned(), name));
+            match index::as_managed(&name) {
+                Some(key) => self.managed.ask(namespace, key),
+                None => self.configs.ask(namespace, &name),
+            }
         }
     }
 }
@@ -144,7 +139,7 @@ pub async fn secrets(context: Arc<Context>, scope: Scope, pending: Pending) {
                 gone.remove(&(namespace.clone(), name.clone()));
                 if context
                     .index
-                    .saw_secret(&namespace, &name, facts::secret(&secret.metadata))
+                    .saw_secret(&namespace, &name, &facts::secret(&secret.metadata))
                 {
                     scope.look_at(
                         &namespace,
@@ -305,14 +300,4 @@ pub async fn namespaces(context: Arc<Context>, scope: Scope, pending: Pending) {
             Event::Delete(namespace) => context.index.lost_namespace(&namespace.name_any()),
         }
     }
-}
-
-/// The triggers as the controller takes them.
-pub fn as_references<K>(
-    receiver: impl Stream<Item = (String, String)> + Send + 'static,
-) -> impl Stream<Item = ObjectRef<K>> + Send + 'static
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + 'static,
-{
-    receiver.map(|(namespace, name)| ObjectRef::new(&name).within(&namespace))
 }

@@ -5,9 +5,8 @@ use std::{
     net::IpAddr,
 };
 
-use jiff::Timestamp;
-
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
 
 use super::{Ciphertext, Fault, endpoint::EndpointPolicy, model::SourceRef, store::StoreFacts};
 use crate::api::SealConfigStatus;
@@ -76,7 +75,7 @@ pub enum SourceFacts {
 }
 
 /// A target Secret, by its metadata.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecretFacts {
     /// UID.
     pub uid: String,
@@ -95,7 +94,7 @@ pub struct SecretFacts {
 }
 
 /// What a delivered Secret tells of its content, in annotations.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delivered {
     /// Counts changes of key bytes; 0 = never delivered.
     pub count: u64,
@@ -108,7 +107,7 @@ pub struct Delivered {
 }
 
 /// What a delivered Secret tells of a key in it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
     /// Version of the key.
     pub version: u32,

@@ -3,13 +3,12 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
-    convert::Infallible,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
-use kube::{ResourceExt, core::DeserializeGuard, runtime::controller::Action};
+use kube::{ResourceExt, core::DeserializeGuard};
 
 use super::{
     apply,
@@ -71,14 +70,9 @@ impl StatusText for DeserializeGuard<ManagedKey> {
     }
 }
 
-/// Brings one ManagedKey, its keys in AWS and its status to what its spec says.
-///
-/// # Errors
-/// None: every fault is a status and a time to look again.
-pub async fn reconcile(
-    object: Arc<DeserializeGuard<ManagedKey>>,
-    context: Arc<Context>,
-) -> Result<Action, Infallible> {
+/// Brings one ManagedKey, its keys in AWS and its status to what its spec says. After how long it is to be looked at again,
+/// if nothing changes; every fault is a status and such a time.
+pub async fn reconcile(object: Arc<DeserializeGuard<ManagedKey>>, context: Arc<Context>) -> Option<Duration> {
     let started = Instant::now();
     let Ok(key) = &object.0 else {
         tracing::warn!(
@@ -86,7 +80,7 @@ pub async fn reconcile(
             name = object.name_any(),
             "a ManagedKey cannot be read"
         );
-        return Ok(Action::await_change());
+        return None;
     };
     let (namespace, name) = (key.namespace().unwrap_or_default(), key.name_any());
     // Whatever becomes of the SealConfig from now on leads back here; so it is read after this.
@@ -95,27 +89,27 @@ pub async fn reconcile(
     let config = context.config(&namespace, &key.spec.seal_config_ref.name);
     if config.is_none() && !listed {
         // It may only not have been listed yet; that is no reason for anything.
-        return Ok(Action::requeue(UNLISTED));
+        return Some(UNLISTED);
     }
     let class = config
         .as_ref()
         .map_or("", |config| config.spec.controller_class.as_str());
     if class != context.settings.controller_class {
-        return Ok(Action::await_change());
+        return None;
     }
     let mut memory = context.managed.take(&object);
     let Base { previous, saved } = memory.base::<ManagedKeyStatus>();
     if key.metadata.deletion_timestamp.is_some() {
         let outcome = Box::pin(finalize::delete(&context, key, config.as_ref(), &previous)).await;
         context.managed.put(memory);
-        return Ok(match outcome {
-            Ok(()) => Action::await_change(),
+        return match outcome {
+            Ok(()) => None,
             Err(fault) => {
                 let reason = fault.reason.as_str();
                 tracing::warn!(namespace, name, reason, "{}", fault.message);
-                Action::requeue(backoff(&fault, 3, provider::jitter()))
+                Some(backoff(&fault, 3, provider::jitter()))
             }
-        });
+        };
     }
     let generation = key.metadata.generation.unwrap_or_default();
     let parsed = match (finalize::mark(&context, key).await, &config) {
@@ -157,10 +151,7 @@ pub async fn reconcile(
     context
         .metrics
         .reconciled(MANAGED_KIND, outcome.is_ok(), started.elapsed());
-    Ok(match outcome.err().or(wait) {
-        Some(wait) => Action::requeue(wait),
-        None => Action::await_change(),
-    })
+    outcome.err().or(wait)
 }
 
 /// The one reference that is known without the SealConfig; what else there is, is added once that is read.

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use futures::{TryStreamExt, channel::mpsc, future::ready};
+use futures::{TryStreamExt, future::ready};
 use kube::{
     ResourceExt,
     core::DeserializeGuard,
@@ -36,7 +36,6 @@ use crate::{
 pub(in crate::controller) async fn run(
     context: Arc<Context>,
     scope: Scope,
-    triggered: mpsc::UnboundedReceiver<(String, String)>,
     replica: Replica,
     stop: impl Future<Output = ()> + Clone + Send + Sync + 'static,
 ) {
@@ -46,29 +45,27 @@ pub(in crate::controller) async fn run(
     let known = context.clone();
     let begun = Arc::new(AtomicBool::new(false));
     let begins = begun.clone();
+    let seen_in = scope.clone();
     let mut gone = HashSet::new();
     let keys = watcher(api, watcher::Config::default())
         .default_backoff()
         .modify(|key| key.managed_fields_mut().clear())
         .try_filter_map(move |event| {
             // First of all: whoever is woken by an event finds what it told.
-            let news = memories::reflect(&event, &mut writer, &known.managed);
-            for (namespace, name) in news.look {
-                scope.look_at(&namespace, [index::managed(&name)]);
+            for (namespace, name) in memories::reflect(&event, &mut writer, &known.managed) {
+                seen_in.look_at(&namespace, [index::managed(&name)]);
             }
-            remember(&known, &scope, &event, &mut gone);
+            remember(&known, &seen_in, &event, &mut gone);
             if matches!(event, Event::InitDone) {
                 begins.store(true, Ordering::Relaxed);
             }
-            ready(Ok(match event {
-                Event::Apply(object) if news.changed => Some(object),
-                _ => None,
-            }))
+            ready(Ok(None))
         });
     let keys = Followed {
-        objects: keys,
+        memories: |context| &context.managed,
+        watch: keys,
         reader,
-        triggered,
+        feed: scope.managed,
         begun,
         resource: "managedkeys",
     };

@@ -226,7 +226,7 @@ pub(super) async fn save(
     let (namespace, name) = (&model.id.namespace, secret_name(&model.id));
     let (_, known) = secret::save(client, namespace, &name, &change).await?;
     if let Some(known) = known {
-        context.index.saw_secret(namespace, &name, known);
+        context.index.saw_secret(namespace, &name, &known);
     }
     Ok(())
 }
