@@ -246,6 +246,20 @@ impl Bench {
         }
     }
 
+    /// Until nothing is looked at any more.
+    async fn quiet(running: &Running) {
+        let looks = || running.metric("autounseal_reconcile_total", &[]);
+        let mut before = looks();
+        loop {
+            tokio::time::sleep(SETTLE).await;
+            let now = looks();
+            if now <= before {
+                return;
+            }
+            before = now;
+        }
+    }
+
     async fn idle(&self, running: &Running) {
         tokio::time::sleep(SETTLE).await;
         let (counted, calls) = (requests(&self.world.plane).await, self.world.kms.calls().len());
@@ -333,7 +347,7 @@ impl Bench {
         let start = Instant::now();
         self.world.restart_pods().await;
         let patched = start.elapsed();
-        tokio::time::sleep(SETTLE).await;
+        Self::quiet(running).await;
         row(
             &format!(
                 "all {} pods restart within {:.0} s",
