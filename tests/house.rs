@@ -262,3 +262,26 @@ fn the_definitions_in_the_repository_are_those_of_the_code() {
         "crds/ is stale: run cargo xtask gen"
     );
 }
+
+/// The fuzz targets are a workspace of their own, whose lock file nobody else reads: without this a new dependency would
+/// first be missed when somebody wants to fuzz.
+#[test]
+fn the_fuzz_targets_are_locked_to_the_dependencies_of_the_product() {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let (_, dependencies) = manifest.split_once("\n[dependencies]\n").unwrap();
+    let (dependencies, _) = dependencies.split_once("\n\n").unwrap();
+    let wanted = dependencies
+        .lines()
+        .filter(|line| !line.contains("optional = true"))
+        .map(|line| line.split_once(" = ").unwrap().0);
+    let lock = fs::read_to_string(root().join("fuzz/Cargo.lock")).unwrap();
+    let (_, locked) = lock.split_once("\nname = \"auto-unseal-operator\"\n").unwrap();
+    let (locked, _) = locked.split_once(']').unwrap();
+    let missing: Vec<_> = wanted
+        .filter(|name| !locked.contains(&format!(" \"{name}\"")) && !locked.contains(&format!(" \"{name} ")))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "fuzz/Cargo.lock lacks {missing:?}: run `cargo update -p auto-unseal-operator` in fuzz/"
+    );
+}
