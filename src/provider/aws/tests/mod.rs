@@ -133,6 +133,7 @@ pub(super) struct Bench {
     pub(super) ahead: Arc<AtomicU64>,
 }
 
+/// For servers that never answer: whoever does has the usual time, also on a busy machine.
 pub(super) fn quick() -> Timeouts {
     Timeouts {
         connect: Duration::from_millis(300),
@@ -148,7 +149,7 @@ impl Bench {
             url,
             FakeCluster::default(),
             &(Arc::new(http::SystemLookup) as http::Lookup),
-            quick(),
+            Timeouts::default(),
         )
     }
 

@@ -166,13 +166,15 @@ async fn endpoints_that_are_not_allowed_are_refused_before_anything_is_read() {
 }
 
 async fn fault_at(url: &str) -> Fault {
-    let kms = Bench::at(url).kms(&seal(ARN)).await;
+    let lookup = Arc::new(http::SystemLookup) as http::Lookup;
+    let bench = Bench::with(url, FakeCluster::default(), &lookup, quick());
+    let kms = bench.kms(&seal(ARN)).await;
     let started = Instant::now();
     let fault = kms
         .unwrap(Format::Kms, &Ciphertext::new(vec![1]), &none())
         .await
         .unwrap_err();
-    assert!(started.elapsed() < Duration::from_secs(2));
+    assert!(started.elapsed() < Duration::from_secs(10));
     fault
 }
 
