@@ -8,8 +8,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-/// Namespace and name.
-type Name = (String, String);
+use super::memories::Name;
 
 /// Objects of one kind in one scope, each once, in the order in which they were asked for.
 pub struct Feed {
@@ -85,7 +84,8 @@ impl Feed {
         }
     }
 
-    /// The Controller begins with an object, handed by this or for reasons of its own.
+    /// The Controller begins with an object, handed by this or for reasons of its own. It reads its store in the same poll, in
+    /// which its watch cannot change that: so nobody is asked for in between with news that are not seen.
     pub fn begin(self: &Arc<Self>, name: &Name) -> Begun {
         let mut inner = self.lock();
         inner.handed.remove(name);

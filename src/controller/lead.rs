@@ -13,7 +13,6 @@ use std::{
 
 use futures::{Stream, StreamExt, stream};
 use kube::{
-    ResourceExt,
     core::{NamespaceResourceScope, Resource},
     runtime::{
         Controller,
@@ -29,7 +28,7 @@ use super::{
     Replica,
     context::Context,
     feed::Feed,
-    memories::{Memories, Rest, StatusText},
+    memories::{Memories, Rest, StatusText, named},
 };
 
 /// A look that is further away than this is kept with what is remembered of the object, in 16 bytes: in the Controller's
@@ -85,7 +84,8 @@ where
         let elected = async {
             let _ = leads.wait_for(|leads| *leads).await;
             for object in reader.state() {
-                feed.ask(&object.namespace().unwrap_or_default(), &object.name_any());
+                let (namespace, name) = named(&*object);
+                feed.ask(&namespace, &name);
             }
             std::future::pending::<()>().await;
         };
@@ -101,8 +101,7 @@ where
         };
         let begins = feed.clone();
         let as_leader = move |object: Arc<K>, context: Arc<Context>| {
-            let name = (object.namespace().unwrap_or_default(), object.name_any());
-            let begun = begins.begin(&name);
+            let begun = begins.begin(&named(&*object));
             let work = term.holds().then(|| reconcile(object.clone(), context.clone()));
             async move {
                 let wait = match work {

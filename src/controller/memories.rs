@@ -21,7 +21,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::told::{Base, Shown, Told};
 
 /// Namespace and name.
-type Name = (String, String);
+pub type Name = (String, String);
 
 /// An object whose status can be compared as text.
 pub trait StatusText {
@@ -209,7 +209,8 @@ where
     }
 }
 
-fn named<K: Resource>(object: &K) -> Name {
+/// What an object is known by.
+pub fn named(object: &impl ResourceExt) -> Name {
     (object.namespace().unwrap_or_default(), object.name_any())
 }
 

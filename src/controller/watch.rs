@@ -19,6 +19,7 @@ use super::{
     context::Context,
     feed::Feed,
     index::{self, Kind},
+    memories::named,
 };
 use crate::kube_ext::{facts, missing::AskedFor};
 
@@ -115,10 +116,6 @@ fn listed(pending: &Pending, first: &mut bool) {
 
 type Meta<K> = PartialObjectMeta<K>;
 
-fn name_of(object: &impl ResourceExt) -> (String, String) {
-    (object.namespace().unwrap_or_default(), object.name_any())
-}
-
 /// Secrets, by their metadata only.
 pub async fn secrets(context: Arc<Context>, scope: Scope, pending: Pending) {
     let mut stream = events(
@@ -134,7 +131,7 @@ pub async fn secrets(context: Arc<Context>, scope: Scope, pending: Pending) {
         match event {
             Event::Init => gone = context.index.secret_names(scope.namespace.as_deref()),
             Event::InitApply(secret) | Event::Apply(secret) => {
-                let (namespace, name) = name_of(&secret);
+                let (namespace, name) = named(&secret);
                 context.cluster.appeared(AskedFor::Secret, &namespace, &name);
                 gone.remove(&(namespace.clone(), name.clone()));
                 if context
@@ -148,7 +145,7 @@ pub async fn secrets(context: Arc<Context>, scope: Scope, pending: Pending) {
                 }
             }
             Event::Delete(secret) => {
-                let (namespace, name) = name_of(&secret);
+                let (namespace, name) = named(&secret);
                 if context
                     .index
                     .lost_secret(&namespace, &name, secret.metadata.resource_version.as_deref())
@@ -193,7 +190,7 @@ pub async fn config_maps(context: Arc<Context>, scope: Scope, pending: Pending) 
         match event {
             Event::Init => gone = context.index.config_map_names(scope.namespace.as_deref()),
             Event::InitApply(map) | Event::Apply(map) => {
-                let (namespace, name) = name_of(&map);
+                let (namespace, name) = named(&map);
                 gone.remove(&(namespace.clone(), name.clone()));
                 context
                     .index
@@ -204,7 +201,7 @@ pub async fn config_maps(context: Arc<Context>, scope: Scope, pending: Pending) 
                 );
             }
             Event::Delete(map) => {
-                let (namespace, name) = name_of(&map);
+                let (namespace, name) = named(&map);
                 lost(&namespace, &name);
             }
             Event::InitDone => {
@@ -230,7 +227,7 @@ pub async fn service_accounts(context: Arc<Context>, scope: Scope, pending: Pend
             Event::Init => {}
             Event::InitDone => listed(&pending, &mut first),
             Event::InitApply(account) | Event::Apply(account) | Event::Delete(account) => {
-                let (namespace, name) = name_of(&account);
+                let (namespace, name) = named(&account);
                 context
                     .cluster
                     .appeared(AskedFor::ServiceAccount, &namespace, &name);
@@ -257,7 +254,7 @@ pub async fn pods(context: Arc<Context>, scope: Scope, pending: Pending) {
         match event {
             Event::Init => gone = context.index.pod_names(scope.namespace.as_deref()),
             Event::InitApply(pod) | Event::Apply(pod) => {
-                let (namespace, name) = name_of(&pod);
+                let (namespace, name) = named(&pod);
                 let selecting = context.index.saw_pod(&namespace, facts::pod(&pod));
                 if let Some(selecting) = selecting {
                     tell(&namespace, selecting);
@@ -265,7 +262,7 @@ pub async fn pods(context: Arc<Context>, scope: Scope, pending: Pending) {
                 gone.remove(&(namespace, name));
             }
             Event::Delete(pod) => {
-                let (namespace, name) = name_of(&pod);
+                let (namespace, name) = named(&pod);
                 tell(&namespace, context.index.lost_pod(&namespace, &name));
             }
             Event::InitDone => {
