@@ -1,5 +1,8 @@
 //! What is to be looked at, handed to kube's Controller as it has room. Its own queue takes 800 bytes for each object and
 //! never gives them back, and at a start every object is to be looked at.
+//!
+//! What it is handed is a ticket with a name, which stands in its store as long as it may look for it: the objects themselves
+//! are kept elsewhere, in less room.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -25,6 +28,17 @@ struct Inner {
     /// The Controller has them, and has not begun with them.
     handed: HashSet<Name>,
     begun: usize,
+    /// The Controller is done with these, and need not find them any more.
+    done: HashSet<Name>,
+}
+
+/// What the Controller is to be handed.
+#[derive(Debug, PartialEq)]
+pub struct Handed {
+    /// The object.
+    pub name: Name,
+    /// Those whose tickets are void.
+    pub void: HashSet<Name>,
 }
 
 impl Inner {
@@ -38,7 +52,7 @@ impl Inner {
         self.asked.insert(name);
     }
 
-    fn hand(&mut self, room: usize) -> Option<Name> {
+    fn hand(&mut self, room: usize) -> Option<Handed> {
         if self.handed.len() + self.begun >= room {
             return None;
         }
@@ -48,8 +62,11 @@ impl Inner {
             // There may have been thousands.
             (self.waiting, self.asked) = Default::default();
         }
-        self.handed.insert((*name).clone());
-        Some(Arc::unwrap_or_clone(name))
+        let name = Arc::unwrap_or_clone(name);
+        self.handed.insert(name.clone());
+        let mut void = std::mem::take(&mut self.done);
+        void.retain(|name| !self.handed.contains(name));
+        Some(Handed { name, void })
     }
 }
 
@@ -74,39 +91,51 @@ impl Feed {
     }
 
     /// The next one, when there is room. For one caller at a time.
-    pub async fn next(&self) -> Name {
+    pub async fn next(&self) -> Handed {
         loop {
             let next = self.lock().hand(self.room);
-            if let Some(name) = next {
-                return name;
+            if let Some(handed) = next {
+                return handed;
             }
             self.changed.notified().await;
         }
     }
 
-    /// The Controller begins with an object, handed by this or for reasons of its own. It reads its store in the same poll, in
-    /// which its watch cannot change that: so nobody is asked for in between with news that are not seen.
-    pub fn begin(self: &Arc<Self>, name: &Name) -> Begun {
+    /// The Controller begins with an object, handed by this or for reasons of its own. Whoever begins reads what is known of
+    /// it after this: so nobody is asked for in between with news that are not seen.
+    pub fn begin(self: &Arc<Self>, name: Name) -> Begun {
         let mut inner = self.lock();
-        inner.handed.remove(name);
+        inner.handed.remove(&name);
+        inner.done.remove(&name);
         inner.begun += 1;
-        Begun(self.clone())
-    }
-
-    /// The Controller will not begin with an object: it is gone.
-    pub fn dropped(&self, name: &Name) {
-        self.lock().handed.remove(name);
-        self.changed.notify_one();
+        Begun {
+            feed: self.clone(),
+            name: Some(name),
+        }
     }
 }
 
 /// Work on an object; when this is dropped, it is done.
-pub struct Begun(Arc<Feed>);
+pub struct Begun {
+    feed: Arc<Feed>,
+    /// `None` = the Controller will find it once more.
+    name: Option<Name>,
+}
+
+impl Begun {
+    /// It is done, and the Controller begins with it again by itself.
+    pub fn again(mut self) {
+        self.name = None;
+    }
+}
 
 impl Drop for Begun {
     fn drop(&mut self) {
-        self.0.lock().begun -= 1;
-        self.0.changed.notify_one();
+        let mut inner = self.feed.lock();
+        inner.begun -= 1;
+        inner.done.extend(self.name.take());
+        drop(inner);
+        self.feed.changed.notify_one();
     }
 }
 
@@ -117,7 +146,7 @@ mod tests {
     use super::*;
 
     fn next(feed: &Feed) -> Option<String> {
-        feed.next().now_or_never().map(|(_, name)| name)
+        feed.next().now_or_never().map(|handed| handed.name.1)
     }
 
     fn name(name: &str) -> Name {
@@ -134,15 +163,14 @@ mod tests {
         feed.ask("n", "a");
         assert_eq!(next(&feed).as_deref(), Some("b"));
         assert_eq!(next(&feed), None, "there is room for two");
-        let begun = feed.begin(&name("a"));
+        let begun = feed.begin(name("a"));
         assert_eq!(next(&feed), None, "it is worked on");
         feed.ask("n", "a");
         drop(begun);
         assert_eq!(next(&feed).as_deref(), Some("c"));
-        feed.dropped(&name("b"));
+        drop(feed.begin(name("b")));
         assert_eq!(next(&feed).as_deref(), Some("a"), "asked for after it was begun");
-        feed.dropped(&name("a"));
-        feed.dropped(&name("c"));
+        drop((feed.begin(name("a")), feed.begin(name("c"))));
         assert_eq!(next(&feed), None);
         let inner = feed.lock();
         assert!(inner.asked.is_empty() && inner.handed.is_empty() && inner.waiting.capacity() == 0);
@@ -151,10 +179,44 @@ mod tests {
     #[test]
     fn what_the_controller_begins_by_itself_takes_room_until_it_is_done() {
         let feed = Arc::new(Feed::new(1));
-        let begun = [feed.begin(&name("x")), feed.begin(&name("y"))];
+        let begun = [feed.begin(name("x")), feed.begin(name("y"))];
         feed.ask("n", "a");
         assert_eq!(next(&feed), None);
         drop(begun);
         assert_eq!(next(&feed).as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn a_ticket_is_void_once_the_controller_cannot_look_for_it() {
+        let feed = Arc::new(Feed::new(4));
+        let void = |ask: &str| {
+            feed.ask("n", ask);
+            let handed = feed.next().now_or_never().unwrap();
+            feed.begin(handed.name).again();
+            let mut void: Vec<String> = handed.void.into_iter().map(|(_, name)| name).collect();
+            void.sort();
+            void
+        };
+        for each in ["a", "b", "c", "d"] {
+            feed.ask("n", each);
+            assert_eq!(next(&feed).as_deref(), Some(each));
+        }
+        let (b, d) = (feed.begin(name("b")), feed.begin(name("d")));
+        drop(feed.begin(name("a")));
+        feed.begin(name("c")).again();
+        drop((b, d));
+        // Handed again, or begun again by the Controller itself, before it was void.
+        feed.ask("n", "a");
+        let d = feed.begin(name("d"));
+        let handed = feed.next().now_or_never().unwrap();
+        assert_eq!(
+            (handed.name, handed.void),
+            (name("a"), HashSet::from([name("b")]))
+        );
+        assert_eq!(void("x"), Vec::<String>::new());
+        drop(d);
+        assert_eq!(void("x"), ["d"]);
+        drop(feed.begin(name("a")));
+        assert_eq!(void("x"), ["a"]);
     }
 }

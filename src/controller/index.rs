@@ -12,6 +12,7 @@ use std::{
 
 use kube::core::{Selector, SelectorExt};
 
+use super::memories::Name;
 use crate::seal::observed::{NamespaceFacts, PodFacts, SecretFacts};
 use secret::Secrets;
 
@@ -27,9 +28,6 @@ pub enum Kind {
     /// SealConfigs: the seals of ManagedKeys.
     SealConfig,
 }
-
-/// Namespace and name.
-type Name = (String, String);
 
 /// Everything that is known of other objects.
 #[derive(Default)]
@@ -116,7 +114,8 @@ impl From<References> for Refers {
         Self {
             objects: objects.map(|(kind, name)| (kind, name.into())).collect(),
             read_secrets: references.read_secrets.into_iter().map(Into::into).collect(),
-            pods: references.pods.into(),
+            // A copy has no room for more, either.
+            pods: references.pods.iter().cloned().collect(),
         }
     }
 }

@@ -1,13 +1,14 @@
-//! SealConfigs as they are kept between reconciles: as packed text, which takes a tenth of what they take when they are read.
+//! SealConfigs as they are watched, and kept between reconciles: as packed text, which takes a tenth of what they take when
+//! they are read.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, ResourceExt};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use super::{memories::StatusText, packed::Packed, told};
+use super::{memories::Object, packed::Packed, told};
 use crate::api::{SealConfig, UnsealSpec};
 
 /// What kubectl leaves behind: the whole object once more.
@@ -17,9 +18,12 @@ const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 #[derive(Clone)]
 pub struct Kept {
     metadata: ObjectMeta,
-    spec: Packed,
-    status: Option<Packed>,
+    spec: String,
+    status: Option<Box<str>>,
 }
+
+/// Between the texts of an object: JSON's own line ends are escaped.
+const END: char = '\n';
 
 impl Kept {
     /// The whole object; `None` = this version cannot read it. The apiserver lets no such object in, but an older one may
@@ -27,9 +31,9 @@ impl Kept {
     pub fn read(&self) -> Option<SealConfig> {
         Some(SealConfig {
             metadata: self.metadata.clone(),
-            spec: serde_json::from_str(&self.spec.text()).ok()?,
+            spec: serde_json::from_str(&self.spec).ok()?,
             status: match &self.status {
-                Some(status) => serde_json::from_str(&status.text()).ok()?,
+                Some(status) => serde_json::from_str(status).ok()?,
                 None => None,
             },
         })
@@ -41,12 +45,11 @@ impl Kept {
         struct Part {
             unseal: Option<UnsealSpec>,
         }
-        let spec = self.spec.text();
         // Most have none, and need not be read to know.
-        if !spec.contains("\"unseal\"") {
+        if !self.spec.contains("\"unseal\"") {
             return None;
         }
-        serde_json::from_str::<Part>(&spec).ok()?.unseal
+        serde_json::from_str::<Part>(&self.spec).ok()?.unseal
     }
 }
 
@@ -74,15 +77,40 @@ impl<'de> Deserialize<'de> for Kept {
         }
         Ok(Self {
             metadata,
-            spec: Packed::new(&spec.to_string()),
-            status: status.as_ref().map(|status| Packed::new(&told::text(status))),
+            spec: spec.to_string(),
+            status: status.as_ref().map(told::text),
         })
     }
 }
 
-impl StatusText for Kept {
+impl Object for Kept {
+    type Kept = Packed;
+
+    fn keep(self: &Arc<Self>) -> Packed {
+        let mut text = serde_json::to_string(&self.metadata).unwrap_or_default();
+        for part in [Some(self.spec.as_str()), self.status.as_deref()]
+            .into_iter()
+            .flatten()
+        {
+            text.push(END);
+            text.push_str(part);
+        }
+        Packed::new(&text)
+    }
+
+    fn kept(kept: &Packed) -> Arc<Self> {
+        let text = kept.text();
+        let mut parts = text.splitn(3, END);
+        let metadata = serde_json::from_str(parts.next().unwrap_or_default()).unwrap_or_default();
+        Arc::new(Self {
+            metadata,
+            spec: parts.next().unwrap_or_default().to_owned(),
+            status: parts.next().map(Into::into),
+        })
+    }
+
     fn status_text(&self) -> Option<Cow<'_, str>> {
-        self.status.as_ref().map(|status| Cow::Owned(status.text()))
+        self.status.as_deref().map(Cow::Borrowed)
     }
 }
 
@@ -148,7 +176,7 @@ mod tests {
 
     #[test]
     fn what_is_kept_is_read_as_it_came() {
-        let kept = kept(object());
+        let kept = Kept::kept(&Arc::new(kept(object())).keep());
         let read = kept.read().unwrap();
         let mut direct: SealConfig = serde_json::from_value(object()).unwrap();
         direct.metadata.managed_fields = None;
@@ -164,9 +192,10 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_kept_all_the_same() {
         let mut other = object();
-        other["spec"] = serde_json::json!({"seals": 5});
-        let kept = kept(other);
+        other["spec"] = serde_json::json!({"seals": "\n"});
+        let kept = Kept::kept(&Arc::new(kept(other)).keep());
         assert_eq!(kept.name_any(), "c");
         assert!(kept.read().is_none());
+        assert_eq!(kept.status_text().as_deref(), Some(r#"{"observedGeneration":3}"#));
     }
 }

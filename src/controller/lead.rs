@@ -4,31 +4,27 @@ use std::{
     convert::Infallible,
     fmt::Debug,
     future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use futures::{Stream, StreamExt, stream};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
 use kube::{
-    core::{NamespaceResourceScope, Resource},
+    core::{NamespaceResourceScope, ObjectMeta, PartialObjectMeta, PartialObjectMetaExt, Resource},
     runtime::{
         Controller,
         controller::{self, Action},
-        reflector::{ObjectRef, Store},
-        watcher,
+        reflector::{self, ObjectRef},
+        watcher::{self, Event},
     },
 };
-use serde::de::DeserializeOwned;
-use tokio::time::MissedTickBehavior;
+use tokio::{sync::watch, time::MissedTickBehavior};
 
 use super::{
     Replica,
     context::Context,
-    feed::Feed,
-    memories::{Memories, Rest, StatusText, named},
+    feed::{Feed, Handed},
+    memories::{Memories, Name, Object, Rest, named},
 };
 
 /// A look that is further away than this is kept with what is remembered of the object, in 16 bytes: in the Controller's
@@ -38,27 +34,30 @@ const FAR: Duration = Duration::from_secs(20);
 /// How often it is seen which of those are due.
 const SWEEP: Duration = Duration::from_secs(5);
 
+/// What stands for an object in the Controller's store.
+type Ticket<K> = PartialObjectMeta<K>;
+
 /// The objects of a kind, as they are watched.
-pub struct Followed<S, K: Resource<DynamicType = ()> + 'static, T> {
+pub struct Followed<S, K: Object, T> {
     /// Their watch; what it shows has gone where it belongs.
     pub watch: S,
-    /// All of them.
-    pub reader: Store<K>,
+    /// Where they are.
+    pub namespace: Option<String>,
     /// Those to be looked at.
     pub feed: Arc<Feed>,
-    /// What is remembered of them.
+    /// What is known of them.
     pub memories: fn(&Context) -> &Memories<K, T>,
     /// Whether they were listed.
-    pub begun: Arc<AtomicBool>,
+    pub begun: watch::Receiver<bool>,
     /// What the apiserver calls them.
     pub resource: &'static str,
 }
 
 impl<S, K, T> Followed<S, K, T>
 where
-    S: Stream<Item = Result<K, watcher::Error>> + Send + 'static,
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
-    K: Clone + Debug + DeserializeOwned + StatusText + Send + Sync + 'static,
+    S: Stream<Item = Result<Infallible, watcher::Error>> + Send + 'static,
+    K: Object + Resource<Scope = NamespaceResourceScope> + Clone + Debug + Send + Sync + 'static,
+    K::Kept: Send,
     T: Rest + Send + 'static,
 {
     /// Reconciles until `stop` ends and what was begun is done. `reconcile` tells after how long to look again.
@@ -73,18 +72,18 @@ where
     {
         let Self {
             watch,
-            reader,
+            namespace,
             feed,
             memories,
-            begun,
+            mut begun,
             resource,
         } = self;
+        let is_listed = begun.clone();
         // A standby lists and watches like a leader, and lets every object pass; when it leads it takes them all up.
         let Replica { term, mut leads } = replica;
         let elected = async {
             let _ = leads.wait_for(|leads| *leads).await;
-            for object in reader.state() {
-                let (namespace, name) = named(&*object);
+            for (namespace, name) in memories(&context).names(namespace.as_deref()) {
                 feed.ask(&namespace, &name);
             }
             std::future::pending::<()>().await;
@@ -100,50 +99,67 @@ where
             }
         };
         let begins = feed.clone();
-        let as_leader = move |object: Arc<K>, context: Arc<Context>| {
-            let begun = begins.begin(&named(&*object));
-            let work = term.holds().then(|| reconcile(object.clone(), context.clone()));
+        let as_leader = move |ticket: Arc<Ticket<K>>, context: Arc<Context>| {
+            let (namespace, name) = named(&*ticket);
+            let begun = begins.begin((namespace.clone(), name.clone()));
+            let object = memories(&context).shown(&namespace, &name);
+            let object = object.filter(|_| term.holds());
+            let work = object.map(|object| (reconcile(object.clone(), context.clone()), object));
             async move {
-                let wait = match work {
-                    Some(work) => work.await,
-                    None => None,
+                let Some((work, object)) = work else {
+                    return Ok(Action::await_change());
                 };
-                drop(begun);
-                Ok::<_, Infallible>(match wait {
-                    Some(wait) if wait > FAR => {
-                        memories(&context).look_at(&object, Instant::now() + wait);
+                Ok::<_, Infallible>(match work.await {
+                    Some(wait) if wait <= FAR => {
+                        begun.again();
+                        Action::requeue(wait)
+                    }
+                    wait => {
+                        if let Some(wait) = wait {
+                            memories(&context).look_at(&object, Instant::now() + wait);
+                        }
                         Action::await_change()
                     }
-                    Some(wait) => Action::requeue(wait),
-                    None => Action::await_change(),
                 })
             }
         };
-        let fed = stream::unfold(feed.clone(), |feed| async move {
-            let (namespace, name) = feed.next().await;
-            Some((ObjectRef::new(&name).within(&namespace), feed))
+        let (reader, mut tickets) = reflector::store::<Ticket<K>>();
+        let first = async move {
+            // Nothing is decided before all are known.
+            let _ = begun.wait_for(|begun| *begun).await;
+            tickets.apply_watcher_event(&Event::Init);
+            tickets.apply_watcher_event(&Event::InitDone);
+            tickets
+        };
+        let handing = feed.clone();
+        let fed = stream::once(first).flat_map(move |tickets| {
+            stream::unfold((tickets, handing.clone()), |(mut tickets, feed)| async move {
+                let Handed { name, void } = feed.next().await;
+                for name in &void {
+                    tickets.apply_watcher_event(&Event::Delete(ticket(name)));
+                }
+                tickets.apply_watcher_event(&Event::Apply(ticket(&name)));
+                Some((ObjectRef::new(&name.1).within(&name.0), (tickets, feed)))
+            })
         });
-        let controller = Controller::for_stream(watch, reader.clone())
+        let never = watch.map_ok(|never| match never {});
+        let controller = Controller::for_stream(never, reader)
             .with_config(controller::Config::default().concurrency(context.settings.concurrency))
             .reconcile_on(fed)
             .graceful_shutdown_on(stop.clone())
             .run(as_leader, |_, never, _| match *never {}, context.clone())
             .for_each(|result| {
-                match result {
-                    Err(controller::Error::ObjectNotFound(gone)) => {
-                        feed.dropped(&(gone.namespace.unwrap_or_default(), gone.name));
-                    }
-                    Err(controller::Error::QueueError(_)) => tracing::warn!(
+                if let Err(controller::Error::QueueError(_)) = result {
+                    tracing::warn!(
                         "the watch of {resource} failed and is started again; may the operator list and watch them?"
-                    ),
-                    _ => {}
+                    );
                 }
                 std::future::ready(())
             });
         // The controller ends when what it has begun is done, and waits for its first list forever if it is stopped before it.
         let too_early = async {
             stop.await;
-            if begun.load(Ordering::Relaxed) {
+            if *is_listed.borrow() {
                 std::future::pending::<()>().await;
             }
         };
@@ -154,4 +170,13 @@ where
             () = sweeping => {}
         }
     }
+}
+
+fn ticket<K: Resource<DynamicType = ()>>((namespace, name): &Name) -> Ticket<K> {
+    let meta = ObjectMeta {
+        namespace: Some(namespace.clone()),
+        name: Some(name.clone()),
+        ..ObjectMeta::default()
+    };
+    meta.into_response_partial()
 }

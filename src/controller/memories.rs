@@ -1,4 +1,4 @@
-//! What is remembered of the objects of a kind between reconciles, and how it follows what the watch shows of them.
+//! The objects of a kind between reconciles: as the watch last showed them, and what is remembered of them.
 
 use std::{
     borrow::Cow,
@@ -8,14 +8,7 @@ use std::{
     time::Instant,
 };
 
-use kube::{
-    Resource, ResourceExt,
-    runtime::{
-        reflector::{ObjectRef, Store, store::Writer},
-        watcher::Event,
-    },
-};
-
+use kube::{Resource, ResourceExt, runtime::watcher::Event};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::told::{Base, Shown, Told};
@@ -23,8 +16,17 @@ use super::told::{Base, Shown, Told};
 /// Namespace and name.
 pub type Name = (String, String);
 
-/// An object whose status can be compared as text.
-pub trait StatusText {
+/// An object that is kept here.
+pub trait Object: Resource<DynamicType = ()> {
+    /// How it is kept.
+    type Kept: Clone;
+
+    /// For keeping.
+    fn keep(self: &Arc<Self>) -> Self::Kept;
+
+    /// As it was.
+    fn kept(kept: &Self::Kept) -> Arc<Self>;
+
     /// The status as `told::text` writes it; `None` = it has none.
     fn status_text(&self) -> Option<Cow<'_, str>>;
 }
@@ -37,24 +39,22 @@ pub trait Rest: Default {
 
 /// What is remembered of one object while it is worked on.
 pub struct Memory<K, T> {
-    /// A successor of the same name starts afresh.
-    uid: Option<String>,
     /// What the watch showed when it was taken.
     shown: Arc<K>,
     told: Told,
     rest: Box<T>,
 }
 
-/// The same, while nobody works on the object: of most there is nothing but what was told.
-struct Stored<T> {
-    uid: Option<String>,
+/// One object; while it is worked on, what is remembered of it is there.
+struct Stored<K: Object, T> {
+    shown: K::Kept,
     told: Told,
     rest: Option<Box<T>>,
     /// When it is looked at again, if nothing happens.
     due: Option<Instant>,
 }
 
-impl<K: Resource + StatusText, T> Memory<K, T> {
+impl<K: Object, T> Memory<K, T> {
     /// What the next status builds on.
     pub fn base<S: DeserializeOwned + Default + Clone>(&self) -> Base<S> {
         self.told.base(&shows(&*self.shown))
@@ -83,105 +83,108 @@ impl<K, T> DerefMut for Memory<K, T> {
     }
 }
 
-/// What the watches show of the objects of a kind, and what is remembered of them.
-pub struct Memories<K: Resource<DynamicType = ()> + 'static, T> {
-    shown: Mutex<Vec<Store<K>>>,
-    remembered: Mutex<HashMap<Name, Stored<T>>>,
-}
+/// By namespace, then by name.
+type All<K, T> = HashMap<Box<str>, HashMap<Box<str>, Box<Stored<K, T>>>>;
 
-impl<K: Resource<DynamicType = ()>, T> Default for Memories<K, T> {
+/// The objects of a kind.
+pub struct Memories<K: Object, T>(Mutex<All<K, T>>);
+
+impl<K: Object, T> Default for Memories<K, T> {
     fn default() -> Self {
-        Self {
-            shown: Mutex::default(),
-            remembered: Mutex::default(),
-        }
+        Self(Mutex::default())
     }
 }
 
-impl<K, T> Memories<K, T>
-where
-    K: Resource<DynamicType = ()> + StatusText + Clone,
-    T: Rest,
-{
-    fn lock(&self) -> MutexGuard<'_, HashMap<Name, Stored<T>>> {
-        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Objects are watched here from now on.
-    pub fn reads(&self, store: Store<K>) {
-        let mut all = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        all.push(store);
+impl<K: Object, T: Rest> Memories<K, T> {
+    fn lock(&self) -> MutexGuard<'_, All<K, T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An object as the watch last showed it.
     pub fn shown(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
-        let all = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        let reference = ObjectRef::new(name).within(namespace);
-        all.iter().find_map(|store| store.get(&reference))
+        let kept = self.lock().get(namespace)?.get(name)?.shown.clone();
+        Some(K::kept(&kept))
+    }
+
+    /// All that are known in a namespace, or everywhere.
+    pub fn names(&self, scope: Option<&str>) -> Vec<Name> {
+        let all = self.lock();
+        let spaces = all
+            .iter()
+            .filter(|(namespace, _)| scope.is_none_or(|scope| *scope == ***namespace));
+        let names = spaces.flat_map(|(namespace, objects)| objects.keys().map(move |name| (namespace, name)));
+        names
+            .map(|(namespace, name)| (namespace.to_string(), name.to_string()))
+            .collect()
     }
 
     /// Takes what is remembered of an object; nothing if it is another of the same name. kube never reconciles one
     /// object twice at once, so nobody misses it meanwhile.
     pub fn take(&self, object: &Arc<K>) -> Memory<K, T> {
         let (namespace, name) = named(&**object);
-        let stored = self.lock().remove(&(namespace.clone(), name.clone()));
-        let uid = object.uid();
-        let stored = stored.filter(|stored| stored.uid == uid);
-        let (told, rest) = stored.map_or_else(Default::default, |stored| (stored.told, stored.rest));
+        let mut all = self.lock();
+        if let Some(stored) = find(&mut all, &namespace, &name) {
+            // `object` may be behind what is shown now.
+            let shown = K::kept(&stored.shown);
+            if shown.meta().uid == object.meta().uid {
+                stored.due = None;
+                return Memory {
+                    shown,
+                    told: std::mem::take(&mut stored.told),
+                    rest: stored.rest.take().unwrap_or_default(),
+                };
+            }
+        }
         Memory {
-            uid,
-            // Read after that: `object` may be behind what was settled since.
-            shown: self.shown(&namespace, &name).unwrap_or_else(|| object.clone()),
-            told,
-            rest: rest.unwrap_or_default(),
+            shown: object.clone(),
+            told: Told::default(),
+            rest: Box::default(),
         }
     }
 
     /// Puts back what is remembered. Whether somebody else wrote the status meanwhile.
     pub fn put(&self, memory: Memory<K, T>) -> bool {
-        // Locked first: an event that comes now finds it, or is shown already.
-        let mut all = self.lock();
         let Memory {
-            uid,
             shown: before,
             mut told,
             rest,
         } = memory;
         let (namespace, name) = named(&*before);
-        let Some(now) = self.shown(&namespace, &name) else {
+        let mut all = self.lock();
+        let Some(stored) = find(&mut all, &namespace, &name) else {
             // It is gone, and what was remembered of it with it.
             return false;
         };
-        let foreign = told.settle(&shows(&*before), &shows(&*now));
-        let stored = Stored {
-            uid,
-            told,
-            rest: (!rest.is_blank()).then_some(rest),
-            due: None,
-        };
-        all.insert((namespace, name), stored);
+        let now = K::kept(&stored.shown);
+        if now.meta().uid != before.meta().uid {
+            return false;
+        }
+        let foreign = told.follow(&shows(&*before), &shows(&*now));
+        stored.told = told;
+        stored.rest = (!rest.is_blank()).then_some(rest);
+        stored.due = None;
         foreign
     }
 
     /// Forgets an object that is gone.
     pub fn forget(&self, namespace: &str, name: &str) {
-        self.lock().remove(&(namespace.to_owned(), name.to_owned()));
+        let mut all = self.lock();
+        if let Some(objects) = all.get_mut(namespace) {
+            objects.remove(name);
+            if objects.is_empty() {
+                all.remove(namespace);
+            }
+        }
     }
 
     /// An object is to be looked at at this time; once it was looked at earlier, that is forgotten.
     pub fn look_at(&self, object: &K, due: Instant) {
+        let (namespace, name) = named(object);
         let mut all = self.lock();
-        let name = named(object);
-        let Some(now) = self.shown(&name.0, &name.1) else {
-            return;
-        };
-        let stored = all.entry(name).or_insert_with(|| Stored {
-            uid: now.uid(),
-            told: Told::default(),
-            rest: None,
-            due: None,
-        });
-        if stored.uid == object.uid() {
+        let stored = find(&mut all, &namespace, &name);
+        if let Some(stored) = stored
+            && K::kept(&stored.shown).meta().uid == object.meta().uid
+        {
             stored.due = Some(due);
         }
     }
@@ -189,24 +192,57 @@ where
     /// The objects whose time has come, each once.
     pub fn due(&self, now: Instant) -> Vec<Name> {
         let mut all = self.lock();
-        let due = all.iter_mut().filter_map(|(name, stored)| {
-            let is_due = stored.due.take_if(|due| *due <= now).is_some();
-            is_due.then(|| name.clone())
-        });
-        due.collect()
-    }
-
-    fn settle(&self, before: &K, now: &K) -> bool {
-        let mut all = self.lock();
-        let memory = all.get_mut(&named(now));
-        memory.is_some_and(|memory| memory.told.settle(&shows(before), &shows(now)))
-    }
-
-    fn keep(&self, before: &K, now: &K) {
-        if let Some(memory) = self.lock().get_mut(&named(now)) {
-            memory.told.keep(&shows(before), &shows(now));
+        let mut names = Vec::new();
+        for (namespace, objects) in all.iter_mut() {
+            for (name, stored) in objects {
+                if stored.due.take_if(|due| *due <= now).is_some() {
+                    names.push((namespace.to_string(), name.to_string()));
+                }
+            }
         }
+        names
     }
+
+    /// Keeps what an event shows. The object to look at: a new one, one to which there is more news than a status, and one
+    /// whose status somebody else has written. Those that are gone are forgotten by [`Memories::forget`].
+    pub fn reflect(&self, event: &Event<K>) -> Option<Name>
+    where
+        K: Clone,
+    {
+        let (Event::Apply(now) | Event::InitApply(now)) = event else {
+            return None;
+        };
+        let now = Arc::new(now.clone());
+        let name = named(&*now);
+        let mut all = self.lock();
+        let fresh = || Stored {
+            shown: now.keep(),
+            told: Told::default(),
+            rest: None,
+            due: None,
+        };
+        if let Some(stored) = find(&mut all, &name.0, &name.1) {
+            let before = K::kept(&stored.shown);
+            if before.meta().uid != now.meta().uid {
+                *stored = fresh();
+                return Some(name);
+            }
+            stored.shown = now.keep();
+            let is_foreign = stored.told.follow(&shows(&*before), &shows(&*now));
+            return (is_foreign || changed(&*before, &*now)).then_some(name);
+        }
+        let objects = all.entry(name.0.as_str().into()).or_default();
+        objects.insert(name.1.as_str().into(), Box::new(fresh()));
+        Some(name)
+    }
+}
+
+fn find<'a, K: Object, T>(
+    all: &'a mut All<K, T>,
+    namespace: &str,
+    name: &str,
+) -> Option<&'a mut Stored<K, T>> {
+    all.get_mut(namespace)?.get_mut(name).map(Box::as_mut)
 }
 
 /// What an object is known by.
@@ -214,79 +250,31 @@ pub fn named(object: &impl ResourceExt) -> Name {
     (object.namespace().unwrap_or_default(), object.name_any())
 }
 
-fn shows<K: Resource + StatusText>(object: &K) -> Shown<'_> {
+fn shows<K: Object>(object: &K) -> Shown<'_> {
     Shown {
         status: object.status_text(),
         version: object.meta().resource_version.as_deref(),
     }
 }
 
-/// Puts an event into the store that `memories` read. The objects to look at: new ones, those to which there is more news than
-/// a status, and those whose status somebody else has written. What is being listed is in the store only when all is listed,
-/// so nobody is to look before that.
-pub fn reflect<K, T>(event: &Event<K>, writer: &mut Writer<K>, memories: &Memories<K, T>) -> Vec<Name>
-where
-    K: Resource<DynamicType = ()> + StatusText + Clone,
-    T: Rest,
-{
-    let mut look = Vec::new();
-    match event {
-        Event::Apply(now) => {
-            let (namespace, name) = named(now);
-            let before = memories.shown(&namespace, &name);
-            if let Some(before) = &before {
-                memories.keep(before, now);
-            }
-            writer.apply_watcher_event(event);
-            let is_foreign = before.as_ref().is_some_and(|before| memories.settle(before, now));
-            if is_foreign || changed(before.as_deref(), now) {
-                look.push((namespace, name));
-            }
-        }
-        Event::InitDone => {
-            let before = writer.as_reader().state();
-            let before: HashMap<Name, Arc<K>> = before
-                .into_iter()
-                .map(|object| (named(&*object), object))
-                .collect();
-            writer.apply_watcher_event(event);
-            for now in writer.as_reader().state() {
-                let name = named(&*now);
-                let before = before.get(&name).map(Arc::as_ref);
-                if let Some(before) = before {
-                    memories.keep(before, &now);
-                }
-                let is_foreign = before.is_some_and(|before| memories.settle(before, &now));
-                if is_foreign || changed(before, &now) {
-                    look.push(name);
-                }
-            }
-        }
-        Event::Init | Event::InitApply(_) | Event::Delete(_) => writer.apply_watcher_event(event),
-    }
-    look
-}
-
 /// Whether there is more to what is shown than a status.
-fn changed<K: Resource>(before: Option<&K>, now: &K) -> bool {
+fn changed<K: Resource>(before: &K, now: &K) -> bool {
     fn said<K: Resource>(object: &K) -> impl PartialEq {
         let meta = object.meta();
         (
-            meta.uid.as_ref(),
             meta.generation,
             meta.annotations.as_ref(),
             meta.labels.as_ref(),
             meta.finalizers.as_ref(),
         )
     }
-    before.is_none_or(|before| said(before) != said(now))
+    said(before) != said(now)
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use kube::runtime::reflector;
     use serde_json::{Value, json};
 
     use super::*;
@@ -308,19 +296,15 @@ mod tests {
     }
 
     /// A status, told by us at this version and not shown yet.
-    fn begun(status: &Value, at: u64) -> (Memories<Kept, Nothing>, Writer<Kept>) {
-        let (reader, mut writer) = reflector::store::<Kept>();
+    fn begun(status: &Value, at: u64) -> Memories<Kept, Nothing> {
         let memories = Memories::default();
-        memories.reads(reader);
         let before = object(at - 1, &json!({}));
-        reflect(&Event::Init, &mut writer, &memories);
-        reflect(&Event::InitApply(before.clone()), &mut writer, &memories);
-        let listed = reflect(&Event::InitDone, &mut writer, &memories);
-        assert_eq!(listed.len(), 1, "it is new");
+        let listed = memories.reflect(&Event::InitApply(before.clone()));
+        assert_eq!(listed.map(|(_, name)| name).as_deref(), Some("c"), "it is new");
         let mut memory = memories.take(&Arc::new(before));
         memory.told.told(status, Some(&at.to_string()));
         assert!(!memories.put(memory));
-        (memories, writer)
+        memories
     }
 
     fn base(memories: &Memories<Kept, Nothing>) -> (Value, Value) {
@@ -335,66 +319,80 @@ mod tests {
         let (ours, forged) = (json!({"a": 1}), json!({"a": 2}));
         let name = ("n".to_owned(), "c".to_owned());
         for echoed in [true, false] {
-            let (memories, mut writer) = begun(&ours, 5);
-            if echoed {
-                assert!(reflect(&Event::Apply(object(5, &ours)), &mut writer, &memories).is_empty());
+            let begun = || {
+                let memories = begun(&ours, 5);
+                if echoed {
+                    assert_eq!(memories.reflect(&Event::Apply(object(5, &ours))), None);
+                }
+                memories
+            };
+            for event in [Event::Apply, Event::InitApply] {
+                let memories = begun();
+                assert_eq!(memories.reflect(&event(object(6, &forged))), Some(name.clone()));
+                assert_eq!(base(&memories), (ours.clone(), forged.clone()));
             }
-            let event = Event::Apply(object(6, &forged));
-            assert_eq!(
-                reflect(&event, &mut writer, &memories),
-                std::slice::from_ref(&name)
-            );
-            assert_eq!(base(&memories), (ours.clone(), forged.clone()));
 
-            let (memories, mut writer) = begun(&ours, 5);
-            if echoed {
-                reflect(&Event::Apply(object(5, &ours)), &mut writer, &memories);
+            // Also when nothing was told this time.
+            for told in [true, false] {
+                let memories = begun();
+                let mut memory = memories.take(&memories.shown("n", "c").unwrap());
+                assert_eq!(memories.reflect(&Event::Apply(object(6, &forged))), None);
+                if told {
+                    memory.told.told(&ours, None);
+                }
+                assert!(memories.put(memory), "it is looked at again");
+                assert_eq!(base(&memories), (ours.clone(), forged.clone()));
             }
-            reflect(&Event::Init, &mut writer, &memories);
-            reflect(&Event::InitApply(object(6, &forged)), &mut writer, &memories);
-            assert_eq!(
-                reflect(&Event::InitDone, &mut writer, &memories),
-                std::slice::from_ref(&name)
-            );
-            assert_eq!(base(&memories), (ours.clone(), forged.clone()));
-
-            let (memories, mut writer) = begun(&ours, 5);
-            if echoed {
-                reflect(&Event::Apply(object(5, &ours)), &mut writer, &memories);
-            }
-            let mut memory = memories.take(&memories.shown("n", "c").unwrap());
-            assert!(reflect(&Event::Apply(object(6, &forged)), &mut writer, &memories).is_empty());
-            memory.told.told(&ours, None);
-            assert!(memories.put(memory), "it is looked at again");
-            assert_eq!(base(&memories), (ours.clone(), forged.clone()));
         }
     }
 
     #[test]
     fn of_what_is_gone_or_was_made_again_nothing_is_remembered() {
         let ours = json!({"a": 1});
-        let (memories, mut writer) = begun(&ours, 5);
-        let mut successor = object(5, &json!({}));
+        let memories = begun(&ours, 5);
+        let former = memories.shown("n", "c").unwrap();
+        let mut successor = object(6, &json!({}));
         successor.meta_mut().uid = Some("another".into());
-        let memory = memories.take(&Arc::new(successor));
-        assert_eq!(memory.uid.as_deref(), Some("another"));
-        let of_former = (ours.clone(), ours.clone());
-        assert_ne!(
-            memory.base::<Value>(),
-            Base {
-                previous: of_former.0,
-                saved: of_former.1
+        // Whether it was worked on meanwhile or not.
+        for worked_on in [true, false] {
+            let memories = begun(&ours, 5);
+            let memory = worked_on.then(|| memories.take(&former));
+            assert!(memories.reflect(&Event::Apply(successor.clone())).is_some());
+            if let Some(memory) = memory {
+                assert!(!memories.put(memory));
             }
-        );
-        reflect(&Event::Delete(object(6, &ours)), &mut writer, &memories);
+            assert_eq!(base(&memories).0, json!({}));
+            let of_former = memories.take(&former);
+            assert_eq!(
+                of_former.base::<Value>().previous,
+                json!({}),
+                "what is shown is another"
+            );
+            assert!(!memories.put(of_former));
+        }
+        let memory = memories.take(&former);
+        memories.forget("n", "c");
         assert!(!memories.put(memory));
-        assert!(memories.lock().is_empty());
+        assert!(memories.lock().is_empty() && memories.shown("n", "c").is_none());
+    }
+
+    #[test]
+    fn those_of_a_scope_are_named() {
+        let memories = begun(&json!({}), 5);
+        let name = ("n".to_owned(), "c".to_owned());
+        for (scope, names) in [
+            (None, vec![name.clone()]),
+            (Some("n"), vec![name]),
+            (Some("m"), vec![]),
+        ] {
+            assert_eq!(memories.names(scope), names);
+        }
     }
 
     #[test]
     fn a_far_look_comes_once_and_is_forgotten_after_an_earlier_one_and_with_its_object() {
         let now = Instant::now();
-        let (memories, _writer) = begun(&json!({}), 5);
+        let memories = begun(&json!({}), 5);
         let object = memories.shown("n", "c").unwrap();
         let far = now + Duration::from_hours(1);
         memories.look_at(&object, far);
@@ -409,40 +407,37 @@ mod tests {
         former.meta_mut().uid = Some("another".into());
         memories.look_at(&former, far);
         assert!(memories.due(far).is_empty());
-        // Also what was never reconciled: it may have waited for its turn.
         memories.forget("n", "c");
         memories.look_at(&object, far);
+        assert!(memories.due(far).is_empty(), "it is gone");
+        // Also what was never reconciled: it may have waited for its turn.
+        memories.reflect(&Event::Apply(Kept::clone(&object)));
+        memories.look_at(&object, far);
         assert_eq!(memories.due(far).len(), 1);
-        let fresh = Memories::<Kept, Nothing>::default();
-        fresh.look_at(&object, far);
-        assert!(fresh.due(far).is_empty(), "it is gone");
     }
 
     #[test]
     fn an_event_is_news_when_it_says_more_than_a_status() {
-        let (memories, mut writer) = begun(&json!({}), 5);
         // Nothing was told of it, so no status is a forged one.
-        memories.forget("n", "c");
-        let mut is_news = |object: Kept| !reflect(&Event::Apply(object), &mut writer, &memories).is_empty();
-        assert!(!is_news(object(6, &json!({"a": 1}))));
-        let mut annotated = object(7, &json!({}));
-        annotated
+        let memories = Memories::<Kept, Nothing>::default();
+        let is_news = |event: Event<Kept>| memories.reflect(&event).is_some();
+        assert!(is_news(Event::Apply(object(5, &json!({})))));
+        assert!(!is_news(Event::Apply(object(6, &json!({"a": 1})))));
+        let mut other = object(7, &json!({}));
+        other
             .meta_mut()
             .annotations
             .get_or_insert_default()
             .insert("a".into(), "b".into());
-        assert!(is_news(annotated.clone()));
-        assert!(!is_news(annotated.clone()));
-        annotated.meta_mut().generation = Some(2);
-        assert!(is_news(annotated));
-        // What a list shows is looked at when all is listed: before that the store is as it was.
-        let mut list = |object: Kept| {
-            assert!(reflect(&Event::Init, &mut writer, &memories).is_empty());
-            assert!(reflect(&Event::InitApply(object), &mut writer, &memories).is_empty());
-            reflect(&Event::InitDone, &mut writer, &memories).len()
-        };
-        let listed = object(8, &json!({}));
-        assert_eq!(list(listed.clone()), 1);
-        assert_eq!(list(listed), 0, "listed again as it was");
+        assert!(is_news(Event::Apply(other.clone())));
+        assert!(
+            !is_news(Event::InitApply(other.clone())),
+            "listed again as it was"
+        );
+        other.meta_mut().generation = Some(2);
+        assert!(is_news(Event::InitApply(other.clone())));
+        for event in [Event::Init, Event::InitDone, Event::Delete(other)] {
+            assert!(!is_news(event));
+        }
     }
 }

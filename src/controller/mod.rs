@@ -32,10 +32,7 @@ pub mod watch;
 use std::{
     collections::HashSet,
     future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -48,7 +45,7 @@ use kube::{
     client::ClientBuilder,
     core::Selector,
     runtime::{
-        WatchStreamExt, reflector,
+        WatchStreamExt,
         watcher::{self, Event, watcher},
     },
 };
@@ -273,12 +270,9 @@ async fn run_scope(
         return;
     }
 
-    let (reader, mut writer) = reflector::store::<Kept>();
-    context.memories.reads(reader.clone());
     let api = scope.api::<Kept>(context.client.clone());
     let known = context.clone();
-    let begun = Arc::new(AtomicBool::new(false));
-    let begins = begun.clone();
+    let (begins, begun) = tokio::sync::watch::channel(false);
     let seen_in = scope.clone();
     let mut gone = HashSet::new();
     // Not from the apiserver's cache: a trigger for a rotation that is behind would be taken for a new one.
@@ -286,12 +280,12 @@ async fn run_scope(
         .default_backoff()
         .try_filter_map(move |event| {
             // First of all: whoever is woken by an event finds what it told.
-            for (namespace, name) in memories::reflect(&event, &mut writer, &known.memories) {
+            if let Some((namespace, name)) = known.memories.reflect(&event) {
                 seen_in.look_at(&namespace, [name]);
             }
             remember(&known, &seen_in, &event, &mut gone);
             if matches!(event, Event::InitDone) {
-                begins.store(true, Ordering::Relaxed);
+                begins.send_replace(true);
                 if let Some(part) = part.take() {
                     part.ready();
                 }
@@ -302,9 +296,9 @@ async fn run_scope(
     let configs = Followed {
         memories: |context| &context.memories,
         watch: configs,
-        reader,
-        feed: scope.configs,
         begun,
+        feed: scope.configs,
+        namespace,
         resource: "sealconfigs",
     };
     let configs = configs.lead(context, replica, stop, |config, context| async move {

@@ -104,15 +104,12 @@ impl Told {
         self.last = Last::Kept(text(next));
     }
 
-    /// What is shown is about to be replaced by `now`: what this process told is kept, if that is another status.
-    pub fn keep(&mut self, before: &Shown<'_>, now: &Shown<'_>) {
+    /// `now` is shown where `before` was: whether somebody else has written that status. What this process told is kept
+    /// as long as another one is shown.
+    pub fn follow(&mut self, before: &Shown<'_>, now: &Shown<'_>) -> bool {
         if self.last == Last::Shown && before.status != now.status {
             self.last = Last::Kept(before.status.as_deref().unwrap_or("{}").into());
         }
-    }
-
-    /// `now` is shown where `before` was: whether somebody else has written that status. Nothing is kept of what is shown.
-    pub fn settle(&mut self, before: &Shown<'_>, now: &Shown<'_>) -> bool {
         match &self.last {
             Last::Nothing | Last::Shown => false,
             Last::Kept(text) if now.status.as_deref() == Some(text) => {
@@ -152,7 +149,7 @@ mod tests {
             (json!({"a": 1}), json!({"a": 1}))
         );
         assert_eq!(base(&told, &shown(None, "5")), (Value::Null, Value::Null));
-        assert!(!told.settle(&shown(None, "5"), &shown(Some("{}"), "6")));
+        assert!(!told.follow(&shown(None, "5"), &shown(Some("{}"), "6")));
     }
 
     #[test]
@@ -164,10 +161,10 @@ mod tests {
         let behind = shown(Some(&before), "8");
         assert_eq!(base(&told, &behind), (new.clone(), new.clone()));
         assert!(
-            !told.settle(&behind, &shown(Some("{}"), "8")),
+            !told.follow(&behind, &shown(Some("{}"), "8")),
             "an echo of an earlier write"
         );
-        assert!(!told.settle(&behind, &shown(Some(&after), "9")));
+        assert!(!told.follow(&behind, &shown(Some(&after), "9")));
         assert_eq!(told.last, Last::Shown);
         assert_eq!(base(&told, &shown(Some(&after), "9")), (new.clone(), new));
     }
@@ -180,7 +177,7 @@ mod tests {
             let mut told = Told::default();
             told.told(&new, Some("9"));
             if already_shown {
-                assert!(!told.settle(&shown(None, "8"), &shown(Some(&ours), "9")));
+                assert!(!told.follow(&shown(None, "8"), &shown(Some(&ours), "9")));
             }
             let forged = shown(Some(r#"{"a":3}"#), "10");
             let before = if already_shown {
@@ -188,12 +185,11 @@ mod tests {
             } else {
                 shown(None, "8")
             };
-            told.keep(&before, &forged);
-            assert!(told.settle(&before, &forged));
+            assert!(told.follow(&before, &forged));
             assert_eq!(base(&told, &forged), (new.clone(), json!({"a": 3})));
-            assert!(!told.settle(&forged, &forged), "told once");
+            assert!(!told.follow(&forged, &forged), "told once");
             let emptied = shown(None, "11");
-            assert!(told.settle(&forged, &emptied));
+            assert!(told.follow(&forged, &emptied));
             assert_eq!(base(&told, &emptied), (new.clone(), Value::Null));
         }
     }

@@ -140,7 +140,7 @@ impl Mark {
 }
 
 /// A pod that a target selects.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodFacts {
     /// Name.
     pub name: String,
@@ -169,7 +169,7 @@ pub struct PodFacts {
 }
 
 /// A container of a pod.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerFacts {
     /// Its id, another one after each restart; `None` = it does not run.
     pub id: Option<String>,
@@ -178,7 +178,7 @@ pub struct ContainerFacts {
 }
 
 /// One container's use of a Secret.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecretUse {
     /// Name of the Secret.
     pub secret: String,

@@ -51,10 +51,13 @@ pub struct Objects(Arc<Mutex<Inner>>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    all: HashMap<(Kind, Box<str>, Box<str>), Standing>,
+    all: HashMap<Kind, ByNamespace>,
     /// How many are not ready for which reason; a reason stays, with 0, when it has passed.
     not_ready: BTreeMap<(Kind, Box<str>), i64>,
 }
+
+/// By namespace, then by name.
+type ByNamespace = HashMap<Box<str>, HashMap<Box<str>, Standing>>;
 
 #[derive(Debug, Default)]
 struct Standing {
@@ -151,10 +154,17 @@ impl Inner {
         if let Some(reason) = standing.as_ref().and_then(|standing| standing.not_ready.clone()) {
             *self.not_ready.entry((kind, reason)).or_default() += 1;
         }
-        let key = (kind, namespace.into(), name.into());
-        let before = match standing {
-            Some(standing) => self.all.insert(key, standing),
-            None => self.all.remove(&key),
+        let spaces = self.all.entry(kind).or_default();
+        let before = if let Some(standing) = standing {
+            let objects = spaces.entry(namespace.into()).or_default();
+            objects.insert(name.into(), standing)
+        } else {
+            let objects = spaces.get_mut(namespace);
+            let before = objects.and_then(|objects| objects.remove(name));
+            if spaces.get(namespace).is_some_and(HashMap::is_empty) {
+                spaces.remove(namespace);
+            }
+            before
         };
         if let Some(reason) = before.and_then(|before| before.not_ready)
             && let Some(many) = self.not_ready.get_mut(&(kind, reason))
@@ -162,6 +172,15 @@ impl Inner {
             *many -= 1;
         }
     }
+}
+
+/// Namespace, name, and how each stands.
+fn each(spaces: &ByNamespace) -> impl Iterator<Item = (&str, &str, &Standing)> {
+    spaces.iter().flat_map(|(namespace, objects)| {
+        objects
+            .iter()
+            .map(move |(name, standing)| (&**namespace, &**name, standing))
+    })
 }
 
 fn gauge<L: EncodeLabelSet>(
@@ -180,9 +199,11 @@ fn gauge<L: EncodeLabelSet>(
 impl Collector for Objects {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let inner = self.lock();
-        let ready = inner.all.iter().map(|((kind, namespace, name), standing)| {
-            let labels = [("kind", *kind), ("namespace", namespace), ("name", name)];
-            (labels, i64::from(standing.not_ready.is_none()))
+        let ready = inner.all.iter().flat_map(|(kind, spaces)| {
+            each(spaces).map(|(namespace, name, standing)| {
+                let labels = [("kind", *kind), ("namespace", namespace), ("name", name)];
+                (labels, i64::from(standing.not_ready.is_none()))
+            })
         });
         gauge(&mut encoder, "ready", "1 when the object is Ready", ready)?;
         let not_ready = inner
@@ -196,9 +217,10 @@ impl Collector for Objects {
             not_ready,
         )?;
         for (name, help, read) in FIGURES {
-            let values = inner.all.iter().filter_map(|((_, namespace, object), standing)| {
+            let values = inner.all.values().flat_map(each);
+            let values = values.filter_map(|(namespace, object, standing)| {
                 let value = read(standing.figures.as_deref()?)?;
-                Some(([("namespace", &**namespace), ("name", &**object)], value))
+                Some(([("namespace", namespace), ("name", object)], value))
             });
             gauge(&mut encoder, name, help, values)?;
         }

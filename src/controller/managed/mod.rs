@@ -14,7 +14,7 @@ use super::{
     apply,
     context::{self, Context},
     index::{self, Kind, References},
-    memories::{Rest, StatusText},
+    memories::{Object, Rest},
     observe,
     told::{self, Base},
 };
@@ -63,7 +63,18 @@ impl Rest for Remembered {
     }
 }
 
-impl StatusText for DeserializeGuard<ManagedKey> {
+/// They are few, and kept as they are.
+impl Object for DeserializeGuard<ManagedKey> {
+    type Kept = Arc<Self>;
+
+    fn keep(self: &Arc<Self>) -> Arc<Self> {
+        self.clone()
+    }
+
+    fn kept(kept: &Arc<Self>) -> Arc<Self> {
+        kept.clone()
+    }
+
     fn status_text(&self) -> Option<Cow<'_, str>> {
         let status = self.0.as_ref().ok()?.status.as_ref()?;
         Some(Cow::Owned(told::text(status).into()))

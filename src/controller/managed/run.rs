@@ -1,20 +1,13 @@
 //! The controller of ManagedKeys in one scope: its watch, and who is looked at when.
 
-use std::{
-    collections::HashSet,
-    future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{collections::HashSet, future::Future, sync::Arc};
 
 use futures::{TryStreamExt, future::ready};
 use kube::{
     ResourceExt,
     core::DeserializeGuard,
     runtime::{
-        WatchStreamExt, reflector,
+        WatchStreamExt,
         watcher::{self, Event, watcher},
     },
 };
@@ -27,7 +20,6 @@ use crate::{
         context::Context,
         index::{self, ManagedFacts},
         lead::Followed,
-        memories,
         watch::Scope,
     },
 };
@@ -39,12 +31,9 @@ pub(in crate::controller) async fn run(
     replica: Replica,
     stop: impl Future<Output = ()> + Clone + Send + Sync + 'static,
 ) {
-    let (reader, mut writer) = reflector::store::<DeserializeGuard<ManagedKey>>();
-    context.managed.reads(reader.clone());
     let api = scope.api::<DeserializeGuard<ManagedKey>>(context.client.clone());
     let known = context.clone();
-    let begun = Arc::new(AtomicBool::new(false));
-    let begins = begun.clone();
+    let (begins, begun) = tokio::sync::watch::channel(false);
     let seen_in = scope.clone();
     let mut gone = HashSet::new();
     let keys = watcher(api, watcher::Config::default())
@@ -52,21 +41,21 @@ pub(in crate::controller) async fn run(
         .modify(|key| key.managed_fields_mut().clear())
         .try_filter_map(move |event| {
             // First of all: whoever is woken by an event finds what it told.
-            for (namespace, name) in memories::reflect(&event, &mut writer, &known.managed) {
+            if let Some((namespace, name)) = known.managed.reflect(&event) {
                 seen_in.look_at(&namespace, [index::managed(&name)]);
             }
             remember(&known, &seen_in, &event, &mut gone);
             if matches!(event, Event::InitDone) {
-                begins.store(true, Ordering::Relaxed);
+                begins.send_replace(true);
             }
             ready(Ok(None))
         });
     let keys = Followed {
         memories: |context| &context.managed,
         watch: keys,
-        reader,
-        feed: scope.managed,
         begun,
+        feed: scope.managed,
+        namespace: scope.namespace,
         resource: "managedkeys",
     };
     keys.lead(context, replica, stop, |key, context| {
