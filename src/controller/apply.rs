@@ -156,7 +156,7 @@ async fn deliver_all(
                     let minute = SignedDuration::from_secs(60);
                     let now = observed.now;
                     let repairs = observed.memory.repairs.entry(target.name.clone()).or_default();
-                    repairs.retain(|at| now.duration_since(*at) < minute);
+                    repairs.retain(|at| *at <= now && now.duration_since(*at) < minute);
                     repairs.push(now);
                 }
                 done
@@ -201,6 +201,7 @@ pub fn fail<K: Ord>(
             inputs: inputs.to_owned(),
             fault: fault.clone(),
             times,
+            at: now,
             retry_at,
         },
     );

@@ -240,13 +240,18 @@ pub struct Failure {
     pub fault: Fault,
     /// How often in a row.
     pub times: u32,
+    /// When.
+    pub at: Timestamp,
     /// Not before this.
     pub retry_at: Timestamp,
 }
 
 impl Failure {
-    /// The fault, if it was of the same inputs and its time has not come.
+    /// Whether it was of the same inputs and its time has not come.
+    ///
+    /// A clock that has gone back to before it says nothing of how long ago it was: what failed while a clock was days ahead
+    /// would wait for days.
     pub fn holds(&self, inputs: &str, now: Timestamp) -> bool {
-        self.inputs == inputs && now < self.retry_at
+        self.inputs == inputs && (self.at..self.retry_at).contains(&now)
     }
 }

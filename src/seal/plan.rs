@@ -252,7 +252,8 @@ fn contested_until(target: &Target, observed: &Observed) -> Option<Timestamp> {
         .repairs
         .get(&target.name)?
         .iter()
-        .filter(|at| observed.now.duration_since(**at) < minute)
+        // Not what a clock has yet to come to that was put back since.
+        .filter(|at| **at <= observed.now && observed.now.duration_since(**at) < minute)
         .collect();
     (recent.len() >= REPAIRS_A_MINUTE)
         .then(|| {
@@ -339,7 +340,11 @@ pub fn probe_due(seal: &Seal, observed: &Observed) -> Timestamp {
     if let Some(failure) = observed.memory.probes.get(&seal.name)
         && failure.inputs == inputs
     {
-        return failure.retry_at;
+        return if observed.now < failure.at {
+            Timestamp::MIN
+        } else {
+            failure.retry_at
+        };
     }
     if is_told_of_the_past(seal, observed) {
         return Timestamp::MIN;
@@ -347,7 +352,9 @@ pub fn probe_due(seal: &Seal, observed: &Observed) -> Timestamp {
     let recorded = recorded(seal, observed);
     let last = recorded
         .filter(|status| status.inputs_digest.as_ref() == Some(&inputs))
-        .and_then(|status| status.last_probe_time.as_ref());
+        .and_then(|status| status.last_probe_time.as_ref())
+        // One of a time to come was written by a clock that was ahead.
+        .filter(|last| last.0 <= observed.now);
     last.map_or(Timestamp::MIN, |last| {
         last.0.saturating_add(PROBE_INTERVAL).unwrap_or(Timestamp::MAX)
     })

@@ -205,6 +205,52 @@ fn a_fight_over_a_secret_is_told_and_waits() {
 }
 
 #[test]
+fn a_clock_that_was_days_ahead_keeps_nobody_waiting_for_days() {
+    let ahead = now().saturating_add(SignedDuration::from_hours(72)).unwrap();
+    let failed = |inputs: String, at: jiff::Timestamp| Failure {
+        inputs,
+        fault: Fault::transient(Reason::KmsUnavailable, "no"),
+        times: 1,
+        at,
+        retry_at: at.saturating_add(SignedDuration::from_secs(5)).unwrap(),
+    };
+    let model = model(spec());
+    let seal = &model.seals[0];
+    let probes = |observed: &Observed| look(&model, observed).1.probes.contains(&seal.name);
+    let mut observed = delivered(&model);
+    assert!(!probes(&observed));
+    // When a seal was last looked at, as another operator or this one wrote it down.
+    for status in &mut observed.status.seals {
+        status.last_probe_time = Some(Time(ahead));
+    }
+    assert!(probes(&observed));
+    // What failed is tried again, and not while the clock is right.
+    let inputs = digest::seal_inputs(seal);
+    for (at, due) in [(now(), false), (ahead, true)] {
+        let failure = failed(inputs.clone(), at);
+        observed.memory.probes.insert(seal.name.clone(), failure);
+        assert_eq!(probes(&observed), due, "{at}");
+    }
+    let mut observed = delivered(&model);
+    observed.secrets.clear();
+    for (at, waits) in [(now(), true), (ahead, false)] {
+        observed.memory.repairs.insert("app".into(), vec![at; 3]);
+        assert_eq!(
+            look(&model, &observed).1.deliveries.is_empty(),
+            waits,
+            "repairs of {at}"
+        );
+    }
+    observed.memory.repairs.clear();
+    let (findings, _) = look(&model, &observed);
+    for (at, waits) in [(now(), true), (ahead, false)] {
+        let failure = failed(findings.key_inputs["root"].clone(), at);
+        observed.memory.keys.insert("root".into(), failure);
+        assert_eq!(look(&model, &observed).1.opens.is_empty(), waits, "a key of {at}");
+    }
+}
+
+#[test]
 fn changed_inputs_open_every_copy_again_and_leave_the_secret_until_then() {
     let model_before = model(spec());
     let mut observed = delivered(&model_before);
@@ -220,6 +266,7 @@ fn changed_inputs_open_every_copy_again_and_leave_the_secret_until_then() {
             inputs: findings.copy_inputs[&id].clone(),
             fault: Fault::denied(Reason::AccessDenied, "no"),
             times: 1,
+            at: now(),
             retry_at: now().saturating_add(SignedDuration::from_secs(5)).unwrap(),
         };
         observed.memory.copies.insert(id, failure);
@@ -255,6 +302,7 @@ fn what_is_overdue_but_barred_does_not_spin() {
         inputs: findings.copy_inputs[&id].clone(),
         fault,
         times: 1,
+        at: past,
         retry_at: past,
     };
     observed.memory.copies.insert(id, failure);
@@ -318,6 +366,7 @@ fn a_seal_that_is_told_to_be_unhealthy_for_what_has_passed_is_asked_again_and_a_
         inputs: String::new(),
         fault: Fault::transient(Reason::KmsUnavailable, "no"),
         times: 1,
+        at: now(),
         retry_at: now(),
     };
     observed.memory.copies.insert(("root".into(), seal), failure);

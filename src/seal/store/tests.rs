@@ -454,11 +454,13 @@ impl World {
         for tend in &first.tends {
             let mut failed = BTreeSet::new();
             let fault = || Fault::transient(Reason::KmsUnavailable, "down");
-            let retry_at = self.now + SignedDuration::from_secs(60);
+            let at = self.now;
+            let retry_at = at + SignedDuration::from_secs(60);
             let failure = |inputs: String| Failure {
                 inputs,
                 fault: fault(),
                 times: 1,
+                at,
                 retry_at,
             };
             match self.tend(&model, &observed, &tend.work, &mut failed) {

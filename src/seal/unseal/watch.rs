@@ -65,6 +65,8 @@ pub struct PodRecord {
     pub(super) seen: Option<Seen>,
     /// Looks in a row that ended in the same fault.
     pub(super) failures: u32,
+    /// When that was.
+    pub(super) looked: Timestamp,
     /// When it is looked at next, without more reason.
     pub(super) next: Timestamp,
 }
@@ -121,7 +123,8 @@ pub fn next(unseal: &Unseal, pod: &PodFacts, record: &PodRecord, now: Timestamp)
         Next::Look(Why::Label)
     } else if was.ready && !is.ready {
         Next::Look(Why::NotReady)
-    } else if record.next <= now {
+    } else if record.next <= now || now < record.looked {
+        // A clock that has gone back to before the last look says nothing of how long ago that was.
         Next::Look(Why::Time)
     } else {
         Next::Wait(record.next)
@@ -248,6 +251,7 @@ impl PodRecord {
             .ok()
             .and_then(|wait| now.checked_add(wait).ok())
             .unwrap_or(now);
+        self.looked = now;
         self.seen = seen;
         self.look = Some(look);
         before != told(self)
@@ -434,6 +438,16 @@ mod tests {
             next(&parsed(&[]).unwrap(), &pod(), &free, now()),
             Next::Look(Why::New)
         );
+    }
+
+    #[test]
+    fn a_clock_that_was_days_ahead_keeps_nobody_waiting_for_days() {
+        let unseal = parsed(&[]).unwrap();
+        let ahead = now().checked_add(SignedDuration::from_hours(72)).unwrap();
+        let mut record = PodRecord::default();
+        record.looked(&unseal, &pod(), failed(Reason::UnsealRejected), ahead, 0.0);
+        assert!(matches!(next(&unseal, &pod(), &record, ahead), Next::Wait(_)));
+        assert_eq!(next(&unseal, &pod(), &record, now()), Next::Look(Why::Time));
     }
 
     #[test]
