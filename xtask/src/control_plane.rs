@@ -257,6 +257,12 @@ impl<'a> ControlPlane<'a> {
             .env("AUTOUNSEAL_KUBECONFORM", &self.tools.kubeconform)
             .env("AUTOUNSEAL_KUBE_SCORE", &self.tools.kube_score)
             .env("AUTOUNSEAL_CLUSTER_LOGS", &self.logs)
+            .envs(
+                self.tools
+                    .faketime
+                    .iter()
+                    .map(|library| ("AUTOUNSEAL_FAKETIME", library)),
+            )
     }
 
     /// Ends all services, the last started first.

@@ -169,6 +169,8 @@ pub struct Tools {
     pub localstack: Environment,
     /// Python with what the OCI test server needs, and OCI's own SDK.
     pub oci: Environment,
+    /// Shows a program another wall clock. Only Linux lets a library be put under one without more ado.
+    pub faketime: Option<PathBuf>,
     /// Wraps and unwraps with the Go library.
     pub ocikms: PathBuf,
     /// Reads what the operator writes for it.
@@ -197,6 +199,7 @@ impl Tools {
             python::environment(session, name, &requirements)
         };
         let (moto, localstack, oci) = (python("moto")?, python("localstack")?, python("oci")?);
+        let faketime = cfg!(target_os = "linux").then(|| faketime(session)).transpose()?;
         let openbao = if let Some(path) = ready_made(&OPENBAO)? {
             path
         } else {
@@ -222,6 +225,7 @@ impl Tools {
             moto,
             localstack,
             oci,
+            faketime,
             ocikms: workshop.provide(&OCIKMS)?,
             vault: workshop.provide(&VAULT)?,
             openbao,
@@ -233,6 +237,17 @@ impl Tools {
             kube_score: workshop.provide(&KUBE_SCORE)?,
         })
     }
+}
+
+/// The library inside the package that builds it.
+fn faketime(session: &Session) -> Outcome<PathBuf> {
+    let name = "libfaketime";
+    let environment = python::environment(session, name, &folder_of(name).join("requirements.txt"))?;
+    // Without running the package, which would bring the library to use in its own way.
+    let code =
+        format!("import importlib.util as u; print(u.find_spec('{name}').submodule_search_locations[0])");
+    let folder = PathBuf::from(environment.answer(&code)?);
+    Ok(folder.join("vendor/libfaketime/src/libfaketime.so.1"))
 }
 
 /// Finds or makes Helm alone.
@@ -480,7 +495,11 @@ pub fn run(session: &Session, arguments: &[String]) -> Outcome<i32> {
         &tools.kube_score,
         &deny,
     ];
-    for path in programs.into_iter().chain(&tools.controller_manager) {
+    for path in programs
+        .into_iter()
+        .chain(&tools.controller_manager)
+        .chain(&tools.faketime)
+    {
         println!("{}", path.display());
     }
     Ok(0)
