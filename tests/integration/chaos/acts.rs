@@ -12,7 +12,7 @@ pub enum Act {
     KillReplica(usize),
     /// SIGTERM.
     EndReplica(usize),
-    /// SIGSTOP, and SIGCONT: for the replica the clock jumps.
+    /// SIGSTOP, and SIGCONT: for the replica every clock jumps.
     FreezeReplica(usize, Duration),
     /// SIGKILL.
     KillApiserver,
@@ -62,6 +62,20 @@ pub enum Act {
     ToggleSeal(usize),
     /// A user adds a third seal, or removes it again.
     ToggleThird(usize),
+    /// SIGKILL.
+    KillVault,
+    /// SIGSTOP, and SIGCONT.
+    FreezeVault(Duration),
+    /// Somebody seals it by its API.
+    SealVault,
+    /// The network before the Vault.
+    VaultWeather(Weather, Duration),
+    /// Its connections are cut.
+    VaultCut,
+    /// Another server stands at its address.
+    ReplaceVault(Duration),
+    /// A replica's wall clock jumps by so many seconds, and back.
+    JumpClock(usize, i64, Duration),
 }
 
 impl Act {
@@ -82,10 +96,14 @@ pub struct Step {
 }
 
 /// Kinds of acts; edits by users are more frequent.
-const KINDS: [u8; 31] = [
+const KINDS: [u8; 41] = [
     0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 22, 22, 23, 23, 24, 25,
-    26, 11,
+    26, 11, 27, 27, 28, 29, 29, 30, 31, 32, 33, 33,
 ];
+
+/// Seconds by which a clock jumps: more than signatures allow, than a wait lasts, than certificates of the Vault and of the
+/// apiserver are valid.
+const JUMPS: [i64; 7] = [-259_200, -2_400, -400, 400, 2_400, 259_200, 2_592_000];
 
 /// What happens in so long with so many SealConfigs. Of each kind something comes once in a round.
 pub fn schedule(seed: u64, length: Duration, configs: usize) -> Vec<Step> {
@@ -111,6 +129,8 @@ pub fn schedule(seed: u64, length: Duration, configs: usize) -> Vec<Step> {
 
 fn act(kind: u8, dice: &mut Dice, configs: usize) -> Act {
     let (two, config) = (dice.below(2), dice.below(configs));
+    // The Vault's SealConfig is the one after the last.
+    let status = dice.below(configs + 1);
     let short = Duration::from_millis(dice.between(500, 4000));
     let long = Duration::from_millis(dice.between(1000, 20_000));
     let bad = [Weather::Late(400), Weather::Stalled, Weather::Refused];
@@ -141,15 +161,22 @@ fn act(kind: u8, dice: &mut Dice, configs: usize) -> Act {
         15 => Act::Credentials(dice.below(2) == 0, short),
         16 => Act::EditSecret(config),
         17 => Act::DeleteSecret(config),
-        18 => Act::LoseStatus(config),
-        19 => Act::ForgeStatus(config),
+        18 => Act::LoseStatus(status),
+        19 => Act::ForgeStatus(status),
         20 => Act::DeleteStore(config),
         21 => Act::DamageCopy(config),
         22 => Act::Rotate(config),
         23 => Act::Renew(config),
         24 => Act::Rewrap(config),
         25 => Act::ToggleSeal(config),
-        _ => Act::ToggleThird(config),
+        26 => Act::ToggleThird(config),
+        27 => Act::KillVault,
+        28 => Act::FreezeVault(long),
+        29 => Act::SealVault,
+        30 => Act::VaultWeather(dice.one_of(&worse), long),
+        31 => Act::VaultCut,
+        32 => Act::ReplaceVault(long),
+        _ => Act::JumpClock(two, dice.one_of(&JUMPS), long),
     }
 }
 
@@ -186,5 +213,5 @@ fn a_seed_repeats_its_faults_and_a_round_has_them_all() {
         .iter()
         .map(|step| step.act.word())
         .collect();
-    assert_eq!(kinds.len(), 27, "{kinds:?}");
+    assert_eq!(kinds.len(), 34, "{kinds:?}");
 }

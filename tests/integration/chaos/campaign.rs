@@ -18,6 +18,7 @@ use super::{
     etcd,
     ledger::{FOREIGN, FORGED, Ledger},
     link::{Link, Weather},
+    vault::{SHARES, VAULT, Vault, answered},
     world::{ACCESS_SECRET, Cloud, SEALS, Wanted, behind},
 };
 use crate::support::{
@@ -37,6 +38,10 @@ enum Undo {
     KmsFair(usize),
     KmsHeals(usize),
     KeyEnabled(usize),
+    VaultThaws,
+    VaultFair,
+    VaultIsBack,
+    ClockIsRight(usize),
 }
 
 /// Everything that takes part.
@@ -45,6 +50,7 @@ pub struct Campaign {
     pub(super) cluster: Cluster,
     pub(super) stage: Stage,
     pub(super) clouds: [Cloud; 2],
+    pub(super) vault: Vault,
     apis: [Link; 2],
     pub(super) crew: Crew,
     pub(super) wanted: Vec<Wanted>,
@@ -77,6 +83,11 @@ impl Campaign {
             json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": stage.namespace}});
         stage.plane.apply(&namespace).await;
         let clouds = [Cloud::start(seed ^ 1).await, Cloud::start(seed ^ 2).await];
+        let on_node = Stage {
+            plane: cluster.plane.clone(),
+            namespace: stage.namespace.clone(),
+        };
+        let vault = Vault::start(on_node, seed ^ 5).await;
         let apis = [
             Link::before(cluster.port(), seed ^ 3).await,
             Link::before(cluster.port(), seed ^ 4).await,
@@ -105,6 +116,7 @@ impl Campaign {
             cluster,
             stage,
             clouds,
+            vault,
             apis,
             crew,
             wanted: vec![
@@ -125,8 +137,22 @@ impl Campaign {
         for which in 0..campaign.wanted.len() {
             campaign.renew(which).await;
         }
+        let spec = campaign.vault.spec(&campaign.clouds);
+        campaign.stage.apply(VAULT, &spec).await;
         campaign.settle("the start").await;
+        campaign.fill_the_vault().await;
         campaign
+    }
+
+    /// Takes note of what the Vault answered, and puts something into it that must stay there.
+    async fn fill_the_vault(&mut self) {
+        for at in 0..=SHARES {
+            let what = answered(at);
+            let what: Vec<&str> = what.iter().map(String::as_str).collect();
+            let done = self.unwrap(VAULT, SEALS[0], &what).await;
+            self.vault.answers.push(String::from_utf8(done.ok()).unwrap());
+        }
+        self.vault.fill().await;
     }
 
     pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
@@ -141,6 +167,12 @@ impl Campaign {
 
     /// Ends at the first thing that is not right.
     pub(super) fn hold(&self) {
+        assert_eq!(
+            self.vault.misled(),
+            0,
+            "chaos: VIOLATION at {}: a server was asked that is not the Vault",
+            self.place()
+        );
         let violations = &self.ledger().violations;
         assert!(
             violations.is_empty(),
@@ -204,10 +236,17 @@ impl Campaign {
                     let (cloud, key) = behind(&self.clouds, SEALS[which]);
                     cloud.kms.set_state(key, "Enabled");
                 }
+                Undo::VaultThaws => self.vault.signal(Signal::CONT),
+                Undo::VaultFair => self.vault.link.set(Weather::Fair),
+                Undo::VaultIsBack => self.vault.is_replaced(false),
+                Undo::ClockIsRight(which) => {
+                    self.crew.set_clock(which, 0);
+                }
             }
         }
         self.crew.tend();
         self.cluster.tend();
+        self.vault.tend();
     }
 
     async fn tend_for_a_moment(&mut self) {
@@ -281,6 +320,26 @@ impl Campaign {
                 tokio::time::sleep(*short).await;
                 self.credentials().await;
             }
+            Act::KillVault => self.vault.restart(),
+            Act::FreezeVault(long) => {
+                self.vault.signal(Signal::STOP);
+                self.later(*long, Undo::VaultThaws);
+            }
+            Act::VaultWeather(weather, long) => {
+                self.vault.link.set(*weather);
+                self.later(*long, Undo::VaultFair);
+            }
+            Act::VaultCut => self.vault.link.cut(),
+            Act::JumpClock(which, seconds, long) => {
+                if !self.crew.set_clock(*which, *seconds) {
+                    return false;
+                }
+                self.later(*long, Undo::ClockIsRight(*which));
+            }
+            Act::ReplaceVault(long) => {
+                self.vault.is_replaced(true);
+                self.later(*long, Undo::VaultIsBack);
+            }
             _ => return self.perform_by_people(act).await,
         }
         true
@@ -309,6 +368,7 @@ impl Campaign {
             }
             Act::LoseStatus(which) => {
                 let names = [
+                    "unseal",
                     "conditions",
                     "keys",
                     "seals",
@@ -329,6 +389,7 @@ impl Campaign {
                 self.write_status(*which, &forged).await;
                 true
             }
+            Act::SealVault => self.vault.seal().await,
             Act::DeleteStore(which) => self.delete_store(*which).await,
             Act::DamageCopy(which) => self.damage_copy(*which).await,
             Act::Rotate(which) if !self.wanted[*which].makes => false,
@@ -383,9 +444,12 @@ impl Campaign {
 
     async fn write_status(&self, which: usize, status: &Value) {
         let (plane, namespace) = (&self.stage.plane, &self.stage.namespace);
-        plane
-            .patch_status("SealConfig", namespace, &self.wanted[which].name, status)
-            .await;
+        // The one after the last is the Vault's.
+        let name = self
+            .wanted
+            .get(which)
+            .map_or(VAULT, |wanted| wanted.name.as_str());
+        plane.patch_status("SealConfig", namespace, name, status).await;
     }
 
     async fn edit_secret(&self, which: usize) -> bool {
@@ -470,6 +534,25 @@ impl Campaign {
         Ok(())
     }
 
+    /// Whether the Vault is unsealed, and the operator says so.
+    async fn vault_is_well(&self) -> Result<(), String> {
+        let (plane, namespace) = (&self.stage.plane, &self.stage.namespace);
+        let config = plane
+            .get("SealConfig", namespace, VAULT)
+            .await
+            .unwrap_or_default();
+        let told = ["Ready", "Unsealed"]
+            .iter()
+            .all(|kind| condition(&config, kind)["status"] == "True");
+        if !told || !speaks_of_now(&config) {
+            return Err(format!("{VAULT}: {:#}", config["status"]));
+        }
+        let unsealed = self.vault.is_unsealed().await;
+        unsealed
+            .then_some(())
+            .ok_or_else(|| format!("{VAULT}: it is sealed, and the operator does not say so"))
+    }
+
     /// Whether a brought key waits for its user: the KMS said that its copy is not what it should be, which is not asked
     /// again soon, and the documentation of the reason says to wrap it again.
     async fn needs_its_user(&self, which: usize) -> bool {
@@ -495,16 +578,29 @@ impl Campaign {
         // The longest wait between two tries, and time for the try.
         let limit = Duration::from_mins(8);
         let asked = Instant::now();
-        let mut left: Vec<usize> = (0..self.wanted.len()).collect();
+        // A run that is ended by somebody's patience must say as well what it waited for.
+        let mut told = asked;
+        // The Vault is the one after the last, and the first that is looked at.
+        let mut left: Vec<usize> = (0..=self.wanted.len()).collect();
         let mut helped = BTreeSet::new();
         while let Some(which) = left.last().copied() {
             self.tend_for_a_moment().await;
             self.hold();
-            let Err(why) = self.is_well(which).await else {
+            let of_a_key = which < self.wanted.len();
+            let well = if of_a_key {
+                self.is_well(which).await
+            } else {
+                self.vault_is_well().await
+            };
+            let Err(why) = well else {
                 left.pop();
                 continue;
             };
-            if self.needs_its_user(which).await && helped.insert(which) {
+            if told.elapsed() > Duration::from_secs(45) {
+                told = Instant::now();
+                println!("chaos: {}: not well yet: {why}", self.place());
+            }
+            if of_a_key && self.needs_its_user(which).await && helped.insert(which) {
                 println!(
                     "chaos: {}: {}: its user wraps the key again",
                     self.place(),

@@ -5,8 +5,14 @@ use rustix::process::Signal;
 use super::link::Link;
 use crate::support::{
     operator::{Operator, Running},
+    server::Scratch,
     stage::Stage,
 };
+
+/// As libfaketime reads it: by so much the wall clock is off.
+fn offset(seconds: i64) -> String {
+    format!("{seconds:+}\n")
+}
 
 /// Two replicas, each with its own way to the API.
 pub struct Crew {
@@ -19,6 +25,8 @@ pub struct Crew {
 
 struct Replica {
     operator: Operator,
+    /// What its wall clock is read by, where there is a library that reads it.
+    clock: Option<Scratch>,
     running: Option<Running>,
 }
 
@@ -33,13 +41,17 @@ impl Crew {
                 let operator = stage.operator().env("KUBECONFIG", kubeconfig).flags([
                     "--allowed-endpoints",
                     &endpoints,
+                    // The Vault's pod is on this machine.
+                    "--unseal-allow-loopback",
                     "--leader-elect",
                     &format!("--leader-elect-namespace={}", stage.namespace),
                     &format!("--leader-elect-identity={identity}"),
                 ]);
+                let (operator, clock) = with_clock(operator);
                 Replica {
                     running: Some(operator.spawn()),
                     operator,
+                    clock,
                 }
             })
             .collect();
@@ -63,6 +75,16 @@ impl Crew {
         if let Some(running) = &self.replicas[which].running {
             running.signal(signal);
         }
+    }
+
+    /// Puts one's wall clock so far off; whether it could.
+    pub fn set_clock(&self, which: usize, seconds: i64) -> bool {
+        let Some(clock) = &self.replicas[which].clock else {
+            return false;
+        };
+        // In one step, for it is read at any time.
+        let fresh = Scratch::new(offset(seconds));
+        std::fs::rename(fresh.path(), clock.path()).is_ok()
     }
 
     /// Starts those again that have ended.
@@ -95,4 +117,19 @@ impl Crew {
         }
         said
     }
+}
+
+/// With a wall clock of its own; the clock by which waits and terms are measured stays the machine's, as where a node's
+/// clock is set.
+fn with_clock(operator: Operator) -> (Operator, Option<Scratch>) {
+    let Ok(library) = std::env::var("AUTOUNSEAL_FAKETIME") else {
+        return (operator, None);
+    };
+    let clock = Scratch::new(offset(0));
+    let operator = operator
+        .env("LD_PRELOAD", library)
+        .env("FAKETIME_TIMESTAMP_FILE", clock.path().display().to_string())
+        .env("FAKETIME_NO_CACHE", "1")
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    (operator, Some(clock))
 }

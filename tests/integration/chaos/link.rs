@@ -2,7 +2,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU16, Ordering},
+    },
     time::Duration,
 };
 
@@ -31,6 +34,8 @@ pub enum Weather {
 }
 
 struct Shared {
+    /// Where it leads.
+    far: AtomicU16,
     weather: watch::Sender<Weather>,
     cuts: watch::Sender<u64>,
     dice: Mutex<Dice>,
@@ -55,6 +60,7 @@ impl Link {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
+            far: AtomicU16::new(port),
             weather: watch::Sender::new(Weather::Fair),
             cuts: watch::Sender::new(0),
             dice: Mutex::new(Dice::new(seed)),
@@ -68,7 +74,7 @@ impl Link {
                 if *all.weather.borrow() == Weather::Refused {
                     continue;
                 }
-                tokio::spawn(carry(near, port, all.clone()));
+                tokio::spawn(carry(near, all.clone()));
             }
         });
         Self { address, shared }
@@ -89,14 +95,21 @@ impl Link {
         self.shared.weather.send_replace(weather);
     }
 
+    /// Leads to another port from now on; who is connected is cut off.
+    pub fn lead(&self, port: u16) {
+        self.shared.far.store(port, Ordering::SeqCst);
+        self.cut();
+    }
+
     /// Closes every connection that there is.
     pub fn cut(&self) {
         self.shared.cuts.send_modify(|cuts| *cuts += 1);
     }
 }
 
-async fn carry(mut near: TcpStream, port: u16, shared: Arc<Shared>) {
+async fn carry(mut near: TcpStream, shared: Arc<Shared>) {
     let mut cuts = shared.cuts.subscribe();
+    let port = shared.far.load(Ordering::SeqCst);
     let Ok(mut far) = TcpStream::connect(("127.0.0.1", port)).await else {
         return;
     };

@@ -1,24 +1,25 @@
 //! What must hold at the end.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use aho_corasick::AhoCorasick;
 
 use super::{
     campaign::Campaign,
     ledger::MADE,
-    world::{ACCESS_SECRET, behind},
+    vault::{VAULT, answered},
+    world::{ACCESS_SECRET, SEALS, behind},
 };
 use crate::support::{
     needle::Needle,
-    oci_caller::Caller,
+    oci_caller::{Caller, Done},
     plane::{eventually, within},
     stage::unique,
 };
 
 impl Campaign {
     /// Holds everything that is to be held, and prints what there was.
-    pub async fn judge(&self) {
+    pub async fn judge(&mut self) {
         let marker = format!("marker-{}", unique());
         self.stage.secret_of(&marker, &[]).await;
         eventually("every write has been seen", async || {
@@ -27,18 +28,35 @@ impl Campaign {
         })
         .await;
         self.hold();
-        let opened = self.everything_opens().await;
+        let opened = self.everything_opens().await + self.the_vault_opens().await;
         self.nothing_was_said();
         self.print(opened);
     }
 
+    /// What the command line opens of a store, for somebody who has nothing but the files and the KMS of that seal.
+    pub(super) async fn unwrap(&self, name: &str, seal: &str, what: &[&str]) -> Done {
+        let (cloud, _) = behind(&self.clouds, seal);
+        let caller = Caller::new()
+            .env("AWS_ENDPOINT_URL_KMS", cloud.kms.url())
+            .env("AWS_REGION", "us-east-1")
+            .env("AWS_ACCESS_KEY_ID", "AKIACHAOSCHAOSCHAOS0")
+            .env("AWS_SECRET_ACCESS_KEY", ACCESS_SECRET)
+            .env("AWS_EC2_METADATA_DISABLED", "true");
+        let config = self.stage.config(name).await;
+        let store = self
+            .stage
+            .whole_secret(&format!("{name}.sealconfig.wrapped"))
+            .await;
+        let config = caller.file("config.json", config.to_string());
+        let store = caller.file("store.json", store.to_string());
+        let files = ["unwrap", "-f", &config, "--store", &store, "--seal", seal];
+        caller.run(&[&files, what].concat(), b"")
+    }
+
     /// Every version that was ever delivered, and whose copies nobody deleted, opens under every seal that wraps.
     async fn everything_opens(&self) -> usize {
-        let caller = Caller::new();
         let mut opened = 0;
         for wanted in self.wanted.iter().filter(|wanted| wanted.makes) {
-            let config = self.stage.config(&wanted.name).await;
-            let file = caller.file(&format!("{}.json", wanted.name), config.to_string());
             let owed: Vec<(u64, Vec<u8>)> = {
                 let mut ledger = self.ledger();
                 let page = ledger.page(&wanted.name);
@@ -49,44 +67,10 @@ impl Campaign {
             };
             assert!(!owed.is_empty(), "{}: no version was delivered", wanted.name);
             for (version, bytes) in owed {
+                let number = version.to_string();
                 for seal in wanted.enabled() {
-                    let (cloud, _) = behind(&self.clouds, seal);
-                    let version = version.to_string();
-                    // A seal that was enabled again gets copies of older versions as soon as it can, not before all is Ready.
-                    let what = format!(
-                        "chaos: VIOLATION at {}: version {version} of {} opens under {seal}",
-                        self.place(),
-                        wanted.name
-                    );
-                    within(std::time::Duration::from_mins(8), &what, async || {
-                        let secret = format!("{}.sealconfig.wrapped", wanted.name);
-                        let store = self.stage.whole_secret(&secret).await;
-                        let store = caller.file("store.json", store.to_string());
-                        let arguments = [
-                            "unwrap",
-                            "-f",
-                            &file,
-                            "--store",
-                            &store,
-                            "--key",
-                            MADE,
-                            "--key-version",
-                            &version,
-                            "--seal",
-                            seal,
-                        ];
-                        let done = Caller::new()
-                            .env("AWS_ENDPOINT_URL_KMS", cloud.kms.url())
-                            .env("AWS_REGION", "us-east-1")
-                            .env("AWS_ACCESS_KEY_ID", "AKIACHAOSCHAOSCHAOS0")
-                            .env("AWS_SECRET_ACCESS_KEY", ACCESS_SECRET)
-                            .env("AWS_EC2_METADATA_DISABLED", "true")
-                            .run(&arguments, b"");
-                        (done.code == 0 && done.out == bytes)
-                            .then_some(())
-                            .ok_or(done.err)
-                    })
-                    .await;
+                    let what = ["--key", MADE, "--key-version", &number];
+                    self.opens(&wanted.name, seal, &what, &bytes).await;
                     opened += 1;
                 }
             }
@@ -94,10 +78,43 @@ impl Campaign {
         opened
     }
 
+    /// Every share that the Vault ever answered opens under both seals, and by the shares the Vault itself, which has what was
+    /// put into it.
+    async fn the_vault_opens(&mut self) -> usize {
+        self.vault.keeps().await;
+        let answers = self.vault.answers.clone();
+        for (at, answer) in answers.iter().enumerate() {
+            let what = answered(at);
+            let what: Vec<&str> = what.iter().map(String::as_str).collect();
+            for seal in &SEALS[..2] {
+                self.opens(VAULT, seal, &what, answer.as_bytes()).await;
+            }
+        }
+        self.vault.opens_by(&answers).await;
+        self.vault.keeps().await;
+        2 * answers.len()
+    }
+
+    /// A seal that was enabled again gets copies of older versions as soon as it can, not before all is Ready.
+    async fn opens(&self, name: &str, seal: &str, what: &[&str], bytes: &[u8]) {
+        let place = format!(
+            "chaos: VIOLATION at {}: {what:?} of {name} opens under {seal}",
+            self.place()
+        );
+        within(Duration::from_mins(8), &place, async || {
+            let done = self.unwrap(name, seal, what).await;
+            (done.code == 0 && done.out == bytes)
+                .then_some(())
+                .ok_or(done.err)
+        })
+        .await;
+    }
+
     /// Nothing secret stands in the replicas' output and metrics, in any status there was, in any event.
     fn nothing_was_said(&self) {
         let ledger = self.ledger();
         let mut needles = ledger.needles();
+        needles.extend(self.vault.needles());
         needles.push(Needle::new("the secret access key", ACCESS_SECRET.as_bytes()));
         let mut whose = Vec::new();
         let mut forms = Vec::new();
@@ -148,8 +165,10 @@ impl Campaign {
         println!(
             "chaos: states judged: {secrets} of Secrets, {stores} of stores, {statuses} of SealConfigs; {versions} versions \
              made, {values} values brought, {opened} copies opened at the end, {calls} calls of the KMSes, {} replicas \
-             started again",
-            self.crew.restarts
+             started again, {} starts of the Vault and {} connections to another in its place",
+            self.crew.restarts,
+            self.vault.starts,
+            self.vault.met(),
         );
         assert!(
             secrets > 0 && stores > 0 && statuses > 0 && versions > 0,

@@ -49,6 +49,14 @@ pub fn behind<'c>(clouds: &'c [Cloud; 2], seal: &str) -> (&'c Cloud, &'c Key) {
     }
 }
 
+/// A seal, as a SealConfig names it.
+pub fn seal(clouds: &[Cloud; 2], name: &str, priority: usize, disabled: bool) -> Value {
+    let (cloud, key) = behind(clouds, name);
+    json!({"name": name, "priority": priority, "disabled": disabled, "awskms": {
+        "kmsKeyID": key.arn, "region": "us-east-1", "endpoint": cloud.link.url(),
+        "credentials": {"secretRef": {"name": "aws"}}}})
+}
+
 /// One SealConfig, as its user wants it.
 pub struct Wanted {
     /// Its name, and its Secret's.
@@ -116,17 +124,12 @@ impl Wanted {
         let seals: Vec<Value> = SEALS[..there]
             .iter()
             .enumerate()
-            .map(|(at, seal)| {
-                let (cloud, key) = behind(clouds, seal);
-                json!({"name": seal, "priority": 10 * (at + 1), "disabled": self.disabled == Some(at), "awskms": {
-                    "kmsKeyID": key.arn, "region": "us-east-1", "endpoint": cloud.link.url(),
-                    "credentials": {"secretRef": {"name": "aws"}}}})
-            })
+            .map(|(at, name)| seal(clouds, name, 10 * (at + 1), self.disabled == Some(at)))
             .collect();
         let (mut keys, mut data) = (Vec::new(), Vec::new());
         if self.makes {
             keys.push(json!({"name": MADE, "generate": {"bytes": 32, "keepPrevious": 1,
-                "rotation": {"trigger": format!("t{}", self.trigger)}}}));
+                "rotation": {"trigger": format!("t{}", self.trigger), "after": "48h"}}}));
             data.push(json!({"name": "current", "key": {"name": MADE}}));
             data.push(json!({"name": "previous", "key": {"name": MADE, "version": "previous"}}));
         }

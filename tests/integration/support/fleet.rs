@@ -9,7 +9,7 @@ use super::{
     pki::Pki,
     plane::eventually,
     scene::Scene,
-    stage::{condition, unique},
+    stage::{Stage, condition, unique},
 };
 
 /// The name in the servers' certificates.
@@ -17,39 +17,59 @@ pub const HOST: &str = "vault.example.svc";
 
 /// Makes a pod of `app` at an address.
 pub async fn pod(scene: &Scene, name: &str, app: &str, ip: IpAddr) {
-    let mut pod = scene.stage.object("v1", "Pod", name);
-    pod["metadata"]["labels"] = json!({"app": app});
-    pod["spec"] = json!({"nodeName": "node-1", "containers": [{"name": "server", "image": "server"}]});
-    scene.stage.plane.create(&pod).await;
-    container(scene, name, ip, true).await;
+    Kubelet(&scene.stage).pod(name, app, ip).await;
 }
 
 /// What the kubelet reports when the pod's container has started afresh.
 pub async fn container(scene: &Scene, name: &str, ip: IpAddr, ready: bool) -> String {
-    let started = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    let id = format!("containerd://{}", unique());
-    let status = json!({
-        "phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "startTime": started,
-        "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }, "lastTransitionTime": started}],
-        "containerStatuses": [{
-            "name": "server", "ready": ready, "started": true, "restartCount": 0, "image": "server", "imageID": "server",
-            "containerID": id, "state": {"running": {"startedAt": started}},
-        }],
-    });
-    let plane = &scene.stage.plane;
-    plane
-        .patch_status("Pod", &scene.stage.namespace, name, &status)
-        .await;
-    id
+    Kubelet(&scene.stage).container(name, ip, ready).await
 }
 
 /// What the kubelet reports when the readiness probe's answer changed.
 pub async fn readiness(scene: &Scene, name: &str, ready: bool) {
-    let status = json!({"conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}]});
-    let plane = &scene.stage.plane;
-    plane
-        .patch_status("Pod", &scene.stage.namespace, name, &status)
-        .await;
+    Kubelet(&scene.stage).readiness(name, ready).await;
+}
+
+/// Who reports on a stage's pods, where there is no whole scene.
+pub struct Kubelet<'s>(pub &'s Stage);
+
+impl Kubelet<'_> {
+    /// Makes a pod of `app` at an address.
+    pub async fn pod(&self, name: &str, app: &str, ip: IpAddr) {
+        let mut pod = self.0.object("v1", "Pod", name);
+        pod["metadata"]["labels"] = json!({"app": app});
+        pod["spec"] = json!({"nodeName": "node-1", "containers": [{"name": "server", "image": "server"}]});
+        self.0.plane.create(&pod).await;
+        self.container(name, ip, true).await;
+    }
+
+    /// The pod's container has started afresh; its id.
+    pub async fn container(&self, name: &str, ip: IpAddr, ready: bool) -> String {
+        let started = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let id = format!("containerd://{}", unique());
+        let status = json!({
+            "phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "startTime": started,
+            "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }, "lastTransitionTime": started}],
+            "containerStatuses": [{
+                "name": "server", "ready": ready, "started": true, "restartCount": 0, "image": "server", "imageID": "server",
+                "containerID": id, "state": {"running": {"startedAt": started}},
+            }],
+        });
+        self.report(name, &status).await;
+        id
+    }
+
+    /// The readiness probe's answer changed.
+    pub async fn readiness(&self, name: &str, ready: bool) {
+        let status =
+            json!({"conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}]});
+        self.report(name, &status).await;
+    }
+
+    async fn report(&self, name: &str, status: &Value) {
+        let (plane, namespace) = (&self.0.plane, &self.0.namespace);
+        plane.patch_status("Pod", namespace, name, status).await;
+    }
 }
 
 /// A SealConfig that unseals the pods of `app` with these shares.
@@ -82,9 +102,14 @@ pub fn plain(mut spec: Value) -> Value {
 
 /// Puts the CA where [`spec`] looks for it.
 pub async fn trust(scene: &Scene, pki: &Pki) {
-    let mut map = scene.stage.object("v1", "ConfigMap", "vault-ca");
+    trust_in(&scene.stage, pki).await;
+}
+
+/// The same where there is no whole scene.
+pub async fn trust_in(stage: &Stage, pki: &Pki) {
+    let mut map = stage.object("v1", "ConfigMap", "vault-ca");
     map["data"] = json!({"ca.crt": String::from_utf8(pki.ca()).unwrap()});
-    scene.stage.plane.apply(&map).await;
+    stage.plane.apply(&map).await;
 }
 
 /// Waits until condition Unsealed has this status and reason; gives back its message.

@@ -401,6 +401,24 @@ pub fn signer(request: &Request) -> Option<(String, String)> {
     fits.then(|| (access_key_id.to_owned(), region.to_owned()))
 }
 
+/// A signature holds for five minutes to either side, by the KMS's clock, which it tells.
+fn out_of_time(request: &Request) -> Option<Reply> {
+    let date = request.header("x-amz-date")?;
+    let signed = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", date).ok()?;
+    let (signed, now) = (
+        signed.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp(),
+        jiff::Timestamp::now(),
+    );
+    if now.duration_since(signed).abs() <= jiff::SignedDuration::from_mins(5) {
+        return None;
+    }
+    let mut reply = error(400, "InvalidSignatureException");
+    if let Reply::Answer { headers, .. } = &mut reply {
+        headers.push(("date", now.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()));
+    }
+    Some(reply)
+}
+
 fn answer(state: &Mutex<State>, request: &Request) -> Reply {
     let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
     let operation = request
@@ -415,6 +433,9 @@ fn answer(state: &Mutex<State>, request: &Request) -> Reply {
             .push(format!("{} {operation}: no signature", request.line));
         return error(400, "MissingAuthenticationTokenException");
     };
+    if let Some(refused) = out_of_time(request) {
+        return refused;
+    }
     let text = |name: &str| body.get(name).and_then(Value::as_str).map(str::to_owned);
     let blob = text("CiphertextBlob")
         .and_then(|blob| BASE64.decode(blob.as_bytes()).ok())

@@ -298,6 +298,11 @@ impl Server {
         }
     }
 
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().is_ok_and(|status| status.is_some())
+    }
+
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.id()
