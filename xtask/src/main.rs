@@ -1,8 +1,8 @@
 //! `cargo xtask`: the one door for developers. Each command does one job from a fresh clone, bringing the
 //! tools that it needs into the user's cache folder, and leaves nothing running.
 //!
-//! The map: `cluster`, `test`, `demo`, `bench`, `chaos`, `drill_failover`, `fuzz`, `coverage`, `picture`,
-//! `reproduce`, `sbom`, `scan` and `generate` are the commands. They stand on [`control_plane`]
+//! The map: `cluster`, `test`, `demo`, `bench`, `chaos`, `drill_failover`, `fuzz`, `coverage`, `mutants`,
+//! `picture`, `reproduce`, `sbom`, `scan` and `generate` are the commands. They stand on [`control_plane`]
 //! (etcd, kube-apiserver and moto, started and made ready), which stands on [`tools`] (programs built once into
 //! the [`cache`], with [`go`] and [`python`]). [`session`] owns every process that is started, and its [`guard`]
 //! ends them even when xtask itself is killed.
@@ -30,6 +30,7 @@ mod generate;
 mod go;
 mod guard;
 mod http;
+mod mutants;
 mod operator;
 mod picture;
 mod ports;
@@ -75,8 +76,9 @@ cargo xtask COMMAND
         asked for, and prints how long nobody led.
   fuzz [TARGET...] [--seconds N] [--seed N]
         Runs the targets of fuzz/, all of them unless some are named, each for N seconds (60).
-  coverage
-        Prints how many lines of what decides run in the unit tests, file by file.
+  coverage [--lines]
+        Prints how many lines of what decides run in the unit tests, file by file, and with --lines which do not. Needs
+        rustup's llvm-tools.
   mutants [--file FILE]...
         Breaks the code in one place after the other, and says which breaks no unit test noticed. Takes its time.
   picture [--again]
@@ -130,7 +132,7 @@ fn dispatch(arguments: &[String]) -> Outcome<i32> {
         },
         "fuzz" => fuzz::run(&session::Session::start()?, rest),
         "coverage" => coverage::coverage(&session::Session::start()?, rest),
-        "mutants" => coverage::mutants(&session::Session::start()?, rest),
+        "mutants" => mutants::run(&session::Session::start()?, rest),
         "picture" => picture::run(&session::Session::start()?, rest),
         "reproduce" => reproduce::run(&session::Session::start()?, rest),
         "sbom" => sbom::run(&session::Session::start()?, rest),

@@ -18,7 +18,6 @@ use crate::{cache, process, repository};
 const KUBERNETES_VERSION: &str = "v1.35.4";
 const CARGO_DENY_VERSION: &str = "0.20.2";
 const CARGO_CYCLONEDX_VERSION: &str = "0.5.9";
-const CARGO_LLVM_COV_VERSION: &str = "0.9.1";
 const CARGO_MUTANTS_VERSION: &str = "27.1.0";
 
 /// One program of a pinned Go module.
@@ -428,12 +427,6 @@ pub fn cargo_cyclonedx(session: &Session) -> Outcome<PathBuf> {
         CARGO_CYCLONEDX_VERSION,
         &["cyclonedx", "--version"],
     )
-}
-
-/// cargo-llvm-cov, likewise.
-pub fn cargo_llvm_cov(session: &Session) -> Outcome<PathBuf> {
-    let ask = ["llvm-cov", "--version"];
-    cargo_program(session, "cargo-llvm-cov", CARGO_LLVM_COV_VERSION, &ask)
 }
 
 /// cargo-mutants, likewise.
