@@ -287,6 +287,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_rate_comes_back_little_by_little() {
+        let now = Instant::now();
+        for (full, after_one) in [(20.0, 10.0 + 1.0 / 10.0), (1000.0, 500.0 + 10.0 / 500.0)] {
+            let mut lane = Lane::new(full, now);
+            lane.learn(true, now);
+            lane.learn(false, now);
+            assert!(
+                (lane.bucket.rate - after_one).abs() < 1e-9,
+                "{}",
+                lane.bucket.rate
+            );
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn one_identity_sends_half_of_the_whole_rate() {
         let pace = Pace::new(100);
         let turns = pace.turns("n", &"identity");
@@ -349,5 +364,19 @@ mod tests {
         assert!(start.elapsed() <= Duration::from_millis(210));
         pace.turn("n").await;
         assert!(pace.together().round.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_taken_for_nobody_is_given_back() {
+        let pace = Pace::new(10);
+        pace.turn("n").await;
+        let gone = Arc::clone(&pace);
+        let gone = tokio::spawn(async move { gone.turn("n").await });
+        tokio::task::yield_now().await;
+        gone.abort();
+        tokio::time::sleep(Duration::from_millis(110)).await;
+        let start = Instant::now();
+        pace.turn("m").await;
+        assert_eq!(start.elapsed(), Duration::ZERO);
     }
 }

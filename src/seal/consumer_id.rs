@@ -81,6 +81,7 @@ mod tests {
     #[test]
     fn guessable_brought_keys_are_numbered() {
         assert_eq!(NAME.id(&KeyBytes::new(vec![1; 15])), "root-v1");
+        assert_ne!(NAME.id(&KeyBytes::new(vec![1; 16])), "root-v1");
         let other = ConsumerName {
             purpose: Purpose::Other,
             ..NAME

@@ -806,6 +806,60 @@ fn consent_to_an_older_store_outlives_a_crash_and_no_number_is_used_again() {
 }
 
 #[test]
+fn a_store_that_is_gone_is_made_again_from_what_was_delivered_or_not_at_all() {
+    let mut world = World::new();
+    world.look();
+    world.rest(3);
+    let corrupt = || StoreFacts::Corrupt(Revision::default(), BTreeSet::new());
+    let mut standing = |edit: &dyn Fn(&mut Observed)| {
+        let (model, mut observed) = (world.model(), world.observed());
+        edit(&mut observed);
+        check(&model, &observed).standings["root"].clone()
+    };
+    for store in [StoreFacts::Absent, corrupt()] {
+        let Standing::Lost(from) = standing(&|observed| observed.store = store.clone()) else {
+            panic!("{store:?}: the delivered Secret holds the key")
+        };
+        let current = &from.current;
+        assert_eq!(
+            (current.secret.as_str(), current.entry.as_str(), current.version),
+            ("app", "k", 1)
+        );
+        assert_eq!(Some(&current.mark), value_of(&[1; 32]).as_ref());
+    }
+    let mut barred = |store: &StoreFacts, edit: &dyn Fn(&mut Observed)| match standing(&|observed| {
+        observed.store = store.clone();
+        edit(observed);
+    }) {
+        Standing::Barred(fault) => fault.reason,
+        other => panic!("{other:?}"),
+    };
+    let secret = |observed: &mut Observed, edit: &dyn Fn(&mut SecretFacts)| {
+        edit(observed.secrets.get_mut("app").unwrap());
+    };
+    // Nowhere, in somebody else's Secret, in one that goes, or in an older version than was seen elsewhere.
+    let edits: [&dyn Fn(&mut Observed); 5] = [
+        &|observed| observed.secrets.clear(),
+        &|observed| secret(observed, &|facts| facts.owner_uid = Some("uid-2".into())),
+        &|observed| secret(observed, &|facts| facts.deleting = true),
+        &|observed| observed.status.keys[0].version = 2,
+        &|observed| {
+            secret(observed, &|facts| {
+                facts.delivered.marks.get_mut("root").unwrap().mark = Mark::of_inputs("v1");
+            });
+        },
+    ];
+    for edit in edits {
+        assert_eq!(barred(&StoreFacts::Absent, edit), Reason::StoreMissing);
+        assert_eq!(barred(&corrupt(), edit), Reason::StoreCorrupt);
+    }
+    // Nothing is concluded from what is another's or was not looked at.
+    let nothing: &dyn Fn(&mut Observed) = &|_| {};
+    assert_eq!(barred(&StoreFacts::NotOwned, nothing), Reason::StoreNotOwned);
+    assert_eq!(barred(&StoreFacts::NotLooked, nothing), Reason::Pending);
+}
+
+#[test]
 fn the_numbers_of_copies_are_told_without_a_header() {
     let entries = [
         "key.root.v2.aws",

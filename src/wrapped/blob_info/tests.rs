@@ -202,6 +202,65 @@ fn what_is_no_message_is_refused() {
 }
 
 #[test]
+fn a_message_of_just_64_kib_is_read_and_no_larger_one() {
+    let of_size = |bytes| {
+        // The tag of the field, and a length of three bytes.
+        let blob = BlobInfo {
+            ciphertext: vec![7; bytes - 4],
+            ..BlobInfo::default()
+        };
+        (blob.encode(), blob)
+    };
+    let (largest, blob) = of_size(MAX_BYTES);
+    assert_eq!(largest.len(), MAX_BYTES);
+    assert_eq!(BlobInfo::decode(&largest).unwrap(), blob);
+    for bytes in [MAX_BYTES + 1, 2 * MAX_BYTES] {
+        let fault = BlobInfo::decode(&of_size(bytes).0).unwrap_err();
+        assert!(fault.message.contains("larger than 64 KiB"), "{fault:?}");
+    }
+}
+
+#[test]
+fn every_length_of_an_aes_key_opens() {
+    for algorithm in [&AES_128_GCM, &AES_192_GCM, &AES_256_GCM] {
+        let key = vec![9; algorithm.key_len()];
+        let nonce = [3; NONCE_LEN];
+        let mut sealed = b"payload".to_vec();
+        LessSafeKey::new(UnboundKey::new(algorithm, &key).unwrap())
+            .seal_in_place_append_tag(
+                Nonce::assume_unique_for_key(nonce),
+                Aad::from(b"place"),
+                &mut sealed,
+            )
+            .unwrap();
+        let opened = open(&KeyBytes::new(key), &nonce, &sealed, b"place").unwrap();
+        assert_eq!(opened.expose(), b"payload", "{algorithm:?}");
+    }
+}
+
+#[test]
+fn what_we_seal_is_told_from_other_forms() {
+    let blob = |iv: usize, ciphertext: usize| BlobInfo {
+        ciphertext: vec![0; ciphertext],
+        iv: vec![0; iv],
+        key_info: None,
+    };
+    assert!(blob(12, 16).is_sealed() && blob(12, 48).is_sealed());
+    // The nonce in front of the ciphertext, none at all, and no room for a tag.
+    assert!(!blob(0, 60).is_sealed() && !blob(0, 0).is_sealed());
+    assert!(!blob(11, 16).is_sealed() && !blob(12, 15).is_sealed() && !blob(12, 0).is_sealed());
+}
+
+#[test]
+fn the_plaintext_is_encrypted_where_it_was_put_first() {
+    for length in [1, 32, 4096] {
+        let sealed = seal(&vec![7; length], b"").unwrap();
+        // A buffer that grew would have left the plaintext behind in memory that nobody wipes.
+        assert_eq!(sealed.ciphertext.capacity(), length + 16);
+    }
+}
+
+#[test]
 fn a_sealed_payload_opens_only_whole_and_in_its_place() {
     let sealed = seal(b"payload", b"place").unwrap();
     let Sealed {
@@ -254,6 +313,11 @@ fn debug_output_holds_no_ciphertext() {
         }),
     };
     assert!(!format!("{blob:?}").contains('!'));
+    assert_eq!(
+        format!("{blob:?}"),
+        "BlobInfo { ciphertext: [11 bytes], iv: [6 bytes], key_info: Some(KeyInfo { mechanism: 1, key_id: [3 bytes], \
+         wrapped_key: [8 bytes] }) }"
+    );
     assert!(!format!("{blob:?}").contains("99, 105"));
 }
 
