@@ -279,18 +279,6 @@ impl Index {
         })
     }
 
-    /// The SealConfigs known in a scope.
-    pub fn config_names(&self, scope: Option<&str>) -> HashSet<Name> {
-        Self::names(&self.lock(), scope, |space| space.living().map(|(name, _)| name))
-    }
-
-    /// The ManagedKeys known in a scope.
-    pub fn managed_names(&self, scope: Option<&str>) -> HashSet<Name> {
-        Self::names(&self.lock(), scope, |space| {
-            space.managed.keys().map(String::as_str)
-        })
-    }
-
     /// The pods known in a scope.
     pub fn pod_names(&self, scope: Option<&str>) -> HashSet<Name> {
         Self::names(&self.lock(), scope, |space| space.pods.keys().map(|name| &**name))

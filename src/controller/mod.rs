@@ -351,7 +351,7 @@ fn remember(
             forget(&namespace, &name);
         }
         Event::Init => {
-            *gone = context.index.config_names(namespace);
+            *gone = context.memories.names(namespace).into_iter().collect();
             context.index.listing_configs(namespace);
         }
         Event::InitDone => {

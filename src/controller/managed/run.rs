@@ -98,7 +98,10 @@ fn remember(
             let (namespace, name) = (key.namespace().unwrap_or_default(), key.name_any());
             forget(&namespace, &name);
         }
-        Event::Init => *gone = context.index.managed_names(scope.namespace.as_deref()),
+        Event::Init => {
+            let known = context.managed.names(scope.namespace.as_deref());
+            *gone = known.into_iter().collect();
+        }
         Event::InitDone => {
             for (namespace, name) in gone.drain() {
                 forget(&namespace, &name);
