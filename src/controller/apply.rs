@@ -153,11 +153,8 @@ async fn deliver_all(
             Ok(done) => {
                 observed.memory.targets.remove(&target.name);
                 if delivery.repair {
-                    let minute = SignedDuration::from_secs(60);
-                    let now = observed.now;
                     let repairs = observed.memory.repairs.entry(target.name.clone()).or_default();
-                    repairs.retain(|at| *at <= now && now.duration_since(*at) < minute);
-                    repairs.push(now);
+                    repairs.add(observed.now);
                 }
                 done
             }

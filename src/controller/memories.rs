@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     ops::{Deref, DerefMut},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
@@ -237,6 +237,33 @@ impl<K: Object, T: Rest> Memories<K, T> {
     }
 }
 
+/// Those that were known when a new list began, and were not in it yet.
+#[derive(Default)]
+pub struct Unlisted(HashSet<Name>);
+
+impl Unlisted {
+    /// Follows a watch. Those that are gone, by what an event says or by a list that they are not in.
+    pub fn follow<K: Object, T: Rest>(
+        &mut self,
+        event: &Event<K>,
+        memories: &Memories<K, T>,
+        scope: Option<&str>,
+    ) -> Vec<Name> {
+        match event {
+            Event::Init => {
+                self.0 = memories.names(scope).into_iter().collect();
+                Vec::new()
+            }
+            Event::Apply(object) | Event::InitApply(object) => {
+                self.0.remove(&named(object));
+                Vec::new()
+            }
+            Event::Delete(object) => vec![named(object)],
+            Event::InitDone => self.0.drain().collect(),
+        }
+    }
+}
+
 fn find<'a, K: Object, T>(
     all: &'a mut All<K, T>,
     namespace: &str,
@@ -386,6 +413,30 @@ mod tests {
             (Some("m"), vec![]),
         ] {
             assert_eq!(memories.names(scope), names);
+        }
+    }
+
+    #[test]
+    fn who_is_not_in_a_new_list_is_gone_and_who_is_deleted_at_once() {
+        let memories = begun(&json!({}), 5);
+        let listed = object(6, &json!({}));
+        let name = vec![("n".to_owned(), "c".to_owned())];
+        let mut unlisted = Unlisted::default();
+        let mut follow = |event, scope| unlisted.follow(&event, &memories, scope);
+        for (scope, shown, gone) in [
+            (None, None, name.clone()),
+            (Some("n"), None, name.clone()),
+            (Some("m"), None, vec![]),
+            (None, Some(Event::InitApply(listed.clone())), vec![]),
+            (None, Some(Event::Apply(listed.clone())), vec![]),
+            (None, Some(Event::Delete(listed.clone())), name.clone()),
+        ] {
+            assert!(follow(Event::Init, scope).is_empty());
+            let deleted = matches!(shown, Some(Event::Delete(_)));
+            let told = shown.map(|event| follow(event, scope)).unwrap_or_default();
+            assert_eq!(told.is_empty(), !deleted);
+            assert_eq!(follow(Event::InitDone, scope), gone);
+            assert!(follow(Event::InitDone, scope).is_empty(), "told once");
         }
     }
 

@@ -30,7 +30,6 @@ pub mod unseal;
 pub mod watch;
 
 use std::{
-    collections::HashSet,
     future::Future,
     sync::Arc,
     time::{Duration, Instant},
@@ -61,6 +60,7 @@ use feed::Feed;
 use index::Kind;
 use kept::Kept;
 use lead::Followed;
+use memories::{Unlisted, named};
 use turnstile::Pass;
 use watch::{Pending, Scope};
 
@@ -274,7 +274,7 @@ async fn run_scope(
     let known = context.clone();
     let (begins, begun) = tokio::sync::watch::channel(false);
     let seen_in = scope.clone();
-    let mut gone = HashSet::new();
+    let mut unlisted = Unlisted::default();
     // Not from the apiserver's cache: a trigger for a rotation that is behind would be taken for a new one.
     let configs = watcher(api, watcher::Config::default().page_size(CONFIGS_A_PAGE))
         .default_backoff()
@@ -283,7 +283,7 @@ async fn run_scope(
             if let Some((namespace, name)) = known.memories.reflect(&event) {
                 seen_in.look_at(&namespace, [name]);
             }
-            remember(&known, &seen_in, &event, &mut gone);
+            remember(&known, &seen_in, &event, &mut unlisted);
             if matches!(event, Event::InitDone) {
                 begins.send_replace(true);
                 if let Some(part) = part.take() {
@@ -302,7 +302,7 @@ async fn run_scope(
         resource: "sealconfigs",
     };
     let configs = configs.lead(context, replica, stop, |config, context| async move {
-        let (namespace, name) = (config.namespace().unwrap_or_default(), config.name_any());
+        let (namespace, name) = named(&*config);
         let Some(_pass) = Pass::take(&context, &namespace, &name) else {
             return Some(turnstile::PARKED);
         };
@@ -315,22 +315,15 @@ async fn run_scope(
     drop(watches);
 }
 
-/// `gone`: those that were known when a new list began, and were not in it yet.
-fn remember(
-    context: &Arc<Context>,
-    scope: &Scope,
-    event: &Event<Kept>,
-    gone: &mut HashSet<(String, String)>,
-) {
-    let namespace = scope.namespace.as_deref();
-    let forget = |namespace: &str, name: &str| {
-        context.forget(namespace, name);
-        context.unsealers.sync(context, namespace);
-    };
+fn remember(context: &Arc<Context>, scope: &Scope, event: &Event<Kept>, unlisted: &mut Unlisted) {
+    let of_scope = scope.namespace.as_deref();
+    for (namespace, name) in unlisted.follow(event, &context.memories, of_scope) {
+        context.forget(&namespace, &name);
+        context.unsealers.sync(context, &namespace);
+    }
     match event {
         Event::Apply(config) | Event::InitApply(config) => {
-            let (namespace, name) = (config.namespace().unwrap_or_default(), config.name_any());
-            gone.remove(&(namespace.clone(), name.clone()));
+            let (namespace, name) = named(config);
             context
                 .index
                 .saw_config(&namespace, &name, &config.uid().unwrap_or_default());
@@ -346,19 +339,10 @@ fn remember(
                 context.index.referring(Kind::SealConfig, &namespace, &name),
             );
         }
-        Event::Delete(config) => {
-            let (namespace, name) = (config.namespace().unwrap_or_default(), config.name_any());
-            forget(&namespace, &name);
-        }
-        Event::Init => {
-            *gone = context.memories.names(namespace).into_iter().collect();
-            context.index.listing_configs(namespace);
-        }
+        Event::Delete(_) => {}
+        Event::Init => context.index.listing_configs(of_scope),
         Event::InitDone => {
-            for (namespace, name) in gone.drain() {
-                forget(&namespace, &name);
-            }
-            context.index.listed_configs(namespace);
+            context.index.listed_configs(of_scope);
             context.unsealers.sync_all(context);
         }
     }

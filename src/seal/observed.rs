@@ -203,8 +203,8 @@ pub struct Memory {
     pub targets: BTreeMap<String, Failure>,
     /// Failures to describe a key, by seal.
     pub probes: BTreeMap<String, Failure>,
-    /// When deliveries were repaired, by target, newest last, of the last minute.
-    pub repairs: BTreeMap<String, Vec<Timestamp>>,
+    /// Repaired deliveries, by target.
+    pub repairs: BTreeMap<String, Repairs>,
     /// Marks of keys that were opened, by key, with the inputs digest that they belong to.
     // A map of this kind has room for four; the others stand empty most of the time, and take nothing then.
     pub marks: HashMap<String, (String, String)>,
@@ -247,11 +247,47 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// When it is tried again; `None` = now, for its time has come, or it was of other inputs.
+    pub fn waits_until(&self, inputs: &str, now: Timestamp) -> Option<Timestamp> {
+        waits_until(self.at, self.retry_at, now).filter(|_| self.inputs == inputs)
+    }
+
     /// Whether it was of the same inputs and its time has not come.
-    ///
-    /// A clock that has gone back to before it says nothing of how long ago it was: what failed while a clock was days ahead
-    /// would wait for days.
     pub fn holds(&self, inputs: &str, now: Timestamp) -> bool {
-        self.inputs == inputs && (self.at..self.retry_at).contains(&now)
+        self.waits_until(inputs, now).is_some()
+    }
+}
+
+/// Until when that waits which happened at `since`; `None` = its time has come.
+///
+/// Nothing waits for what has yet to happen: it was dated by a clock that was ahead, which says nothing of how long ago it
+/// was, and would keep it waiting for as long as the clock was ahead.
+pub fn waits_until(since: Timestamp, until: Timestamp, now: Timestamp) -> Option<Timestamp> {
+    (since..until).contains(&now).then_some(until)
+}
+
+/// When somebody else's changes to a delivered Secret were undone within the last minute.
+#[derive(Clone, Debug, Default)]
+pub struct Repairs(Vec<Timestamp>);
+
+impl Repairs {
+    /// So many of one Secret within a minute, and somebody is fighting (`api.md`, meaning 6; security rule S19).
+    pub const A_MINUTE: usize = 3;
+
+    fn counts_until(at: Timestamp, now: Timestamp) -> Option<Timestamp> {
+        let minute = SignedDuration::from_secs(60);
+        waits_until(at, at.saturating_add(minute).ok()?, now)
+    }
+
+    /// One more.
+    pub fn add(&mut self, now: Timestamp) {
+        self.0.retain(|at| Self::counts_until(*at, now).is_some());
+        self.0.push(now);
+    }
+
+    /// Until when there are too many for another one; `None` = there are not.
+    pub fn contested_until(&self, now: Timestamp) -> Option<Timestamp> {
+        let mut counting = self.0.iter().filter_map(|at| Self::counts_until(*at, now));
+        counting.nth_back(Self::A_MINUTE - 1)
     }
 }

@@ -9,7 +9,7 @@ use super::{
     checks::Findings,
     digest::{seal_inputs, tend_inputs},
     model::{Key, Model, Seal, Target},
-    observed::{Delivered, Observed},
+    observed::{Delivered, Observed, Repairs, waits_until},
     pods::pods,
     store::{
         Standing, StoreFacts,
@@ -17,9 +17,6 @@ use super::{
     },
 };
 use crate::api::{Reason, SealHealth, SealStatus};
-
-/// Repairs of one Secret in a minute, beyond which somebody is fighting (`api.md`, meaning 6; security rule S19).
-pub const REPAIRS_A_MINUTE: usize = 3;
 
 /// How long what DescribeKey said is good for.
 pub const PROBE_INTERVAL: SignedDuration = SignedDuration::from_hours(1);
@@ -224,13 +221,16 @@ pub fn need(model: &Model, target: &Target, observed: &Observed, findings: &Find
         None => Write::Create,
     };
     let repair = same_inputs && recorded.is_some_and(|status| status.resource_version.is_some());
-    if repair && let Some(until) = contested_until(target, observed) {
+    let repairs = observed.memory.repairs.get(&target.name);
+    if repair && let Some(until) = repairs.and_then(|repairs| repairs.contested_until(observed.now)) {
         let fault = Fault::transient(
             Reason::SecretContested,
             format!(
-                "somebody keeps changing Secret {}: it was repaired {REPAIRS_A_MINUTE} times within a minute and waits; \
+                "somebody keeps changing Secret {}: it was repaired {} times within a minute and waits; \
                  find the other writer with: kubectl get secret {} -o yaml --show-managed-fields",
-                target.secret, target.secret
+                target.secret,
+                Repairs::A_MINUTE,
+                target.secret
             ),
         );
         return Need::Wait(fault, Some(until));
@@ -243,25 +243,6 @@ pub fn need(model: &Model, target: &Target, observed: &Observed, findings: &Find
         inputs,
         repair,
     })
-}
-
-fn contested_until(target: &Target, observed: &Observed) -> Option<Timestamp> {
-    let minute = SignedDuration::from_secs(60);
-    let recent: Vec<_> = observed
-        .memory
-        .repairs
-        .get(&target.name)?
-        .iter()
-        // Not what a clock has yet to come to that was put back since.
-        .filter(|at| **at <= observed.now && observed.now.duration_since(**at) < minute)
-        .collect();
-    (recent.len() >= REPAIRS_A_MINUTE)
-        .then(|| {
-            recent[recent.len() - REPAIRS_A_MINUTE]
-                .saturating_add(minute)
-                .ok()
-        })
-        .flatten()
 }
 
 /// Decides everything.
@@ -340,24 +321,18 @@ pub fn probe_due(seal: &Seal, observed: &Observed) -> Timestamp {
     if let Some(failure) = observed.memory.probes.get(&seal.name)
         && failure.inputs == inputs
     {
-        return if observed.now < failure.at {
-            Timestamp::MIN
-        } else {
-            failure.retry_at
-        };
+        let until = failure.waits_until(&inputs, observed.now);
+        return until.unwrap_or(Timestamp::MIN);
     }
     if is_told_of_the_past(seal, observed) {
         return Timestamp::MIN;
     }
     let recorded = recorded(seal, observed);
-    let last = recorded
+    recorded
         .filter(|status| status.inputs_digest.as_ref() == Some(&inputs))
         .and_then(|status| status.last_probe_time.as_ref())
-        // One of a time to come was written by a clock that was ahead.
-        .filter(|last| last.0 <= observed.now);
-    last.map_or(Timestamp::MIN, |last| {
-        last.0.saturating_add(PROBE_INTERVAL).unwrap_or(Timestamp::MAX)
-    })
+        .and_then(|last| waits_until(last.0, last.0.saturating_add(PROBE_INTERVAL).ok()?, observed.now))
+        .unwrap_or(Timestamp::MIN)
 }
 
 fn recorded<'o>(seal: &Seal, observed: &'o Observed) -> Option<&'o SealStatus> {

@@ -13,7 +13,7 @@ use super::{
     native,
     observed::{Delivered, Memory, Observed},
     outcome::{Described, Outcomes, TargetOutcome},
-    plan::{Need, PROBE_INTERVAL, REPAIRS_A_MINUTE, delivered, is_told_of_the_past, need, plan, probe_due},
+    plan::{Need, PROBE_INTERVAL, delivered, is_told_of_the_past, need, plan, probe_due},
     pods::{TargetPods, pods},
     rollout::look_again,
     store::{
@@ -664,14 +664,8 @@ pub fn next_look(
         let spread = SignedDuration::try_from_secs_f64(spread).unwrap_or_default();
         times.push(due.saturating_add(spread).unwrap_or(due));
     }
-    for repairs in memory
-        .repairs
-        .values()
-        .filter(|repairs| repairs.len() >= REPAIRS_A_MINUTE)
-    {
-        let minute = SignedDuration::from_secs(60);
-        times.extend(repairs[repairs.len() - REPAIRS_A_MINUTE].saturating_add(minute));
-    }
+    let repairs = memory.repairs.values();
+    times.extend(repairs.filter_map(|repairs| repairs.contested_until(observed.now)));
     let soonest = times.into_iter().filter(|at| *at > observed.now).min().map(|at| {
         Duration::try_from(at.duration_since(observed.now))
             .unwrap_or_default()

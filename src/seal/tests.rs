@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{
     checks::{Findings, account_allowed, check, key_allowed, key_granted},
     model::{Model, parse},
-    observed::{Failure, Memory, NamespaceFacts, Observed, SecretFacts},
+    observed::{Failure, Memory, NamespaceFacts, Observed, Repairs, SecretFacts},
     outcome::{Described, KeyOutcome, Outcomes, SealOutcome, TargetOutcome},
     plan::{Plan, Write, plan},
     status::{next_look, prune, status},
@@ -193,10 +193,10 @@ fn a_fight_over_a_secret_is_told_and_waits() {
     let mut observed = delivered(&model);
     observed.secrets.clear();
     let ago = |seconds| now().saturating_sub(SignedDuration::from_secs(seconds)).unwrap();
-    observed
-        .memory
-        .repairs
-        .insert("app".into(), vec![ago(50), ago(20), ago(1)]);
+    let repairs = observed.memory.repairs.entry("app".into()).or_default();
+    for at in [70, 50, 20, 1] {
+        repairs.add(ago(at));
+    }
     let (findings, plan) = look(&model, &observed);
     assert!(plan.is_empty());
     assert_eq!(reason(&observed, &model, "SecretsDelivered").1, "SecretContested");
@@ -234,7 +234,9 @@ fn a_clock_that_was_days_ahead_keeps_nobody_waiting_for_days() {
     let mut observed = delivered(&model);
     observed.secrets.clear();
     for (at, waits) in [(now(), true), (ahead, false)] {
-        observed.memory.repairs.insert("app".into(), vec![at; 3]);
+        let mut repairs = Repairs::default();
+        (0..3).for_each(|_| repairs.add(at));
+        observed.memory.repairs.insert("app".into(), repairs);
         assert_eq!(
             look(&model, &observed).1.deliveries.is_empty(),
             waits,

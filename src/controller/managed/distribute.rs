@@ -18,7 +18,7 @@ use crate::{
         Fault,
         digest::managed_inputs,
         managed::{self, ManagedModel, record::Record, status::Looked},
-        observed::Observed,
+        observed::{Observed, waits_until},
         plan::PROBE_INTERVAL,
     },
 };
@@ -250,14 +250,12 @@ fn due(
     now: Timestamp,
 ) -> Option<Timestamp> {
     if let Some(failure) = memory.failures.get(name) {
-        return failure.holds(inputs, now).then_some(failure.retry_at);
+        return failure.waits_until(inputs, now);
     }
     let known = previous.distributions.iter().find(|known| known.name == name)?;
     if known.inputs_digest.as_deref() != Some(inputs) || known.reason.is_some() {
         return None;
     }
     let last = known.last_probe_time.as_ref()?.0;
-    let next = last.saturating_add(PROBE_INTERVAL).ok()?;
-    // One of a time to come was written by a clock that was ahead.
-    (last..next).contains(&now).then_some(next)
+    waits_until(last, last.saturating_add(PROBE_INTERVAL).ok()?, now)
 }

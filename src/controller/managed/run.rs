@@ -1,10 +1,10 @@
 //! The controller of ManagedKeys in one scope: its watch, and who is looked at when.
 
-use std::{collections::HashSet, future::Future, sync::Arc};
+use std::{future::Future, sync::Arc};
 
 use futures::{TryStreamExt, future::ready};
 use kube::{
-    ResourceExt,
+    ResourceExt as _,
     core::DeserializeGuard,
     runtime::{
         WatchStreamExt,
@@ -20,6 +20,7 @@ use crate::{
         context::Context,
         index::{self, ManagedFacts},
         lead::Followed,
+        memories::{Unlisted, named},
         watch::Scope,
     },
 };
@@ -35,7 +36,7 @@ pub(in crate::controller) async fn run(
     let known = context.clone();
     let (begins, begun) = tokio::sync::watch::channel(false);
     let seen_in = scope.clone();
-    let mut gone = HashSet::new();
+    let mut unlisted = Unlisted::default();
     let keys = watcher(api, watcher::Config::default())
         .default_backoff()
         .modify(|key| key.managed_fields_mut().clear())
@@ -44,7 +45,7 @@ pub(in crate::controller) async fn run(
             if let Some((namespace, name)) = known.managed.reflect(&event) {
                 seen_in.look_at(&namespace, [index::managed(&name)]);
             }
-            remember(&known, &seen_in, &event, &mut gone);
+            remember(&known, &seen_in, &event, &mut unlisted);
             if matches!(event, Event::InitDone) {
                 begins.send_replace(true);
             }
@@ -64,48 +65,32 @@ pub(in crate::controller) async fn run(
     .await;
 }
 
-/// What SealConfigs must know of those that refer to them. `gone`: those that were known when a new list began, and were
-/// not in it yet.
+/// What SealConfigs must know of those that refer to them.
 fn remember(
     context: &Context,
     scope: &Scope,
     event: &Event<DeserializeGuard<ManagedKey>>,
-    gone: &mut HashSet<(String, String)>,
+    unlisted: &mut Unlisted,
 ) {
-    let forget = |namespace: &str, name: &str| {
-        let config = context.index.managed(namespace, name).map(|facts| facts.config);
-        context.forget_managed(namespace, name);
-        scope.look_at(namespace, config);
+    for (namespace, name) in unlisted.follow(event, &context.managed, scope.namespace.as_deref()) {
+        let config = context.index.managed(&namespace, &name).map(|facts| facts.config);
+        context.forget_managed(&namespace, &name);
+        scope.look_at(&namespace, config);
+    }
+    let (Event::Apply(key) | Event::InitApply(key)) = event else {
+        return;
     };
-    match event {
-        Event::Apply(key) | Event::InitApply(key) => {
-            let (namespace, name) = (key.namespace().unwrap_or_default(), key.name_any());
-            gone.remove(&(namespace.clone(), name.clone()));
-            let Ok(key) = &key.0 else { return };
-            let material = key.status.as_ref().and_then(|status| status.material.as_ref());
-            let facts = ManagedFacts {
-                config: key.spec.seal_config_ref.name.clone(),
-                wrapped_under: material
-                    .map(|material| material.wrapped_under.iter().cloned().collect())
-                    .unwrap_or_default(),
-            };
-            let config = facts.config.clone();
-            if context.index.saw_managed(&namespace, &name, facts) {
-                scope.look_at(&namespace, [config]);
-            }
-        }
-        Event::Delete(key) => {
-            let (namespace, name) = (key.namespace().unwrap_or_default(), key.name_any());
-            forget(&namespace, &name);
-        }
-        Event::Init => {
-            let known = context.managed.names(scope.namespace.as_deref());
-            *gone = known.into_iter().collect();
-        }
-        Event::InitDone => {
-            for (namespace, name) in gone.drain() {
-                forget(&namespace, &name);
-            }
-        }
+    let (namespace, name) = named(key);
+    let Ok(key) = &key.0 else { return };
+    let material = key.status.as_ref().and_then(|status| status.material.as_ref());
+    let facts = ManagedFacts {
+        config: key.spec.seal_config_ref.name.clone(),
+        wrapped_under: material
+            .map(|material| material.wrapped_under.iter().cloned().collect())
+            .unwrap_or_default(),
+    };
+    let config = facts.config.clone();
+    if context.index.saw_managed(&namespace, &name, facts) {
+        scope.look_at(&namespace, [config]);
     }
 }
