@@ -62,7 +62,7 @@ use kept::Kept;
 use lead::Followed;
 use memories::{Unlisted, named};
 use turnstile::Pass;
-use watch::{Pending, Scope};
+use watch::{Pauses, Pending, Scope};
 
 /// SealConfigs of one page of a list: a page is held several times while it is read.
 const CONFIGS_A_PAGE: u32 = 100;
@@ -277,7 +277,7 @@ async fn run_scope(
     let mut unlisted = Unlisted::default();
     // Not from the apiserver's cache: a trigger for a rotation that is behind would be taken for a new one.
     let configs = watcher(api, watcher::Config::default().page_size(CONFIGS_A_PAGE))
-        .default_backoff()
+        .backoff(Pauses::default())
         .try_filter_map(move |event| {
             // First of all: whoever is woken by an event finds what it told.
             if let Some((namespace, name)) = known.memories.reflect(&event) {

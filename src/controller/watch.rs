@@ -1,6 +1,6 @@
 //! Watches: each keeps the index up to date and says which SealConfigs to look at again.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use futures::{StreamExt, future::ready, stream::BoxStream};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, ServiceAccount};
@@ -9,6 +9,7 @@ use kube::{
     core::{NamespaceResourceScope, PartialObjectMeta, Resource},
     runtime::{
         WatchStreamExt,
+        utils::Backoff,
         watcher::{self, Event, watcher},
     },
 };
@@ -21,7 +22,10 @@ use super::{
     index::{self, Kind},
     memories::named,
 };
-use crate::kube_ext::{facts, missing::AskedFor};
+use crate::{
+    kube_ext::{facts, missing::AskedFor},
+    provider,
+};
 
 /// A part of the cluster that is watched: one namespace, or all.
 #[derive(Clone)]
@@ -71,6 +75,35 @@ pub async fn streams_lists(client: &Client) -> bool {
     version.is_some_and(|version| number(&version.major) == Some(1) && number(&version.minor) >= Some(34))
 }
 
+/// How long a watch that failed waits until it is begun anew: longer each time, and never more than [`Pauses::LONGEST`], so that
+/// an apiserver that was away is followed within seconds of its return. kube's own waits grow to a minute.
+#[derive(Default)]
+pub struct Pauses {
+    in_a_row: u32,
+}
+
+impl Pauses {
+    const FIRST: Duration = Duration::from_secs(1);
+    const LONGEST: Duration = Duration::from_secs(8);
+}
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let whole = Self::FIRST.saturating_mul(2_u32.saturating_pow(self.in_a_row));
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        // The watches failed in one moment, and are not to come back in one.
+        Some(whole.min(Self::LONGEST).mul_f64(0.5 + provider::jitter() / 2.0))
+    }
+}
+
+impl Backoff for Pauses {
+    fn reset(&mut self) {
+        self.in_a_row = 0;
+    }
+}
+
 /// How many first lists are still awaited.
 pub type Pending = Arc<watch::Sender<usize>>;
 
@@ -80,7 +113,7 @@ where
     K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
     watcher(api, config)
-        .default_backoff()
+        .backoff(Pauses::default())
         .filter_map(move |event| {
             if event.is_err() {
                 // Its text is the server's; the right that is missing is what people need to know.
@@ -296,5 +329,25 @@ pub async fn namespaces(context: Arc<Context>, scope: Scope, pending: Pending) {
             }
             Event::Delete(namespace) => context.index.lost_namespace(&namespace.name_any()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_waits_longer_each_time_up_to_seconds_and_is_quick_again_after_a_success() {
+        let mut pauses = Pauses::default();
+        for _ in 0..2 {
+            for seconds in [1, 2, 4, 8, 8, 8] {
+                let whole = Duration::from_secs(seconds);
+                let pause = pauses.next().unwrap();
+                assert!(whole / 2 <= pause && pause <= whole, "{pause:?} of {whole:?}");
+            }
+            pauses.reset();
+        }
+        pauses.in_a_row = u32::MAX;
+        assert!(pauses.next().unwrap() <= Pauses::LONGEST);
     }
 }

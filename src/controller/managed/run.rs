@@ -21,7 +21,7 @@ use crate::{
         index::{self, ManagedFacts},
         lead::Followed,
         memories::{Unlisted, named},
-        watch::Scope,
+        watch::{Pauses, Scope},
     },
 };
 
@@ -38,7 +38,7 @@ pub(in crate::controller) async fn run(
     let seen_in = scope.clone();
     let mut unlisted = Unlisted::default();
     let keys = watcher(api, watcher::Config::default())
-        .default_backoff()
+        .backoff(Pauses::default())
         .modify(|key| key.managed_fields_mut().clear())
         .try_filter_map(move |event| {
             // First of all: whoever is woken by an event finds what it told.
