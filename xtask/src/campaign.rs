@@ -1,4 +1,4 @@
-//! One of the integration tests, run by hand for longer than the test command runs it.
+//! One of the integration tests by itself: for as long as asked, by hand, or as a part of the test command.
 
 use std::process::Command;
 
@@ -9,18 +9,13 @@ use crate::operator::Profile;
 use crate::session::Session;
 use crate::{process, repository};
 
-/// Runs the test, also one that the test command leaves out, with its output and what `dress` adds.
+/// Runs the test, also one that the others are to run without, with its output and what `dress` adds.
 pub fn run(session: &Session, test: &str, dress: impl FnOnce(&mut Command)) -> Outcome<i32> {
     let target = repository::target_folder(session)?;
     let command = |more: &[&str]| {
         let mut cargo = repository::cargo(&target);
-        cargo.args([
-            "test",
-            "--quiet",
-            "--package",
-            "auto-unseal-operator",
-            "--all-features",
-        ]);
+        // As the test command names them, so that nothing is compiled twice.
+        cargo.args(["test", "--quiet", "--workspace", "--all-features", "--locked"]);
         cargo.args(["--test", "integration"]).args(more);
         cargo
     };

@@ -59,7 +59,7 @@ cargo xtask COMMAND
         --moto-auth                 moto checks signatures and IAM policies from the first call
         --with-controller-manager   also run the workload, disruption and garbage collection controllers
   test [PART...] [-- ARGS...]
-        Runs the gates: fmt clippy deny docs unit integration. All of them unless parts are named.
+        Runs the gates: fmt clippy deny docs unit integration chaos. All of them unless parts are named.
         ARGS go to `cargo test` in the parts unit and integration.
   demo [--cloud aws|oci]
         The product's main job, step by step, on a throwaway control plane. The KMS is moto's (aws, the default)

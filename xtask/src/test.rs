@@ -9,7 +9,7 @@ use crate::control_plane::Options;
 use crate::failure::{Failure, Outcome};
 use crate::operator::{Profile, TestTargets};
 use crate::session::Session;
-use crate::{cluster, operator, process, repository, tools};
+use crate::{chaos, cluster, operator, process, repository, tools};
 
 /// One gate.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,15 +20,17 @@ enum Part {
     Docs,
     Unit,
     Integration,
+    Chaos,
 }
 
-const ALL: [Part; 6] = [
+const ALL: [Part; 7] = [
     Part::Fmt,
     Part::Clippy,
     Part::Deny,
     Part::Docs,
     Part::Unit,
     Part::Integration,
+    Part::Chaos,
 ];
 
 impl Part {
@@ -40,6 +42,7 @@ impl Part {
             Self::Docs => "docs",
             Self::Unit => "unit",
             Self::Integration => "integration",
+            Self::Chaos => "chaos",
         }
     }
 }
@@ -101,6 +104,8 @@ fn run_part(session: &Session, part: Part, target: &Path, rest: &[String]) -> Ou
             Ok(passes(session, examples.args(after_dashes(rest)))? && tests)
         }
         Part::Integration => integration(session, target, rest),
+        // By itself: among hundreds of tests its faults would be the machine's.
+        Part::Chaos => chaos::short(session),
     }
 }
 

@@ -4,7 +4,7 @@ use std::{future::Future, sync::Arc};
 
 use futures::{TryStreamExt, future::ready};
 use kube::{
-    ResourceExt as _,
+    ResourceExt,
     core::DeserializeGuard,
     runtime::{
         WatchStreamExt,

@@ -25,7 +25,7 @@ const SEED: u64 = 11;
 const SECONDS: u64 = 40;
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "minutes of faults, and too few runs of it were watched: cargo xtask chaos"]
+#[ignore = "runs by itself: cargo xtask test chaos, and for as long as asked: cargo xtask chaos"]
 async fn whatever_breaks_right_keys_are_delivered_none_is_lost_and_all_ends_well() {
     let number = |name: &str| {
         std::env::var(name)
