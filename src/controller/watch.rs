@@ -75,8 +75,8 @@ pub async fn streams_lists(client: &Client) -> bool {
     version.is_some_and(|version| number(&version.major) == Some(1) && number(&version.minor) >= Some(34))
 }
 
-/// How long a watch that failed waits until it is begun anew: longer each time, and never more than [`Pauses::LONGEST`], so that
-/// an apiserver that was away is followed within seconds of its return. kube's own waits grow to a minute.
+/// How long a watch that failed waits until it is begun anew: longer each time, and never more than eight seconds, so that an
+/// apiserver that was away is followed soon after its return. kube's own waits grow to a minute.
 #[derive(Default)]
 pub struct Pauses {
     in_a_row: u32,
