@@ -158,11 +158,11 @@ impl Bench {
         let mut warm: Vec<(usize, Duration)> = Vec::new();
         let mut earlier = Duration::ZERO;
         for size in sizes {
-            let before = self.world.made;
-            let fresh = size - before;
+            let made = self.world.made;
+            let fresh = size - made;
             self.world.grow(size).await;
             // Before and after the greatest step: an apiserver has better and worse minutes.
-            let plain_before = if size == all && before > 0 {
+            let plain_before = if size == all && made > 0 {
                 Some(self.world.plain_client(0).await)
             } else {
                 None
@@ -213,13 +213,13 @@ impl Bench {
             }
             earlier = own;
             if size == all {
-                let after = self.world.plain_client(1).await;
-                let before = plain_before.unwrap_or(after);
+                let plain_after = self.world.plain_client(1).await;
+                let plain_before = plain_before.unwrap_or(plain_after);
                 row(
                     "plain client, Secret + status",
                     format!(
-                        "{before:.0} /s before, {after:.0} /s after; the operator {:.2} of their mean",
-                        2.0 * rate / (before + after)
+                        "{plain_before:.0} /s before, {plain_after:.0} /s after; the operator {:.2} of their mean",
+                        2.0 * rate / (plain_before + plain_after)
                     ),
                     "aim ≥ 0.75; sealed-secrets 0.12, external-secrets 0.17",
                 );
@@ -381,6 +381,8 @@ impl Bench {
     async fn lost_apiserver(&self, running: &Running) {
         let calls = self.world.kms.calls().len();
         let used = cpu(running.pid());
+        let looks = || running.metric("autounseal_reconcile_total", &[]);
+        let looked = looks();
         let mut apiserver = apiserver::apiserver();
         let start = Instant::now();
         apiserver.restart();
@@ -408,8 +410,9 @@ impl Bench {
             &format!("apiserver killed, back after {:.1} s", back.as_secs_f64()),
             format!("delivers again after {:.1} s", delivered.as_secs_f64()),
             &format!(
-                "{} KMS calls for 1 change; {:.1} s of processor time; requests {}",
+                "{} KMS calls for 1 change, {:.0} SealConfigs looked at; {:.1} s of processor time; requests {}",
                 self.world.kms.calls().len() - calls,
+                looks() - looked,
                 cpu(running.pid()).saturating_sub(used).as_secs_f64(),
                 told(&asked)
             ),
