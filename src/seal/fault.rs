@@ -115,16 +115,31 @@ pub const KMS_REQUESTS_PER_SECOND: u32 = 1000;
 /// of the step. A server's hint is a lower bound.
 pub fn backoff(fault: &Fault, failures: u32, jitter: f64) -> Duration {
     let (first, most) = match fault.kind {
-        FaultKind::Transient => (1.0, 300.0),
-        FaultKind::Throttled => (2.0, 300.0),
-        FaultKind::Nearby => (2.0, 12.0),
-        FaultKind::Denied => (5.0, 600.0),
-        FaultKind::Invalid => (60.0, 3600.0),
+        FaultKind::Transient => (1, 300),
+        FaultKind::Throttled => (2, 300),
+        FaultKind::Nearby => (2, 12),
+        FaultKind::Denied => (5, 600),
+        FaultKind::Invalid => (60, 3600),
     };
-    let doublings = i32::try_from(failures.saturating_sub(1).min(20)).unwrap_or(20);
-    let step = f64::min(first * 2f64.powi(doublings), most);
-    let wait = Duration::from_secs_f64(step * (0.75 + 0.5 * jitter.clamp(0.0, 1.0)));
-    wait.max(fault.retry_after.unwrap_or_default())
+    let step = growing(
+        Duration::from_secs(first),
+        2.0,
+        Duration::from_secs(most),
+        failures,
+    );
+    spread(step, jitter).max(fault.retry_after.unwrap_or_default())
+}
+
+/// The step after so many failures in a row: `first` after one, `factor` times as long after each further one, `most` at last.
+pub fn growing(first: Duration, factor: f64, most: Duration, failures: u32) -> Duration {
+    let further = i32::try_from(failures.saturating_sub(1)).unwrap_or(i32::MAX);
+    let step = first.as_secs_f64() * factor.powi(further);
+    Duration::try_from_secs_f64(step).map_or(most, |step| step.min(most))
+}
+
+/// Between 75 % and 125 % of a step: `jitter` in 0.0..1.0 tells apart those who failed together.
+pub fn spread(step: Duration, jitter: f64) -> Duration {
+    step.mul_f64(0.75 + 0.5 * jitter.clamp(0.0, 1.0))
 }
 
 #[cfg(test)]
@@ -137,6 +152,7 @@ mod tests {
         assert_eq!(backoff(&fault, 1, 0.5), Duration::from_secs(1));
         assert_eq!(backoff(&fault, 2, 0.5), Duration::from_secs(2));
         assert_eq!(backoff(&fault, 60, 0.5), Duration::from_mins(5));
+        assert_eq!(backoff(&fault, u32::MAX, 0.5), Duration::from_mins(5));
     }
 
     #[test]

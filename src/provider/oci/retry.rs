@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use super::error::Failure;
+use crate::seal::fault::{growing, spread};
 
 /// Tries of one operation, the first included.
 const TRIES: u32 = 3;
@@ -23,9 +24,8 @@ pub(super) fn wait(failure: &Failure, tries: u32, left: Duration, jitter: f64) -
     if !failure.is_passing() || tries >= TRIES {
         return None;
     }
-    let step = FIRST_WAIT * 2u32.saturating_pow(tries.saturating_sub(1));
-    let wait = step.mul_f64(0.75 + 0.5 * jitter.clamp(0.0, 1.0));
-    let wait = wait.max(failure.hint().unwrap_or_default());
+    let step = growing(FIRST_WAIT, 2.0, left, tries);
+    let wait = spread(step, jitter).max(failure.hint().unwrap_or_default());
     (wait + LEAST <= left).then_some(wait)
 }
 

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::{Unseal, exchange::Attempt};
 use crate::{
     api::{Reason, UnsealPodStatus},
-    seal::{Fault, FaultKind, backoff, observed::PodFacts},
+    seal::{Fault, FaultKind, backoff, fault::growing, observed::PodFacts},
 };
 
 /// How often a pod is asked that nothing was heard of.
@@ -262,9 +262,9 @@ impl PodRecord {
 pub fn again(look: &Look, times: u32, jitter: f64) -> Duration {
     // Never sooner than the sweep's own time: an idle server is asked at most once a minute.
     let sweep = SWEEP.mul_f64(1.0 + 0.25 * jitter.clamp(0.0, 1.0));
-    let growing = |first: f64, factor: f64, most: f64| {
-        let step = first * factor.powi(i32::try_from(times.saturating_sub(1).min(1000)).unwrap_or(1000));
-        Duration::from_secs_f64(step.min(most))
+    let growing = |first, factor, most| {
+        let seconds = Duration::from_secs_f64;
+        growing(seconds(first), factor, seconds(most), times)
     };
     if look.begun.is_some() {
         return TYPING;
