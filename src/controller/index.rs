@@ -297,11 +297,12 @@ impl Index {
         })
     }
 
-    /// A ConfigMap was seen.
-    pub fn saw_config_map(&self, namespace: &str, name: &str, resource_version: &str) {
+    /// A ConfigMap was seen. Returns whether it is another than was known.
+    pub fn saw_config_map(&self, namespace: &str, name: &str, resource_version: &str) -> bool {
         self.change(namespace, |space| {
-            space.config_maps.insert(name.into(), resource_version.into());
-        });
+            let before = space.config_maps.insert(name.into(), resource_version.into());
+            before.as_deref() != Some(resource_version)
+        })
     }
 
     /// A ConfigMap is gone.
@@ -501,6 +502,11 @@ impl Index {
         })
     }
 
+    /// Whether anything refers to an object.
+    pub fn refers(&self, kind: Kind, namespace: &str, name: &str) -> bool {
+        self.read(namespace, |space| !space.referred(kind, name).is_empty())
+    }
+
     /// Those of these Secrets that any SealConfig of a namespace reads.
     pub fn read_secrets<'a>(
         &self,
@@ -555,6 +561,9 @@ mod tests {
         assert!(!index.lost_secret("n", "s", Some("9")));
         assert!(index.lost_secret("n", "s", Some("12")));
         assert_eq!(index.secret("n", "s"), None);
+        assert!(index.saw_config_map("n", "m", "1"));
+        assert!(!index.saw_config_map("n", "m", "1"), "listed again");
+        assert!(index.saw_config_map("n", "m", "2"));
     }
 
     #[test]

@@ -8,14 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{Stream, StreamExt, TryStreamExt, stream};
+use futures::{Stream, StreamExt, stream};
 use kube::{
     core::{NamespaceResourceScope, ObjectMeta, PartialObjectMeta, PartialObjectMetaExt, Resource},
     runtime::{
         Controller,
         controller::{self, Action},
         reflector::{self, ObjectRef},
-        watcher::{self, Event},
+        watcher::Event,
     },
 };
 use tokio::{sync::watch, time::MissedTickBehavior};
@@ -49,13 +49,11 @@ pub struct Followed<S, K: Object, T> {
     pub memories: fn(&Context) -> &Memories<K, T>,
     /// Whether they were listed.
     pub begun: watch::Receiver<bool>,
-    /// What the apiserver calls them.
-    pub resource: &'static str,
 }
 
 impl<S, K, T> Followed<S, K, T>
 where
-    S: Stream<Item = Result<Infallible, watcher::Error>> + Send + 'static,
+    S: Stream<Item = Infallible> + Send + 'static,
     K: Object + Resource<Scope = NamespaceResourceScope> + Clone + Debug + Send + Sync + 'static,
     K::Kept: Send,
     T: Rest + Send + 'static,
@@ -76,7 +74,6 @@ where
             feed,
             memories,
             mut begun,
-            resource,
         } = self;
         let is_listed = begun.clone();
         // A standby lists and watches like a leader, and lets every object pass; when it leads it takes them all up.
@@ -142,20 +139,13 @@ where
                 Some((ObjectRef::new(&name.1).within(&name.0), (tickets, feed)))
             })
         });
-        let never = watch.map_ok(|never| match never {});
+        let never = watch.map(|never| match never {});
         let controller = Controller::for_stream(never, reader)
             .with_config(controller::Config::default().concurrency(context.settings.concurrency))
             .reconcile_on(fed)
             .graceful_shutdown_on(stop.clone())
             .run(as_leader, |_, never, _| match *never {}, context.clone())
-            .for_each(|result| {
-                if let Err(controller::Error::QueueError(_)) = result {
-                    tracing::warn!(
-                        "the watch of {resource} failed and is started again; may the operator list and watch them?"
-                    );
-                }
-                std::future::ready(())
-            });
+            .for_each(|_| std::future::ready(()));
         // The controller ends when what it has begun is done, and waits for its first list forever if it is stopped before it.
         let too_early = async {
             stop.await;

@@ -24,6 +24,7 @@ pub mod preflight;
 pub mod reconcile;
 pub mod report;
 pub mod restart;
+pub mod stream;
 pub mod told;
 pub mod turnstile;
 pub mod unseal;
@@ -36,17 +37,14 @@ use std::{
 };
 
 use futures::{
-    FutureExt, TryStreamExt,
+    FutureExt, StreamExt,
     future::{Either, join, join_all, ready, select},
 };
 use kube::{
     ResourceExt,
     client::ClientBuilder,
     core::Selector,
-    runtime::{
-        WatchStreamExt,
-        watcher::{self, Event, watcher},
-    },
+    runtime::watcher::{self, Event},
 };
 
 use crate::{
@@ -62,7 +60,7 @@ use kept::Kept;
 use lead::Followed;
 use memories::{Unlisted, named};
 use turnstile::Pass;
-use watch::{Pauses, Pending, Scope};
+use watch::{Pending, Scope};
 
 /// SealConfigs of one page of a list: a page is held several times while it is read.
 const CONFIGS_A_PAGE: u32 = 100;
@@ -276,22 +274,21 @@ async fn run_scope(
     let seen_in = scope.clone();
     let mut unlisted = Unlisted::default();
     // Not from the apiserver's cache: a trigger for a rotation that is behind would be taken for a new one.
-    let configs = watcher(api, watcher::Config::default().page_size(CONFIGS_A_PAGE))
-        .backoff(Pauses::default())
-        .try_filter_map(move |event| {
-            // First of all: whoever is woken by an event finds what it told.
-            if let Some((namespace, name)) = known.memories.reflect(&event) {
-                seen_in.look_at(&namespace, [name]);
+    let listing = watcher::Config::default().page_size(CONFIGS_A_PAGE);
+    let configs = stream::events(api, listing, "sealconfigs").filter_map(move |event| {
+        // First of all: whoever is woken by an event finds what it told.
+        if let Some((namespace, name)) = known.memories.reflect(&event) {
+            seen_in.look_at(&namespace, [name]);
+        }
+        remember(&known, &seen_in, &event, &mut unlisted);
+        if matches!(event, Event::InitDone) {
+            begins.send_replace(true);
+            if let Some(part) = part.take() {
+                part.ready();
             }
-            remember(&known, &seen_in, &event, &mut unlisted);
-            if matches!(event, Event::InitDone) {
-                begins.send_replace(true);
-                if let Some(part) = part.take() {
-                    part.ready();
-                }
-            }
-            ready(Ok(None))
-        });
+        }
+        ready(None)
+    });
     let managed = managed::run::run(context.clone(), scope.clone(), replica.clone(), stop.clone());
     let configs = Followed {
         memories: |context| &context.memories,
@@ -299,7 +296,6 @@ async fn run_scope(
         begun,
         feed: scope.configs,
         namespace,
-        resource: "sealconfigs",
     };
     let configs = configs.lead(context, replica, stop, |config, context| async move {
         let (namespace, name) = named(&*config);

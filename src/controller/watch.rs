@@ -1,31 +1,27 @@
 //! Watches: each keeps the index up to date and says which SealConfigs to look at again.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
-use futures::{StreamExt, future::ready, stream::BoxStream};
+use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, ServiceAccount};
 use kube::{
     Api, Client, ResourceExt,
     core::{NamespaceResourceScope, PartialObjectMeta, Resource},
-    runtime::{
-        WatchStreamExt,
-        utils::Backoff,
-        watcher::{self, Event, watcher},
-    },
+    runtime::watcher::{self, Event},
 };
-use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use super::{
     context::Context,
     feed::Feed,
     index::{self, Kind},
-    memories::named,
+    memories::{Name, named},
+    stream::events,
 };
-use crate::{
-    kube_ext::{facts, missing::AskedFor},
-    provider,
-};
+use crate::kube_ext::{facts, missing::AskedFor};
 
 /// A part of the cluster that is watched: one namespace, or all.
 #[derive(Clone)]
@@ -75,57 +71,8 @@ pub async fn streams_lists(client: &Client) -> bool {
     version.is_some_and(|version| number(&version.major) == Some(1) && number(&version.minor) >= Some(34))
 }
 
-/// How long a watch that failed waits until it is begun anew: longer each time, and never more than eight seconds, so that an
-/// apiserver that was away is followed soon after its return. kube's own waits grow to a minute.
-#[derive(Default)]
-pub struct Pauses {
-    in_a_row: u32,
-}
-
-impl Pauses {
-    const FIRST: Duration = Duration::from_secs(1);
-    const LONGEST: Duration = Duration::from_secs(8);
-}
-
-impl Iterator for Pauses {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        let whole = Self::FIRST.saturating_mul(2_u32.saturating_pow(self.in_a_row));
-        self.in_a_row = self.in_a_row.saturating_add(1);
-        // The watches failed in one moment, and are not to come back in one.
-        Some(whole.min(Self::LONGEST).mul_f64(0.5 + provider::jitter() / 2.0))
-    }
-}
-
-impl Backoff for Pauses {
-    fn reset(&mut self) {
-        self.in_a_row = 0;
-    }
-}
-
 /// How many first lists are still awaited.
 pub type Pending = Arc<watch::Sender<usize>>;
-
-/// A watch as a stream that never ends, told apart by namespace and name.
-fn events<K>(api: Api<K>, config: watcher::Config, kind: &'static str) -> BoxStream<'static, Event<K>>
-where
-    K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
-{
-    watcher(api, config)
-        .backoff(Pauses::default())
-        .filter_map(move |event| {
-            if event.is_err() {
-                // Its text is the server's; the right that is missing is what people need to know.
-                tracing::warn!(
-                    kind,
-                    "a watch failed and is started again; may the operator list and watch them?"
-                );
-            }
-            ready(event.ok())
-        })
-        .boxed()
-}
 
 impl Scope {
     /// A first list of what others own. Object by object and from the apiserver's cache, where it can do that: a list of
@@ -225,13 +172,14 @@ pub async fn config_maps(context: Arc<Context>, scope: Scope, pending: Pending) 
             Event::InitApply(map) | Event::Apply(map) => {
                 let (namespace, name) = named(&map);
                 gone.remove(&(namespace.clone(), name.clone()));
-                context
-                    .index
-                    .saw_config_map(&namespace, &name, &map.resource_version().unwrap_or_default());
-                scope.look_at(
-                    &namespace,
-                    context.index.referring(Kind::ConfigMap, &namespace, &name),
-                );
+                // A list after the first one shows thousands that are as they were.
+                let version = map.resource_version().unwrap_or_default();
+                if context.index.saw_config_map(&namespace, &name, &version) {
+                    scope.look_at(
+                        &namespace,
+                        context.index.referring(Kind::ConfigMap, &namespace, &name),
+                    );
+                }
             }
             Event::Delete(map) => {
                 let (namespace, name) = named(&map);
@@ -254,22 +202,70 @@ pub async fn service_accounts(context: Arc<Context>, scope: Scope, pending: Pend
         scope.list(),
         "serviceaccounts",
     );
+    let look = |name: &Name| {
+        let referring = context.index.referring(Kind::ServiceAccount, &name.0, &name.1);
+        scope.look_at(&name.0, referring);
+    };
     let mut first = true;
+    let mut versions = Versions::default();
     while let Some(event) = stream.next().await {
         match event {
-            Event::Init => {}
-            Event::InitDone => listed(&pending, &mut first),
-            Event::InitApply(account) | Event::Apply(account) | Event::Delete(account) => {
-                let (namespace, name) = named(&account);
+            Event::Init => versions.listing(),
+            Event::InitApply(account) | Event::Apply(account) => {
+                let name = named(&account);
                 context
                     .cluster
-                    .appeared(AskedFor::ServiceAccount, &namespace, &name);
-                scope.look_at(
-                    &namespace,
-                    context.index.referring(Kind::ServiceAccount, &namespace, &name),
-                );
+                    .appeared(AskedFor::ServiceAccount, &name.0, &name.1);
+                let version = account.resource_version().unwrap_or_default();
+                // Most are nobody's business, and nothing is kept of them.
+                if context.index.refers(Kind::ServiceAccount, &name.0, &name.1)
+                    && versions.saw(name.clone(), version)
+                {
+                    look(&name);
+                }
+            }
+            Event::Delete(account) => {
+                let name = named(&account);
+                versions.lost(&name);
+                look(&name);
+            }
+            Event::InitDone => {
+                for name in versions.listed() {
+                    look(&name);
+                }
+                listed(&pending, &mut first);
             }
         }
+    }
+}
+
+/// The resourceVersions of some objects: a list after the first one shows thousands that are as they were.
+#[derive(Default)]
+struct Versions {
+    known: HashMap<Name, String>,
+    /// What was known when a list began, and was not in it yet.
+    earlier: HashMap<Name, String>,
+}
+
+impl Versions {
+    fn listing(&mut self) {
+        self.earlier.extend(self.known.drain());
+    }
+
+    /// Whether it is another than was known.
+    fn saw(&mut self, name: Name, version: String) -> bool {
+        let before = self.earlier.remove(&name);
+        let before = self.known.insert(name, version.clone()).or(before);
+        before != Some(version)
+    }
+
+    fn lost(&mut self, name: &Name) {
+        self.known.remove(name);
+    }
+
+    /// Those that the list did not hold.
+    fn listed(&mut self) -> Vec<Name> {
+        std::mem::take(&mut self.earlier).into_keys().collect()
     }
 }
 
@@ -337,17 +333,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_watch_waits_longer_each_time_up_to_seconds_and_is_quick_again_after_a_success() {
-        let mut pauses = Pauses::default();
-        for _ in 0..2 {
-            for seconds in [1, 2, 4, 8, 8, 8] {
-                let whole = Duration::from_secs(seconds);
-                let pause = pauses.next().unwrap();
-                assert!(whole / 2 <= pause && pause <= whole, "{pause:?} of {whole:?}");
-            }
-            pauses.reset();
-        }
-        pauses.in_a_row = u32::MAX;
-        assert!(pauses.next().unwrap() <= Pauses::LONGEST);
+    fn a_new_list_tells_only_what_is_new_in_it() {
+        let name = |name: &str| ("n".to_owned(), name.to_owned());
+        let mut versions = Versions::default();
+        versions.listing();
+        assert!(versions.saw(name("a"), "1".into()) && versions.saw(name("b"), "2".into()));
+        assert_eq!(versions.listed(), Vec::<Name>::new());
+        assert!(versions.saw(name("c"), "3".into()), "by the watch");
+        versions.lost(&name("c"));
+        // A list that broke, and the next one.
+        versions.listing();
+        assert!(!versions.saw(name("a"), "1".into()));
+        versions.listing();
+        assert!(!versions.saw(name("a"), "1".into()) && versions.saw(name("c"), "4".into()));
+        assert_eq!(versions.listed(), [name("b")], "gone meanwhile");
+        assert!(versions.saw(name("a"), "5".into()));
     }
 }

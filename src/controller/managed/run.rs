@@ -2,14 +2,11 @@
 
 use std::{future::Future, sync::Arc};
 
-use futures::{TryStreamExt, future::ready};
+use futures::{StreamExt, future::ready};
 use kube::{
     ResourceExt,
     core::DeserializeGuard,
-    runtime::{
-        WatchStreamExt,
-        watcher::{self, Event, watcher},
-    },
+    runtime::watcher::{self, Event},
 };
 
 use super::reconcile;
@@ -21,7 +18,8 @@ use crate::{
         index::{self, ManagedFacts},
         lead::Followed,
         memories::{Unlisted, named},
-        watch::{Pauses, Scope},
+        stream::events,
+        watch::Scope,
     },
 };
 
@@ -37,27 +35,24 @@ pub(in crate::controller) async fn run(
     let (begins, begun) = tokio::sync::watch::channel(false);
     let seen_in = scope.clone();
     let mut unlisted = Unlisted::default();
-    let keys = watcher(api, watcher::Config::default())
-        .backoff(Pauses::default())
-        .modify(|key| key.managed_fields_mut().clear())
-        .try_filter_map(move |event| {
-            // First of all: whoever is woken by an event finds what it told.
-            if let Some((namespace, name)) = known.managed.reflect(&event) {
-                seen_in.look_at(&namespace, [index::managed(&name)]);
-            }
-            remember(&known, &seen_in, &event, &mut unlisted);
-            if matches!(event, Event::InitDone) {
-                begins.send_replace(true);
-            }
-            ready(Ok(None))
-        });
+    let keys = events(api, watcher::Config::default(), "managedkeys").filter_map(move |event| {
+        let event = event.modify(|key| key.managed_fields_mut().clear());
+        // First of all: whoever is woken by an event finds what it told.
+        if let Some((namespace, name)) = known.managed.reflect(&event) {
+            seen_in.look_at(&namespace, [index::managed(&name)]);
+        }
+        remember(&known, &seen_in, &event, &mut unlisted);
+        if matches!(event, Event::InitDone) {
+            begins.send_replace(true);
+        }
+        ready(None)
+    });
     let keys = Followed {
         memories: |context| &context.managed,
         watch: keys,
         begun,
         feed: scope.managed,
         namespace: scope.namespace,
-        resource: "managedkeys",
     };
     keys.lead(context, replica, stop, |key, context| {
         Box::pin(reconcile(key, context))
