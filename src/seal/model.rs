@@ -1,5 +1,8 @@
 //! `SealConfig` → [`Model`]: parsed once, validated once. Later steps never read the resource again.
 
+mod clouds;
+mod parse;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -7,21 +10,21 @@ use std::{
 
 use data_encoding::BASE64;
 use jiff::SignedDuration;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::Selector;
 
 use super::{
-    Ciphertext, Fault,
-    aws::{self, AssumeRole, AwsSeal, KeyRef},
-    entry::{Entry, entries},
+    Ciphertext,
+    aws::{self, AwsSeal, KeyRef},
+    entry::Entry,
     oci::{self, OciSeal},
     store::{Class, StoreFacts, sets},
     unseal::{ShareKind, Unseal},
 };
-use crate::api::{
-    self, Armor, ChangePolicy, DeletionPolicy, MaterialType, Purpose, Reason, SealConfig, SealUse,
-    SecretType, WrappedFormat,
-};
+use crate::api::{self, Armor, MaterialType, Purpose, SecretType, WrappedFormat};
+
+pub(super) use clouds::parse_aws_credentials;
+pub use parse::parse;
+pub(super) use parse::{parse_copy, parse_selector};
 
 /// The only context key under our prefix that users may write: it ties a brought copy to a namespace.
 pub const BOUND_NAMESPACE: &str = "autounseal.dev/bound-namespace";
@@ -31,9 +34,6 @@ pub const ACCEPT_STORE: &str = "autounseal.dev/accept-store";
 
 /// The annotation each new value of which has the stored unseal shares replaced once.
 pub const ROTATE_SHARES: &str = "autounseal.dev/rotate-shares";
-
-/// The longest value of it that is taken.
-const LONGEST_VALUE: usize = 128;
 
 /// The shortest time between two rotations (security rule S19).
 pub const LEAST_ROTATION: SignedDuration = SignedDuration::from_hours(24);
@@ -399,94 +399,6 @@ impl Target {
     }
 }
 
-/// Parses a SealConfig.
-///
-/// # Errors
-/// `InvalidSpec`, `TemplateInvalid`, `RegionMismatch`: what the schema could not refuse, or what reached
-/// us around it. The first fault found.
-pub fn parse(config: &SealConfig) -> Result<Model, Fault> {
-    let metadata = &config.metadata;
-    let id = ObjectId {
-        kind: api::KIND,
-        namespace: metadata
-            .namespace
-            .clone()
-            .ok_or_else(|| invalid("the object has no namespace"))?,
-        name: metadata
-            .name
-            .clone()
-            .ok_or_else(|| invalid("the object has no name"))?,
-        uid: metadata.uid.clone().unwrap_or_default(),
-    };
-    let spec = &config.spec;
-    let mut seals = spec.seals.iter().map(parse_seal).collect::<Result<Vec<_>, _>>()?;
-    seals.sort_by(|a, b| (a.priority, &a.name).cmp(&(b.priority, &b.name)));
-    unique("spec.seals", seals.iter().map(|seal| seal.name.as_str()))?;
-    if seals.is_empty() {
-        return Err(invalid("spec.seals is empty: name at least one KMS key"));
-    }
-    let keys = spec
-        .keys
-        .iter()
-        .map(|key| parse_key(key, &seals, &id.namespace))
-        .collect::<Result<Vec<_>, _>>()?;
-    unique("spec.keys", keys.iter().map(|key| key.name.as_str()))?;
-    let targets = spec
-        .targets
-        .iter()
-        .map(|target| parse_target(target, &seals, &keys))
-        .collect::<Result<Vec<_>, _>>()?;
-    unique("spec.targets", targets.iter().map(|target| target.name.as_str()))?;
-    unique(
-        "secret names of spec.targets",
-        targets.iter().map(|target| target.secret.as_str()),
-    )?;
-    let model = Model {
-        id,
-        generation: metadata.generation.unwrap_or_default(),
-        suspend: spec.suspend,
-        seals,
-        keys,
-        targets,
-        unseal: spec
-            .unseal
-            .as_ref()
-            .map(|unseal| Unseal::parse(unseal).map_err(|fault| fault.of("unseal")))
-            .transpose()?,
-        delete_store: spec.wrapped_deletion_policy == DeletionPolicy::Delete,
-        accept_store: metadata
-            .annotations
-            .as_ref()
-            .and_then(|annotations| annotations.get(ACCEPT_STORE)?.parse().ok()),
-        rotate_shares: metadata
-            .annotations
-            .as_ref()
-            .and_then(|annotations| annotations.get(ROTATE_SHARES))
-            .filter(|value| !value.is_empty())
-            .map(|value| value.chars().take(LONGEST_VALUE).collect()),
-    };
-    let initializes = model
-        .unseal
-        .as_ref()
-        .is_some_and(|unseal| unseal.initialize.is_some());
-    if initializes && !model.seals.iter().any(|seal| seal.wraps && !seal.disabled) {
-        return Err(invalid(
-            "unseal.initialize needs an enabled seal with use: Wrap, under which the shares are kept",
-        ));
-    }
-    if let Some(target) = model
-        .targets
-        .iter()
-        .find(|target| model.reads_secret(&target.secret))
-    {
-        return Err(invalid(format!(
-            "target {:?} would overwrite Secret {}, which this SealConfig reads; give the target another name",
-            target.name, target.secret
-        )));
-    }
-    Ok(model)
-}
-
 impl Model {
     /// The seal of that name; parse has made sure that copies name one.
     pub fn seal(&self, name: &str) -> Option<&Seal> {
@@ -555,309 +467,6 @@ impl Model {
     }
 }
 
-fn invalid(message: impl Into<String>) -> Fault {
-    Fault::invalid(Reason::InvalidSpec, message)
-}
-
-fn unique<'a>(what: &str, names: impl Iterator<Item = &'a str>) -> Result<(), Fault> {
-    let mut seen = BTreeSet::new();
-    for name in names {
-        if !seen.insert(name) {
-            return Err(invalid(format!(
-                "{what}: {name:?} appears twice; names must differ"
-            )));
-        }
-    }
-    Ok(())
-}
-
-fn parse_seal(spec: &api::SealSpec) -> Result<Seal, Fault> {
-    let part = format!("seal {:?}", spec.name);
-    let cloud = match (&spec.awskms, &spec.ocikms) {
-        (Some(aws), None) => parse_aws(aws).map(Cloud::Aws),
-        (None, Some(oci)) => parse_oci(oci).map(Cloud::Oci),
-        _ => Err(invalid("a seal takes exactly one of: awskms, ocikms")),
-    };
-    let cloud = cloud.map_err(|fault| fault.of(&part))?;
-    Ok(Seal {
-        name: spec.name.clone(),
-        priority: spec.priority,
-        wraps: spec.use_.contains(&SealUse::Wrap),
-        native: spec.use_.contains(&SealUse::Native),
-        disabled: spec.disabled,
-        cloud,
-    })
-}
-
-fn parse_aws(spec: &api::AwsKms) -> Result<AwsSeal, Fault> {
-    let key: KeyRef = spec.kms_key_id.parse().map_err(|()| {
-        invalid("kmsKeyID is not a key id, key ARN, alias name (alias/…) or alias ARN of AWS KMS")
-    })?;
-    let former = spec
-        .former_key_ids
-        .iter()
-        .map(|text| match text.parse::<KeyRef>() {
-            Ok(former) if !former.is_alias() => Ok(former),
-            _ => Err(invalid(
-                "formerKeyIDs takes key ids and key ARNs only, for an alias may move again",
-            )),
-        })
-        .collect::<Result<_, _>>()?;
-    let region = match &spec.region {
-        Some(text) => Some(
-            text.parse()
-                .map_err(|()| invalid("region is not the name of a region, such as eu-west-1"))?,
-        ),
-        None => None,
-    };
-    if let (Some(asked), Some(told)) = (&region, key.region())
-        && asked != told
-    {
-        return Err(Fault::invalid(
-            Reason::RegionMismatch,
-            format!(
-                "region says {asked}, but the ARN in kmsKeyID lies in {told}; remove region or correct one of them"
-            ),
-        ));
-    }
-    if let (Some(pinned), Some(told)) = (&spec.account_id, key.account())
-        && pinned != told
-    {
-        return Err(invalid(format!(
-            "accountID says {pinned}, but the ARN in kmsKeyID belongs to account {told}"
-        )));
-    }
-    let credentials = parse_aws_credentials(spec.credentials.as_ref())?;
-    let assume_role = spec.assume_role.as_ref().map(|role| AssumeRole {
-        role_arn: role.role_arn.clone(),
-        external_id: role.external_id.clone(),
-        session_name: role.session_name.clone(),
-    });
-    Ok(AwsSeal {
-        region: region.or_else(|| key.region().cloned()),
-        key,
-        former,
-        account: spec.account_id.clone(),
-        endpoint: spec.endpoint.clone(),
-        assume_role,
-        credentials,
-    })
-}
-
-pub(super) fn parse_aws_credentials(spec: Option<&api::AwsCredentials>) -> Result<aws::Credentials, Fault> {
-    let Some(spec) = spec else {
-        return Ok(aws::Credentials::DefaultChain);
-    };
-    let account = spec.service_account_ref.as_ref();
-    let secret = spec.secret_ref.as_ref();
-    let members = [
-        account.map(|account| aws::Credentials::ServiceAccount {
-            name: account.name.clone(),
-            role_arn: account.role_arn.clone(),
-        }),
-        spec.pod_identity.map(|_| aws::Credentials::PodIdentity),
-        spec.instance_metadata.map(|_| aws::Credentials::InstanceMetadata),
-        secret.map(|secret| aws::Credentials::Secret {
-            name: secret.name.clone(),
-            access_key_id: secret.access_key_id_key.clone(),
-            secret_access_key: secret.secret_access_key_key.clone(),
-            session_token: secret.session_token_key.clone(),
-        }),
-    ];
-    let names = "serviceAccountRef, podIdentity, instanceMetadata, secretRef";
-    Ok(at_most_one(members, names)?.unwrap_or(aws::Credentials::DefaultChain))
-}
-
-fn parse_oci(spec: &api::OciKms) -> Result<OciSeal, Fault> {
-    let key = spec
-        .key_id
-        .parse()
-        .map_err(|()| invalid("keyID is not the OCID of an OCI KMS key (ocid1.key.<realm>.<region>.…)"))?;
-    let chosen = match &spec.credentials {
-        None => None,
-        Some(spec) => at_most_one(
-            [
-                spec.instance_principal
-                    .map(|_| oci::Credentials::InstancePrincipal),
-                spec.api_key.as_ref().map(|key| oci::Credentials::ApiKey {
-                    secret: key.secret_ref.name.clone(),
-                }),
-                spec.workload_identity
-                    .as_ref()
-                    .map(|identity| oci::Credentials::WorkloadIdentity {
-                        service_account: identity.service_account_ref.name.clone(),
-                    }),
-                spec.resource_principal
-                    .map(|_| oci::Credentials::ResourcePrincipal),
-            ],
-            "instancePrincipal, apiKey, workloadIdentity, resourcePrincipal",
-        )?,
-    };
-    let credentials = chosen.unwrap_or(oci::Credentials::InstancePrincipal);
-    let is_api_key = matches!(credentials, oci::Credentials::ApiKey { .. });
-    if spec.auth_type_api_key.is_some_and(|switch| switch != is_api_key) {
-        return Err(invalid(
-            "authTypeAPIKey does not agree with credentials: true goes with credentials.apiKey, false with every other \
-             identity; correct one of them, or leave authTypeAPIKey out",
-        ));
-    }
-    Ok(OciSeal {
-        key,
-        crypto_endpoint: spec.crypto_endpoint.clone(),
-        management_endpoint: spec.management_endpoint.clone(),
-        credentials,
-    })
-}
-
-/// The one member that is set, if any.
-fn at_most_one<T, const N: usize>(members: [Option<T>; N], names: &str) -> Result<Option<T>, Fault> {
-    let mut found = members.into_iter().flatten();
-    match (found.next(), found.next()) {
-        (one, None) => Ok(one),
-        (_, Some(_)) => Err(invalid(format!("credentials take at most one of {names}"))),
-    }
-}
-
-/// What a key of a purpose is to servers.
-fn class(purpose: Purpose) -> Class {
-    match purpose {
-        Purpose::UnsealShare => Class::UnsealShare,
-        Purpose::RecoveryShare => Class::RecoveryShare,
-        Purpose::RootToken => Class::RootToken,
-        _ => Class::Key,
-    }
-}
-
-fn parse_key(spec: &api::RootKey, seals: &[Seal], namespace: &str) -> Result<Key, Fault> {
-    let part = format!("key {:?}", spec.name);
-    let mut copies = spec
-        .wrapped
-        .iter()
-        .map(|copy| parse_copy(copy, seals, namespace).map_err(|fault| fault.of(&part)))
-        .collect::<Result<Vec<_>, _>>()?;
-    unique(
-        &format!("{part}: seals of wrapped copies"),
-        copies.iter().map(|copy| copy.seal.as_str()),
-    )?;
-    let origin = parse_origin(spec).map_err(|fault| fault.of(&part))?;
-    if class(spec.purpose) != Class::Key && matches!(origin, Origin::Generated { .. }) {
-        return Err(invalid(
-            "a share or root token is made by its server: bring it in wrapped, or take it in with import",
-        )
-        .of(&part));
-    }
-    if spec.check_value.is_some() && origin != Origin::Brought {
-        return Err(invalid("checkValue pins a key that is brought in wrapped; take it out").of(&part));
-    }
-    if !seals.iter().any(|seal| seal.wraps) {
-        return Err(invalid("keys need a seal with use: Wrap").of(&part));
-    }
-    copies.sort_by_key(|copy| seals.iter().position(|seal| seal.name == copy.seal));
-    Ok(Key {
-        name: spec.name.clone(),
-        purpose: spec.purpose,
-        consumer_key_id: spec.consumer_key_id.clone(),
-        check_value: spec.check_value.clone(),
-        material: None,
-        brings: Vec::new(),
-        origin,
-        copies,
-    })
-}
-
-fn parse_origin(spec: &api::RootKey) -> Result<Origin, Fault> {
-    match (spec.wrapped.is_empty(), &spec.generate, &spec.import) {
-        (false, None, None) => Ok(Origin::Brought),
-        (true, Some(generate), None) => {
-            let rotation = generate.rotation.clone().unwrap_or_default();
-            let after = rotation.after.as_deref().map(|text| {
-                text.parse::<SignedDuration>()
-                    .ok()
-                    .filter(|after| *after >= LEAST_ROTATION)
-                    .ok_or_else(|| invalid("rotation.after is a duration of at least 24h, such as 2160h"))
-            });
-            if !(16..=64).contains(&generate.bytes) || generate.keep_previous > 1 {
-                return Err(invalid(
-                    "generate takes 16 to 64 bytes, and 0 or 1 in keepPrevious",
-                ));
-            }
-            Ok(Origin::Generated {
-                bytes: usize::from(generate.bytes),
-                keep_previous: generate.keep_previous == 1,
-                after: after.transpose()?,
-                trigger: rotation.trigger,
-            })
-        }
-        (true, None, Some(import)) => Ok(Origin::Imported {
-            secret: import.secret_key_ref.name.clone(),
-            entry: import.secret_key_ref.key.clone(),
-        }),
-        _ => Err(invalid(
-            "a key takes exactly one of wrapped, generate, import, and wrapped holds at least one copy",
-        )),
-    }
-}
-
-pub(super) fn parse_copy(spec: &api::WrappedCopy, seals: &[Seal], namespace: &str) -> Result<Copy, Fault> {
-    if !seals.iter().any(|seal| seal.name == spec.seal && seal.wraps) {
-        return Err(invalid(format!(
-            "a wrapped copy names seal {:?}, which spec.seals does not hold with use: Wrap",
-            spec.seal
-        )));
-    }
-    if spec.format == WrappedFormat::BlobInfo && !spec.context.is_empty() {
-        return Err(invalid(
-            "context goes only with format: kms; go-kms-wrapping's blobs never carry one",
-        ));
-    }
-    for (name, value) in &spec.context {
-        if name.starts_with("autounseal.dev/") && (name != BOUND_NAMESPACE || value.0 != namespace) {
-            return Err(invalid(format!(
-                "context keys under autounseal.dev/ are the operator's own; only {BOUND_NAMESPACE}: {namespace} is yours to set"
-            )));
-        }
-    }
-    let entry = |kind, entry: &api::EntryRef| {
-        Source::Entry(SourceRef {
-            kind,
-            name: entry.name.clone(),
-            key: entry.key.clone(),
-            armor: entry.armor,
-        })
-    };
-    let source = match (&spec.inline, &spec.secret_key_ref, &spec.config_map_key_ref) {
-        (Some(text), None, None) => {
-            Source::Inline(unarmor(text.as_bytes(), Armor::Base64).ok_or_else(|| {
-                Fault::invalid(
-                    Reason::CiphertextInvalid,
-                    format!(
-                        "the inline copy for seal {:?} is not standard base64, or is empty or too long",
-                        spec.seal
-                    ),
-                )
-            })?)
-        }
-        (None, Some(secret), None) => entry(SourceKind::Secret, secret),
-        (None, None, Some(map)) => entry(SourceKind::ConfigMap, map),
-        _ => {
-            return Err(invalid(
-                "a wrapped copy takes exactly one of inline, secretKeyRef, configMapKeyRef",
-            ));
-        }
-    };
-    let context = spec
-        .context
-        .iter()
-        .map(|(name, value)| (name.clone(), value.0.clone()))
-        .collect();
-    Ok(Copy {
-        seal: spec.seal.clone(),
-        format: spec.format,
-        context,
-        source,
-    })
-}
-
 /// Takes the armor off. `None`: not base64 although it must be, empty, or larger than [`MAX_SOURCE`].
 pub fn unarmor(bytes: &[u8], armor: Armor) -> Option<Ciphertext> {
     let decode = || {
@@ -876,92 +485,12 @@ pub fn unarmor(bytes: &[u8], armor: Armor) -> Option<Ciphertext> {
     (!plain.is_empty() && plain.len() <= MAX_SOURCE).then(|| Ciphertext::new(plain))
 }
 
-fn parse_target(spec: &api::Target, seals: &[Seal], keys: &[Key]) -> Result<Target, Fault> {
-    let part = format!("target {:?}", spec.name);
-    let secret = &spec.secret;
-    if secret.name.ends_with(".wrapped") {
-        return Err(invalid("names that end in .wrapped are the operator's wrapped stores").of(&part));
+/// What a key of a purpose is to servers.
+fn class(purpose: Purpose) -> Class {
+    match purpose {
+        Purpose::UnsealShare => Class::UnsealShare,
+        Purpose::RecoveryShare => Class::RecoveryShare,
+        Purpose::RootToken => Class::RootToken,
+        _ => Class::Key,
     }
-    if secret.adopt && secret.deletion_policy == DeletionPolicy::Delete {
-        return Err(invalid("an adopted Secret is never deleted: remove deletionPolicy: Delete").of(&part));
-    }
-    let labels = metadata(&secret.labels, "label").map_err(|fault| fault.of(&part))?;
-    let annotations = metadata(&secret.annotations, "annotation").map_err(|fault| fault.of(&part))?;
-    let selector = spec
-        .pod_selector
-        .as_ref()
-        .map(parse_selector)
-        .transpose()
-        .map_err(|fault| fault.of(&part))?;
-    let restart = spec.on_change == ChangePolicy::Restart;
-    if restart && selector.is_none() {
-        return Err(invalid("onChange: Restart needs a podSelector").of(&part));
-    }
-    let entries = entries(&secret.data, secret.env.as_ref(), seals, keys)
-        .map_err(|mut faults| faults.swap_remove(0).of(&part))?;
-    Ok(Target {
-        name: spec.name.clone(),
-        selector,
-        secret: secret.name.clone(),
-        type_: secret.type_,
-        labels,
-        annotations,
-        adopt: secret.adopt,
-        delete_with_owner: secret.deletion_policy == DeletionPolicy::Delete,
-        native: told_seals(secret),
-        entries,
-        restart,
-    })
-}
-
-/// The seals that stanzas and variables name.
-fn told_seals(secret: &api::TargetSecret) -> BTreeSet<String> {
-    let stanzas = secret.data.iter().filter_map(|entry| entry.stanza.as_ref());
-    let servers = stanzas
-        .clone()
-        .flat_map(|stanza| [&stanza.vault, &stanza.openbao])
-        .chain(secret.env.iter().flat_map(|env| [&env.vault, &env.openbao]));
-    let named = servers.flatten().flat_map(|spec| spec.seals.iter());
-    let boundary = stanzas.filter_map(|stanza| stanza.boundary.as_ref());
-    named.chain(boundary.map(|spec| &spec.seal)).cloned().collect()
-}
-
-pub(super) fn parse_selector(selector: &LabelSelector) -> Result<Selector, Fault> {
-    let empty = selector.match_labels.as_ref().is_none_or(BTreeMap::is_empty)
-        && selector.match_expressions.as_ref().is_none_or(Vec::is_empty);
-    if empty {
-        return Err(invalid(
-            "podSelector must not be empty, or it would select every pod of the namespace",
-        ));
-    }
-    Selector::try_from(selector.clone()).map_err(|_| {
-        invalid("podSelector holds an operator or a list of values that Kubernetes does not know")
-    })
-}
-
-/// Metadata that steers other controllers is refused (security rule S7).
-fn metadata(
-    pairs: &BTreeMap<String, api::BoundedText>,
-    what: &str,
-) -> Result<BTreeMap<String, String>, Fault> {
-    const FOREIGN: &[&str] = &[
-        "kubernetes.io",
-        "autounseal.dev",
-        "argocd.argoproj.io",
-        "eks.amazonaws.com",
-    ];
-    for name in pairs.keys() {
-        let domain = name.split_once('/').map_or("", |(domain, _)| domain);
-        let under =
-            |root: &str| domain == root || domain.strip_suffix(root).is_some_and(|rest| rest.ends_with('.'));
-        if FOREIGN.iter().any(|root| under(root)) {
-            return Err(invalid(format!(
-                "{what} {name:?} steers Kubernetes or another controller; the operator does not write it into Secrets"
-            )));
-        }
-    }
-    Ok(pairs
-        .iter()
-        .map(|(name, value)| (name.clone(), value.0.clone()))
-        .collect())
 }
