@@ -36,7 +36,7 @@ mod stage;
 use std::time::{Duration, Instant};
 
 use crate::{
-    common::{binary, ms, row},
+    common::{binary, ms, percentile, row},
     fleet::{HOST, spec, trust},
     pki::Pki,
     raft::Cluster,
@@ -74,16 +74,16 @@ async fn main() {
         toll.unsealed.len(),
         "",
     );
-    row("first answer to unsealed, median", at(&toll.unsealed, 50), "");
-    row("first answer to unsealed, p99", at(&toll.unsealed, 99), "");
+    row("first answer to unsealed, median", at(&toll.unsealed, 0.5), "");
+    row("first answer to unsealed, p99", at(&toll.unsealed, 0.99), "");
     row(
         "kill to all unsealed and one active, median",
-        at(&toll.whole, 50),
+        at(&toll.whole, 0.5),
         "",
     );
     row(
         "kill to all unsealed and one active, p99",
-        at(&toll.whole, 99),
+        at(&toll.whole, 0.99),
         "",
     );
     row("reads that were answered", toll.reads, "");
@@ -95,7 +95,9 @@ async fn main() {
 }
 
 /// A percentile of sorted times.
-fn at(times: &[Duration], percent: usize) -> String {
-    let index = (times.len() * percent / 100).min(times.len().saturating_sub(1));
-    times.get(index).map_or_else(|| "none".into(), |time| ms(*time))
+fn at(times: &[Duration], share: f64) -> String {
+    if times.is_empty() {
+        return "none".into();
+    }
+    ms(percentile(times, share))
 }
