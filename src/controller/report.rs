@@ -3,11 +3,16 @@
 use std::time::Duration;
 
 use http::StatusCode;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Resource, ResourceExt};
+use serde::Serialize;
 
 use super::context::Context;
 use crate::{
-    api::{Reason, SealConfig, SealConfigStatus, SealHealth, SealUse, condition_types},
+    api::{
+        MANAGED_KIND, ManagedKey, ManagedKeyStatus, Reason, SealConfig, SealConfigStatus, SealHealth,
+        SealUse, condition_types,
+    },
     kube_ext::{merge_patch::merge_patch, write},
     telemetry::objects::{Figures, ObjectState},
 };
@@ -15,98 +20,128 @@ use crate::{
 /// How long to wait after a status that was not taken.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// Writes what has changed. The resourceVersion of that write.
-///
-/// # Errors
-/// When to try again, if the apiserver did not take the status.
-pub async fn report(
-    context: &Context,
-    config: &SealConfig,
-    saved: &SealConfigStatus,
-    next: &SealConfigStatus,
-) -> Result<Option<String>, Duration> {
-    let (namespace, name) = (config.namespace().unwrap_or_default(), config.name_any());
-    let ready = |status: &SealConfigStatus| {
-        status
-            .conditions
-            .iter()
-            .find(|condition| condition.type_ == condition_types::READY)
-            .map(|condition| {
-                (
-                    condition.status.clone(),
-                    condition.reason.clone(),
-                    condition.message.clone(),
-                )
-            })
-    };
-    let (before, after) = (ready(saved), ready(next));
-    let unhealthy = next
-        .seals
-        .iter()
-        .filter(|seal| seal.state == SealHealth::Unhealthy)
-        .count();
-    if let Some((status, reason, _)) = &after {
+/// A kind with conditions.
+pub trait Told: Resource<DynamicType = ()> {
+    /// Its status.
+    type Status: Serialize;
+
+    /// What the status says.
+    fn conditions(status: &Self::Status) -> &[Condition];
+
+    /// What metrics say of the object.
+    fn measure(&self, context: &Context, status: &Self::Status, is_ready: bool, reason: &str);
+}
+
+impl Told for SealConfig {
+    type Status = SealConfigStatus;
+
+    fn conditions(status: &SealConfigStatus) -> &[Condition] {
+        &status.conditions
+    }
+
+    fn measure(&self, context: &Context, status: &SealConfigStatus, is_ready: bool, reason: &str) {
+        let unseal = status.unseal.as_ref();
         let state = ObjectState {
-            ready: status == "True",
+            ready: is_ready,
             reason,
             figures: Figures {
-                seals_unhealthy: unhealthy,
-                key_copies_min: next.keys.iter().map(|key| key.wrapped_under.len()).min(),
-                seals_wrapping: config
+                seals_unhealthy: status
+                    .seals
+                    .iter()
+                    .filter(|seal| seal.state == SealHealth::Unhealthy)
+                    .count(),
+                key_copies_min: status.keys.iter().map(|key| key.wrapped_under.len()).min(),
+                seals_wrapping: self
                     .spec
                     .seals
                     .iter()
                     .filter(|seal| !seal.disabled && seal.use_.contains(&SealUse::Wrap))
                     .count(),
-                rotation_due: next
+                rotation_due: status
                     .keys
                     .iter()
                     .filter_map(|key| Some(key.next_rotation_time.as_ref()?.0.as_second()))
                     .min(),
-                pods_sealed: next.unseal.as_ref().map(|unseal| unseal.sealed),
-                root_token_since: next
-                    .unseal
-                    .as_ref()
+                pods_sealed: unseal.map(|unseal| unseal.sealed),
+                root_token_since: unseal
                     .and_then(|unseal| Some(unseal.root_token_held_since.as_ref()?.0.as_second())),
             },
         };
+        let (namespace, name) = (self.namespace().unwrap_or_default(), self.name_any());
         context.metrics.objects.seal_config(&namespace, &name, &state);
     }
+}
+
+impl Told for ManagedKey {
+    type Status = ManagedKeyStatus;
+
+    fn conditions(status: &ManagedKeyStatus) -> &[Condition] {
+        &status.conditions
+    }
+
+    fn measure(&self, context: &Context, _: &ManagedKeyStatus, is_ready: bool, reason: &str) {
+        let (namespace, name) = (self.namespace().unwrap_or_default(), self.name_any());
+        context
+            .metrics
+            .objects
+            .readiness(MANAGED_KIND, &namespace, &name, is_ready, reason);
+    }
+}
+
+fn ready<K: Told>(status: &K::Status) -> Option<&Condition> {
+    K::conditions(status)
+        .iter()
+        .find(|condition| condition.type_ == condition_types::READY)
+}
+
+/// Writes what has changed. The resourceVersion of that write.
+///
+/// # Errors
+/// When to try again, if the apiserver did not take the status.
+pub async fn report<K: Told>(
+    context: &Context,
+    object: &K,
+    saved: &K::Status,
+    next: &K::Status,
+) -> Result<Option<String>, Duration> {
+    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+    let (before, after) = (ready::<K>(saved), ready::<K>(next));
+    if let Some(after) = after {
+        object.measure(context, next, after.status == "True", &after.reason);
+    }
     let mut written = None;
-    let to_value = |status: &SealConfigStatus| serde_json::to_value(status).unwrap_or_default();
+    let to_value = |status: &K::Status| serde_json::to_value(status).unwrap_or_default();
     if let Some(patch) = merge_patch(&to_value(saved), &to_value(next)) {
-        let uid = config.uid().unwrap_or_default();
-        match write::patch_status::<SealConfig>(&context.client, &namespace, &name, &uid, patch).await {
+        let uid = object.uid().unwrap_or_default();
+        match write::patch_status::<K>(&context.client, &namespace, &name, &uid, patch).await {
             Ok(answer) => written = Some(answer.resource_version),
             // The object is gone, or another one of the same name has come.
             Err(error) if error.is(StatusCode::NOT_FOUND) || error.is(StatusCode::CONFLICT) => {
                 return Ok(None);
             }
             Err(error) => {
-                tracing::warn!(namespace, name, %error, "the status was not written; it is tried again");
+                let kind = K::kind(&());
+                tracing::warn!(kind = &*kind, namespace, name, %error, "the status was not written; it is tried again");
                 return Err(AGAIN);
             }
         }
     }
-    if let Some((status, reason, message)) = after
-        && before
-            .as_ref()
-            .is_none_or(|(was, why, _)| *was != status || *why != reason)
+    let told = |condition: &Condition| (condition.status.clone(), condition.reason.clone());
+    if let Some(after) = after
+        && before.map(told) != Some(told(after))
     {
-        let word = Reason::ALL
-            .iter()
-            .copied()
-            .find(|known| known.as_str() == reason)
-            .unwrap_or(Reason::Pending);
-        let is_ready = status == "True";
+        let Condition { reason, message, .. } = after;
+        let known = Reason::ALL.iter().find(|known| known.as_str() == reason);
+        let is_ready = after.status == "True";
         if is_ready {
             tracing::info!(namespace, name, reason, "{message}");
         } else {
             tracing::warn!(namespace, name, reason, "{message}");
         }
+        let reason = known.copied().unwrap_or(Reason::Pending);
         context
             .events
-            .transition(config.object_ref(&()), is_ready, word, &message)
+            .transition(object.object_ref(&()), is_ready, reason, message)
             .await;
     }
     Ok(written)

@@ -15,7 +15,7 @@ use super::{
     context::{self, Context},
     index::{self, Kind, References},
     memories::{Object, Rest},
-    observe,
+    observe, report,
     told::{self, Base},
 };
 use crate::{
@@ -37,7 +37,6 @@ mod distribute;
 mod finalize;
 mod ledger;
 pub mod material;
-mod report;
 pub mod run;
 
 /// How long until it is looked again whether all SealConfigs are listed.
@@ -140,7 +139,7 @@ pub async fn reconcile(object: Arc<DeserializeGuard<ManagedKey>>, context: Arc<C
             managed::status::failed(&previous, generation, &fault, Timestamp::now()),
             // A change of the spec, or a SealConfig that appears, is told by the watches.
             (!matches!(fault.reason, Reason::SourceMissing | Reason::InvalidSpec))
-                .then(|| backoff(&fault, 3, 0.5)),
+                .then(|| backoff(&fault, 3, provider::jitter())),
         ),
         Ok((managed, config)) => {
             refer(&context, &managed, config);
@@ -234,7 +233,7 @@ async fn follow(
     let mut observed = match observe::observe(context, model, &before, &mut memory.material).await {
         Ok(observed) => observed,
         Err(fault) => {
-            let wait = backoff(&fault, 3, 0.5);
+            let wait = backoff(&fault, 3, provider::jitter());
             let next = managed::status::failed(previous, model.generation, &fault, Timestamp::now());
             return (next, Some(wait));
         }
