@@ -121,7 +121,7 @@ pub async fn report<K: Told>(
             }
             Err(error) => {
                 let kind = K::kind(&());
-                tracing::warn!(kind = &*kind, namespace, name, %error, "the status was not written; it is tried again");
+                tracing::warn!(namespace, name, %error, "the status of a {kind} was not written; it is tried again");
                 return Err(AGAIN);
             }
         }

@@ -45,8 +45,7 @@ where
                 if failures.is_to_be_told(Instant::now()) {
                     // Its text is the server's; the right that is missing is what people need to know.
                     tracing::warn!(
-                        resource,
-                        "a watch failed and is started again; may the operator list and watch them?"
+                        "the watch of {resource} failed and is started again; may the operator list and watch them?"
                     );
                 }
                 // The watches failed in one moment, and are not to come back in one.

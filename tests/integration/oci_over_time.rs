@@ -161,7 +161,9 @@ async fn files_of_a_resource_principal_are_read_anew_when_the_platform_renews_th
             std::fs::write(folder.join(name), text).unwrap();
         }
     };
-    write(6);
+    // Long enough for a start on a busy machine.
+    let end = Instant::now() + Duration::from_secs(20);
+    write(20);
     let path = |name: &str| folder.join(name).display().to_string();
     let _operator = scene
         .operator()
@@ -170,7 +172,6 @@ async fn files_of_a_resource_principal_are_read_anew_when_the_platform_renews_th
         .env("OCI_RESOURCE_PRINCIPAL_PRIVATE_PEM", path("pem"))
         .start();
     let one = delivered(&scene, "one", &json!({"resourcePrincipal": {}})).await;
-    let end = Instant::now() + Duration::from_secs(7);
     tokio::time::sleep_until(end.into()).await;
     // The platform is late: that is told, and the last good Secret stays.
     let message = scene.fails(&one, "CredentialsExpired").await;
