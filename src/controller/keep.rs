@@ -51,6 +51,18 @@ struct Draft<'a> {
     wrapped: Vec<String>,
 }
 
+impl<'a> Draft<'a> {
+    fn new(key: &'a Key, section: Section) -> Self {
+        Self {
+            key,
+            edit: Edit::new(&key.name, section),
+            bytes: BTreeMap::new(),
+            faults: Vec::new(),
+            wrapped: Vec::new(),
+        }
+    }
+}
+
 /// Does what is due. `ready` holds the brought keys that were opened.
 #[expect(
     clippy::too_many_arguments,
@@ -235,13 +247,8 @@ pub async fn amend(
     bytes: KeyBytes,
 ) -> (Option<KeyBytes>, Result<(), Fault>) {
     let current = section.current;
-    let mut draft = Draft {
-        key,
-        edit: Edit::new(&key.name, section),
-        bytes: BTreeMap::from([(current, bytes)]),
-        faults: Vec::new(),
-        wrapped: Vec::new(),
-    };
+    let mut draft = Draft::new(key, section);
+    draft.bytes.insert(current, bytes);
     draft.edit.changed = true;
     let outcome = save(
         context,

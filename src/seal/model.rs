@@ -24,7 +24,7 @@ use crate::api::{self, Armor, MaterialType, Purpose, SecretType, WrappedFormat};
 
 pub(super) use clouds::parse_aws_credentials;
 pub use parse::parse;
-pub(super) use parse::{parse_copy, parse_selector};
+pub(super) use parse::{parse_copy, parse_selector, rotation_after};
 
 /// The only context key under our prefix that users may write: it ties a brought copy to a namespace.
 pub const BOUND_NAMESPACE: &str = "autounseal.dev/bound-namespace";

@@ -1,6 +1,5 @@
 //! What is done about one key: it is made, rebuilt from what was delivered, copied and rotated.
 
-use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::Secret;
@@ -23,7 +22,7 @@ use crate::{
         digest::brought_inputs,
         model::Origin,
         store::{
-            Edit, Section, Store,
+            Store,
             proof::{authentic, fits, value_of},
             secret_name,
             standing::{Delivered, Due, Rebuild, seen, successor, trigger},
@@ -32,16 +31,6 @@ use crate::{
 };
 
 impl<'a> Hand<'_, 'a> {
-    fn start(&self, section: Section) -> Draft<'a> {
-        Draft {
-            key: self.key,
-            edit: Edit::new(&self.key.name, section),
-            bytes: BTreeMap::new(),
-            faults: Vec::new(),
-            wrapped: Vec::new(),
-        }
-    }
-
     /// The first version.
     pub(super) async fn make(
         &self,
@@ -70,7 +59,7 @@ impl<'a> Hand<'_, 'a> {
                 ));
             }
         };
-        let mut draft = self.start(self.fresh(1));
+        let mut draft = Draft::new(self.key, self.fresh(1));
         self.add_version(&mut draft, 1, bytes, seals, !self.key.is_brought())
             .await;
         if draft.edit.changed && brought.is_none() {
@@ -151,7 +140,7 @@ impl<'a> Hand<'_, 'a> {
         let sealed = self.store.and_then(|store| store.header.keys.get(&self.key.name));
         let known = sealed.filter(|sealed| authentic(self.model, self.key, sealed, &current).is_ok());
         let section = known.map_or_else(|| self.fresh(from.current.version), |known| known.section.clone());
-        let mut draft = self.start(section);
+        let mut draft = Draft::new(self.key, section);
         if let Some(previous) = &from.previous
             && !draft.edit.section.versions.contains_key(&previous.version)
             && let Some(bytes) = self.take(previous).await?
@@ -192,7 +181,7 @@ impl<'a> Hand<'_, 'a> {
                 "the wrapped store is read again",
             ));
         };
-        let mut draft = self.start(sealed.section.clone());
+        let mut draft = Draft::new(self.key, sealed.section.clone());
         if !due.renew
             && let Some(bytes) = brought
             && authentic(self.model, self.key, sealed, bytes).is_err()

@@ -6,13 +6,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::SignedDuration;
-
 use super::{
     Fault,
     aws::{AwsSeal, KeyRef, Region},
     model::{
-        self, ACCEPT_STORE, Key, LEAST_ROTATION, Model, ObjectId, Origin, parse_aws_credentials, parse_copy,
+        self, ACCEPT_STORE, Key, Model, ObjectId, Origin, parse_aws_credentials, parse_copy, rotation_after,
     },
 };
 use crate::api::{
@@ -166,12 +164,7 @@ fn material(key: &ManagedKey) -> Result<Key, Fault> {
         ));
     }
     let rotation = spec.rotation.clone().unwrap_or_default();
-    let after = rotation.after.as_deref().map(|text| {
-        text.parse::<SignedDuration>()
-            .ok()
-            .filter(|after| *after >= LEAST_ROTATION)
-            .ok_or_else(|| invalid("rotation.after is a duration of at least 24h, such as 8760h"))
-    });
+    let after = rotation_after(rotation.after.as_deref(), "8760h");
     Ok(Key {
         name: MATERIAL.to_owned(),
         purpose: Purpose::Other,
@@ -182,7 +175,7 @@ fn material(key: &ManagedKey) -> Result<Key, Fault> {
         origin: Origin::Generated {
             bytes: 32,
             keep_previous: false,
-            after: after.transpose()?,
+            after: after?,
             trigger: rotation.trigger,
         },
         copies: Vec::new(),

@@ -184,12 +184,7 @@ fn parse_origin(spec: &api::RootKey) -> Result<Origin, Fault> {
         (false, None, None) => Ok(Origin::Brought),
         (true, Some(generate), None) => {
             let rotation = generate.rotation.clone().unwrap_or_default();
-            let after = rotation.after.as_deref().map(|text| {
-                text.parse::<SignedDuration>()
-                    .ok()
-                    .filter(|after| *after >= LEAST_ROTATION)
-                    .ok_or_else(|| invalid("rotation.after is a duration of at least 24h, such as 2160h"))
-            });
+            let after = rotation_after(rotation.after.as_deref(), "2160h");
             if !(16..=64).contains(&generate.bytes) || generate.keep_previous > 1 {
                 return Err(invalid(
                     "generate takes 16 to 64 bytes, and 0 or 1 in keepPrevious",
@@ -198,7 +193,7 @@ fn parse_origin(spec: &api::RootKey) -> Result<Origin, Fault> {
             Ok(Origin::Generated {
                 bytes: usize::from(generate.bytes),
                 keep_previous: generate.keep_previous == 1,
-                after: after.transpose()?,
+                after: after?,
                 trigger: rotation.trigger,
             })
         }
@@ -210,6 +205,22 @@ fn parse_origin(spec: &api::RootKey) -> Result<Origin, Fault> {
             "a key takes exactly one of wrapped, generate, import, and wrapped holds at least one copy",
         )),
     }
+}
+
+/// How long until a key is rotated by itself; `example` is shown to who wrote something else.
+pub(in crate::seal) fn rotation_after(
+    text: Option<&str>,
+    example: &str,
+) -> Result<Option<SignedDuration>, Fault> {
+    let parse = |text: &str| {
+        let after = text.parse().ok();
+        after.filter(|after| *after >= LEAST_ROTATION).ok_or_else(|| {
+            invalid(format!(
+                "rotation.after is a duration of at least 24h, such as {example}"
+            ))
+        })
+    };
+    text.map(parse).transpose()
 }
 
 pub(in crate::seal) fn parse_copy(
