@@ -79,14 +79,9 @@ pub(super) async fn run(args: &ForgetInitArgs) -> Done {
     let mut header = next_header(&facts, 0);
     header.forgotten = Some(standing.highest).max(header.forgotten);
     header.init = None;
-    let header = serde_json::to_vec(&header)
-        .map_err(|_| Failure::No("the header of the wrapped store cannot be written".to_owned()))?;
-    let change = secret::Change {
-        base: Some(store.revision.clone()),
-        header,
-        put: BTreeMap::new(),
-        remove: BTreeSet::new(),
-    };
+    let base = Some(store.revision.clone());
+    let change =
+        secret::Change::new(base, &header, BTreeMap::new(), BTreeSet::new()).map_err(cluster::yours)?;
     secret::save(&cluster.client, &namespace, &name, &change)
         .await
         .map_err(cluster::yours)?;

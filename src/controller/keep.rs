@@ -22,7 +22,7 @@ use crate::{
     api::Reason,
     kube_ext::store as secret,
     seal::{
-        Ciphertext, Fault, KeyBytes,
+        Fault, KeyBytes,
         checks::Findings,
         digest::{seal_inputs, tend_inputs},
         model::{Key, Model},
@@ -303,27 +303,15 @@ async fn save(
         remove.append(&mut draft.edit.remove);
     }
     remove.retain(|item| !put.contains_key(item));
-    let header = serde_json::to_vec(&header)
-        .map_err(|_| Fault::invalid(Reason::StoreCorrupt, "the header cannot be written"))?;
-    let added: usize = put
-        .iter()
-        .map(|(name, bytes): (&String, &Ciphertext)| name.len() + bytes.bytes().len())
-        .sum();
-    if size + added + header.len() + HEADER.len() > MAX_BYTES {
-        return Err(Fault::invalid(
-            Reason::InvalidSpec,
-            format!(
-                "Secret {} would grow beyond 512 KiB, so nothing was written; spread the keys over several SealConfigs",
-                secret_name(&model.id)
-            ),
-        ));
+    let change = secret::Change::new(base, &header, put, remove)?;
+    let put = change.put.iter();
+    let added: usize = put.map(|(name, bytes)| name.len() + bytes.bytes().len()).sum();
+    if size + added + change.header.len() + HEADER.len() > MAX_BYTES {
+        return Err(Fault::invalid_spec(format!(
+            "Secret {} would grow beyond 512 KiB, so nothing was written; spread the keys over several SealConfigs",
+            secret_name(&model.id)
+        )));
     }
-    let change = secret::Change {
-        base,
-        header,
-        put,
-        remove,
-    };
     let (namespace, name) = (&model.id.namespace, secret_name(&model.id));
     let (facts, known) = secret::save(&context.client, namespace, &name, &change).await?;
     if let Some(known) = known {

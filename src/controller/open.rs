@@ -442,10 +442,7 @@ pub async fn open_brings(
 
 async fn open_copy(context: &Context, model: &Model, observed: &Observed, copy: &Copy) -> Attempt {
     let Some(seal) = model.seal(&copy.seal) else {
-        let fault = Fault::invalid(
-            Reason::InvalidSpec,
-            "the copy names a seal that is not in spec.seals",
-        );
+        let fault = Fault::invalid_spec("the copy names a seal that is not in spec.seals");
         return (copy.seal.clone(), None, Err(fault));
     };
     match connect(context, model, seal).await {

@@ -6,7 +6,7 @@ use data_encoding::{BASE64, BASE64URL_NOPAD, HEXLOWER};
 use zeroize::Zeroizing;
 
 use crate::{
-    api::{Encoding, KeyVersion, Reason},
+    api::{Encoding, KeyVersion},
     seal::{
         Fault, KeyBytes, StaticCredentials,
         entry::{Entry, EntryContent, invalid},
@@ -84,8 +84,7 @@ pub fn render(
         };
         total = total.saturating_add(bytes.len());
         if total > MAX_TOTAL {
-            return Err(Fault::invalid(
-                Reason::InvalidSpec,
+            return Err(Fault::invalid_spec(
                 "the entries add up to more than 1 MiB, which no Secret can hold; spread them over several targets",
             ));
         }
@@ -107,10 +106,7 @@ fn written(
             version,
         } => {
             let delivered = keys.get(key).ok_or_else(|| {
-                Fault::invalid(
-                    Reason::InvalidSpec,
-                    format!("there is no key {key:?}; name one of spec.keys"),
-                )
+                Fault::invalid_spec(format!("there is no key {key:?}; name one of spec.keys"))
             })?;
             let bytes = match version {
                 KeyVersion::Current => Some(delivered.current),
@@ -175,7 +171,7 @@ fn encode(bytes: &[u8], encoding: Encoding) -> Zeroizing<Vec<u8>> {
 pub(crate) mod tests {
     use super::*;
     use crate::{
-        api::{DataEntry, Purpose},
+        api::{DataEntry, Purpose, Reason},
         seal::{
             entry::entries,
             model::{Key, Origin},

@@ -18,7 +18,7 @@ use crate::{
     seal::{
         Ciphertext, Fault,
         observed::SecretFacts,
-        store::{HEADER, Revision, SECRET_TYPE, StoreFacts, read},
+        store::{HEADER, Header, Revision, SECRET_TYPE, StoreFacts, read},
     },
 };
 
@@ -33,6 +33,28 @@ pub struct Change {
     pub put: BTreeMap<String, Ciphertext>,
     /// Entries that go.
     pub remove: BTreeSet<String>,
+}
+
+impl Change {
+    /// With the header that the store is to have.
+    ///
+    /// # Errors
+    /// `StoreCorrupt`: the header cannot be written as JSON.
+    pub fn new(
+        base: Option<Revision>,
+        header: &Header,
+        put: BTreeMap<String, Ciphertext>,
+        remove: BTreeSet<String>,
+    ) -> Result<Self, Fault> {
+        let header = serde_json::to_vec(header)
+            .map_err(|_| Fault::invalid(Reason::StoreCorrupt, "the header cannot be written"))?;
+        Ok(Self {
+            base,
+            header,
+            put,
+            remove,
+        })
+    }
 }
 
 /// Reads the store of that name, and the facts of the Secret if there is one.

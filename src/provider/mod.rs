@@ -11,7 +11,6 @@ use futures::{FutureExt, future::BoxFuture};
 use jiff::Timestamp;
 use zeroize::Zeroizing;
 
-use crate::api::Reason;
 pub use crate::api::WrappedFormat as Format;
 use crate::seal::{
     Ciphertext, Fault, KMS_REQUESTS_PER_SECOND, KeyBytes, StaticCredentials,
@@ -63,8 +62,7 @@ impl Clouds {
     ) -> Result<StaticCredentials, Fault> {
         match &seal.cloud {
             Cloud::Aws(aws) => self.aws.static_credentials(aws, tenant).boxed().await,
-            Cloud::Oci(_) => Err(Fault::invalid(
-                Reason::InvalidSpec,
+            Cloud::Oci(_) => Err(Fault::invalid_spec(
                 "ocikms takes no credentials in its configuration; take includeCredentials out",
             )),
         }

@@ -111,8 +111,7 @@ fn cannot_be_made(model: &Model, key: &Key, standing: &Standing, observed: &Obse
         return None;
     }
     if wrapping(model, key).next().is_none() {
-        return Some(Fault::invalid(
-            Reason::InvalidSpec,
+        return Some(Fault::invalid_spec(
             "no seal may wrap it: every one is disabled or has another use; enable one, or add another",
         ));
     }

@@ -102,13 +102,10 @@ pub fn entries(
     }
     for entry in &good {
         if !seen.insert(entry.name.as_str()) {
-            bad.push(Fault::invalid(
-                Reason::InvalidSpec,
-                format!(
-                    "two entries are named {:?}; give one of them another name",
-                    entry.name
-                ),
-            ));
+            bad.push(Fault::invalid_spec(format!(
+                "two entries are named {:?}; give one of them another name",
+                entry.name
+            )));
         }
     }
     if bad.is_empty() { Ok(good) } else { Err(bad) }
@@ -123,13 +120,10 @@ fn without_shares(entries: Vec<Entry>, keys: &[Key]) -> Result<Vec<Entry>, Fault
         .find(|share| names().any(|name| name == share.name))
     {
         None => Ok(entries),
-        Some(share) => Err(Fault::invalid(
-            Reason::InvalidSpec,
-            format!(
-                "key {:?} is a share or a root token, and these are never delivered; take it out of the entry",
-                share.name
-            ),
-        )),
+        Some(share) => Err(Fault::invalid_spec(format!(
+            "key {:?} is a share or a root token, and these are never delivered; take it out of the entry",
+            share.name
+        ))),
     }
 }
 
@@ -148,10 +142,10 @@ fn read(entry: &DataEntry, seals: &[Seal], keys: &[Key]) -> Result<Vec<Entry>, F
     let content = match (&entry.key, &entry.stanza, &entry.template) {
         (Some(key), None, None) => {
             if !keys.iter().any(|known| known.name == key.name) {
-                return Err(Fault::invalid(
-                    Reason::InvalidSpec,
-                    format!("there is no key {:?}; name one of spec.keys", key.name),
-                ));
+                return Err(Fault::invalid_spec(format!(
+                    "there is no key {:?}; name one of spec.keys",
+                    key.name
+                )));
             }
             EntryContent::Key {
                 key: key.name.clone(),
@@ -175,8 +169,7 @@ fn read(entry: &DataEntry, seals: &[Seal], keys: &[Key]) -> Result<Vec<Entry>, F
             EntryContent::Template(template)
         }
         _ => {
-            return Err(Fault::invalid(
-                Reason::InvalidSpec,
+            return Err(Fault::invalid_spec(
                 "an entry takes exactly one of key, stanza, template",
             ));
         }

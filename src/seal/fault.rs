@@ -79,6 +79,11 @@ impl Fault {
         Self::new(reason, FaultKind::Invalid, message)
     }
 
+    /// [`Fault::invalid`] with the reason `InvalidSpec`.
+    pub fn invalid_spec(message: impl Into<String>) -> Self {
+        Self::invalid(Reason::InvalidSpec, message)
+    }
+
     /// Shorthand for faults that somebody must grant, create or enable something for.
     pub fn denied(reason: Reason, message: impl Into<String>) -> Self {
         Self::new(reason, FaultKind::Denied, message)

@@ -12,8 +12,7 @@ use super::{
     oci,
 };
 use crate::api::{
-    AeadStanza, Encoding, EnvSpec, KeyVersion, KmsStanza, Purpose, Reason, SealStanza, StanzaSpec,
-    StaticStanza,
+    AeadStanza, Encoding, EnvSpec, KeyVersion, KmsStanza, Purpose, SealStanza, StanzaSpec, StaticStanza,
 };
 
 /// Bytes of a key for OpenBao's static seal and for Boundary's `aead` blocks: AES-256.
@@ -192,7 +191,7 @@ pub fn entries(name: &str, spec: &StanzaSpec, seals: &[Seal], keys: &[Key]) -> R
     ];
     let mut found = members.into_iter().flatten();
     let (Some(stanza), None) = (found.next(), found.next()) else {
-        return Err(invalid(
+        return Err(Fault::invalid_spec(
             "a stanza takes exactly one of vault, openbao, openbaoStatic, boundary, boundaryAEAD",
         ));
     };
@@ -227,15 +226,15 @@ pub fn entries(name: &str, spec: &StanzaSpec, seals: &[Seal], keys: &[Key]) -> R
 pub fn variables(spec: &EnvSpec, seals: &[Seal]) -> Result<Vec<Entry>, Fault> {
     // Both servers read the same names.
     let ((Some(spec), None) | (None, Some(spec))) = (&spec.vault, &spec.openbao) else {
-        return Err(invalid("env takes exactly one of vault, openbao"));
+        return Err(Fault::invalid_spec("env takes exactly one of vault, openbao"));
     };
     let [seal] = &server(spec, seals)?[..] else {
-        return Err(invalid(
+        return Err(Fault::invalid_spec(
             "environment variables describe one seal only; name one, and write several as a stanza",
         ));
     };
     if seal.disabled {
-        return Err(invalid(format!(
+        return Err(Fault::invalid_spec(format!(
             "seal {:?} is disabled, which no environment variable can say; write it as a stanza",
             seal.name
         )));
@@ -264,7 +263,7 @@ pub fn variables(spec: &EnvSpec, seals: &[Seal]) -> Result<Vec<Entry>, Fault> {
             variables
         }
         NativeKms::Oci { api_key: true, .. } => {
-            return Err(invalid(format!(
+            return Err(Fault::invalid_spec(format!(
                 "seal {:?} uses an API key, which no environment variable can say; write it as a stanza",
                 seal.name
             )));
@@ -288,17 +287,15 @@ pub fn variables(spec: &EnvSpec, seals: &[Seal]) -> Result<Vec<Entry>, Fault> {
     Ok(variables.into_iter().map(entry).collect())
 }
 
-fn invalid(message: impl Into<String>) -> Fault {
-    Fault::invalid(Reason::InvalidSpec, message)
-}
-
 /// The seals of a server, by priority.
 fn server(spec: &SealStanza, seals: &[Seal]) -> Result<Vec<NativeSeal>, Fault> {
     let mut seen = BTreeSet::new();
     for name in &spec.seals {
         find(name, seals)?;
         if !seen.insert(name.as_str()) {
-            return Err(invalid(format!("seal {name:?} is named twice; name it once")));
+            return Err(Fault::invalid_spec(format!(
+                "seal {name:?} is named twice; name it once"
+            )));
         }
     }
     // Those of the model stand by priority already.
@@ -308,10 +305,12 @@ fn server(spec: &SealStanza, seals: &[Seal]) -> Result<Vec<NativeSeal>, Fault> {
         .map(|seal| native(seal, spec.include_credentials))
         .collect::<Result<_, _>>()?;
     if named.is_empty() || named.len() > 3 {
-        return Err(invalid("seals takes one to three names of spec.seals"));
+        return Err(Fault::invalid_spec(
+            "seals takes one to three names of spec.seals",
+        ));
     }
     if named.iter().filter(|seal| seal.disabled).count() > 1 {
-        return Err(invalid(
+        return Err(Fault::invalid_spec(
             "a server migrates away from one seal at a time; name one disabled seal at most",
         ));
     }
@@ -321,7 +320,7 @@ fn server(spec: &SealStanza, seals: &[Seal]) -> Result<Vec<NativeSeal>, Fault> {
 fn openbao(spec: &SealStanza, seals: &[Seal]) -> Result<Stanza, Fault> {
     let named = server(spec, seals)?;
     if named.iter().filter(|seal| !seal.disabled).count() > 1 {
-        return Err(invalid(
+        return Err(Fault::invalid_spec(
             "OpenBao runs one seal at a time; name one, with a disabled one beside it while it migrates",
         ));
     }
@@ -332,7 +331,7 @@ fn static_seal(spec: &StaticStanza, keys: &[Key]) -> Result<Stanza, Fault> {
     let key = key(&spec.key, keys)?;
     sized(key, "OpenBao's static seal")?;
     if spec.current_file == spec.previous_file {
-        return Err(invalid(
+        return Err(Fault::invalid_spec(
             "currentFile and previousFile are two files; give them different names",
         ));
     }
@@ -342,7 +341,7 @@ fn static_seal(spec: &StaticStanza, keys: &[Key]) -> Result<Stanza, Fault> {
             .all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b))
     };
     if !spec.mount_path.starts_with('/') || !plain(&spec.mount_path) {
-        return Err(invalid(
+        return Err(Fault::invalid_spec(
             "mountPath is an absolute path of letters, digits and ._-/; mount the Secret at such a one",
         ));
     }
@@ -361,7 +360,7 @@ fn boundary(spec: &KmsStanza, seals: &[Seal]) -> Result<Stanza, Fault> {
         .iter()
         .map(|purpose| {
             BoundaryPurpose::of(*purpose).ok_or_else(|| {
-                invalid(
+                Fault::invalid_spec(
                     "purposes are Boundary's: root, previous-root, worker-auth, downstream-worker-auth, worker-auth-storage, \
                      recovery, config, bsr",
                 )
@@ -369,22 +368,24 @@ fn boundary(spec: &KmsStanza, seals: &[Seal]) -> Result<Stanza, Fault> {
         })
         .collect::<Result<Vec<_>, _>>()?;
     if purposes.is_empty() {
-        return Err(invalid("purposes is empty; name what Boundary uses the key for"));
+        return Err(Fault::invalid_spec(
+            "purposes is empty; name what Boundary uses the key for",
+        ));
     }
     if let Some(twice) = first_double(purposes.iter().copied()) {
-        return Err(invalid(format!(
+        return Err(Fault::invalid_spec(format!(
             "purpose {} is named twice; name it once",
             twice.as_str()
         )));
     }
     if purposes.contains(&BoundaryPurpose::ROOT) && purposes.contains(&BoundaryPurpose::PREVIOUS_ROOT) {
-        return Err(invalid(
+        return Err(Fault::invalid_spec(
             "one seal cannot be root and previous-root at once, for Boundary refuses two of the same key; write previous-root \
              from the seal before",
         ));
     }
     if seal.disabled && purposes != [BoundaryPurpose::PREVIOUS_ROOT] {
-        return Err(invalid(format!(
+        return Err(Fault::invalid_spec(format!(
             "seal {:?} is disabled, so nothing new may be wrapped under it; its only purpose can be previous-root",
             seal.name
         )));
@@ -407,7 +408,7 @@ fn aead(spec: &AeadStanza, keys: &[Key]) -> Result<Stanza, Fault> {
             .collect::<Result<_, _>>()?
     };
     if chosen.is_empty() {
-        return Err(invalid(
+        return Err(Fault::invalid_spec(
             "no key has one of Boundary's purposes; give the keys a purpose, such as root or worker-auth",
         ));
     }
@@ -415,7 +416,7 @@ fn aead(spec: &AeadStanza, keys: &[Key]) -> Result<Stanza, Fault> {
     let mut blocks = Vec::new();
     for key in chosen {
         let purpose = BoundaryPurpose::of(key.purpose).ok_or_else(|| {
-            invalid(format!(
+            Fault::invalid_spec(format!(
                 "key {:?} has none of Boundary's purposes; give it one, or take it out of keys",
                 key.name
             ))
@@ -432,13 +433,13 @@ fn aead(spec: &AeadStanza, keys: &[Key]) -> Result<Stanza, Fault> {
     }
     match first_double(purposes.iter().copied().filter(|purpose| !purpose.repeats())) {
         Some(BoundaryPurpose::PREVIOUS_ROOT) => {
-            return Err(invalid(
+            return Err(Fault::invalid_spec(
                 "two keys would be previous-root, one of them the version of the root key before its current one; set \
                  generate.keepPrevious: 0 on that until the other is no longer needed",
             ));
         }
         Some(twice) => {
-            return Err(invalid(format!(
+            return Err(Fault::invalid_spec(format!(
                 "two keys have the purpose {}, of which Boundary takes one; name in keys those of this configuration",
                 twice.as_str()
             )));
@@ -446,7 +447,7 @@ fn aead(spec: &AeadStanza, keys: &[Key]) -> Result<Stanza, Fault> {
         None => {}
     }
     if purposes.contains(&BoundaryPurpose::PREVIOUS_ROOT) && !purposes.contains(&BoundaryPurpose::ROOT) {
-        return Err(invalid(
+        return Err(Fault::invalid_spec(
             "Boundary refuses a previous-root without a root beside it; name the root key too",
         ));
     }
@@ -463,19 +464,19 @@ fn find<'a>(name: &str, seals: &'a [Seal]) -> Result<&'a Seal, Fault> {
     seals
         .iter()
         .find(|seal| seal.name == name)
-        .ok_or_else(|| invalid(format!("there is no seal {name:?}; name one of spec.seals")))
+        .ok_or_else(|| Fault::invalid_spec(format!("there is no seal {name:?}; name one of spec.seals")))
 }
 
 fn key<'a>(name: &str, keys: &'a [Key]) -> Result<&'a Key, Fault> {
     keys.iter()
         .find(|key| key.name == name)
-        .ok_or_else(|| invalid(format!("there is no key {name:?}; name one of spec.keys")))
+        .ok_or_else(|| Fault::invalid_spec(format!("there is no key {name:?}; name one of spec.keys")))
 }
 
 /// Refuses a key that will be made with another length than its consumer takes. Others are measured when they are opened.
 fn sized(key: &Key, consumer: &str) -> Result<(), Fault> {
     match key.origin {
-        Origin::Generated { bytes, .. } if bytes != KEY_BYTES => Err(invalid(format!(
+        Origin::Generated { bytes, .. } if bytes != KEY_BYTES => Err(Fault::invalid_spec(format!(
             "{consumer} takes keys of {KEY_BYTES} bytes, but key {:?} is generated with {bytes}; set generate.bytes: {KEY_BYTES}",
             key.name
         ))),
@@ -501,7 +502,7 @@ fn native(seal: &Seal, include_credentials: bool) -> Result<NativeSeal, Fault> {
 
 fn native_aws(seal: &aws::AwsSeal, include_credentials: bool) -> Result<NativeKms, Fault> {
     if seal.assume_role.is_some() {
-        return Err(invalid(
+        return Err(Fault::invalid_spec(
             "the servers' awskms cannot assume a role on top of its credentials; take assumeRole out, and give the role to the \
              pods' ServiceAccount",
         ));
@@ -514,13 +515,13 @@ fn native_aws(seal: &aws::AwsSeal, include_credentials: bool) -> Result<NativeKm
         | aws::Credentials::ServiceAccount { .. } => false,
     };
     if include_credentials && !is_secret {
-        return Err(invalid(
+        return Err(Fault::invalid_spec(
             "includeCredentials writes static credentials of a Secret only, never temporary ones or the operator's; take it out \
              and let the pods use their own identity, or name a Secret in credentials.secretRef",
         ));
     }
     let region = seal.region.as_ref().ok_or_else(|| {
-        invalid(
+        Fault::invalid_spec(
             "a server that asks the KMS itself must be told the region, and neither region nor an ARN in kmsKeyID says it; set \
              region",
         )
@@ -537,14 +538,14 @@ fn native_oci(seal: &oci::OciSeal, include_credentials: bool) -> Result<NativeKm
         oci::Credentials::ApiKey { .. } => true,
         oci::Credentials::InstancePrincipal | oci::Credentials::Caller => false,
         oci::Credentials::WorkloadIdentity { .. } | oci::Credentials::ResourcePrincipal => {
-            return Err(invalid(
+            return Err(Fault::invalid_spec(
                 "the servers' ocikms knows instance principals and API keys only; use one of them, or let the operator hold the \
                  key (openbaoStatic, boundaryAEAD) with the identity that this seal names",
             ));
         }
     };
     if include_credentials {
-        return Err(invalid(
+        return Err(Fault::invalid_spec(
             "ocikms takes no credentials in its configuration; take includeCredentials out and mount OCI's configuration file \
              at ~/.oci/config of the pods",
         ));

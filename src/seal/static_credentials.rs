@@ -5,7 +5,6 @@ use std::fmt;
 use zeroize::Zeroizing;
 
 use super::Fault;
-use crate::api::Reason;
 
 /// An access key of a user.
 pub struct StaticCredentials {
@@ -25,8 +24,7 @@ impl StaticCredentials {
     ) -> Result<Self, Fault> {
         // Ids of temporary access keys begin so (IAM user guide, unique identifiers).
         if has_session_token || access_key_id.starts_with("ASIA") {
-            return Err(Fault::invalid(
-                Reason::InvalidSpec,
+            return Err(Fault::invalid_spec(
                 "includeCredentials writes credentials that last, and those in the Secret are temporary; take includeCredentials \
                  out and let the pods use their own identity, or put an access key of a user into the Secret",
             ));

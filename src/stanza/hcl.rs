@@ -10,7 +10,7 @@ use data_encoding::BASE64;
 use icu_normalizer::ComposingNormalizerBorrowed;
 use zeroize::Zeroizing;
 
-use crate::{api::Reason, seal::Fault};
+use crate::seal::Fault;
 
 /// A document under construction. Secrets are borrowed, and written only once the size of the whole is known, so that
 /// no buffer grows and leaves a copy behind.
@@ -64,10 +64,9 @@ impl<'s> Document<'s> {
                 Value::Key(bytes) => self.secret(Piece::Base64(bytes)),
                 Value::Secret(text) if is_plain(text) => self.secret(Piece::Plain(text)),
                 Value::Secret(_) => {
-                    return Err(Fault::invalid(
-                        Reason::InvalidSpec,
-                        format!("{name} holds a character that no such credential has; correct its Secret"),
-                    ));
+                    return Err(Fault::invalid_spec(format!(
+                        "{name} holds a character that no such credential has; correct its Secret"
+                    )));
                 }
             }
             self.text("\n".to_owned());
@@ -124,8 +123,7 @@ fn is_plain(text: &str) -> bool {
 /// Version 2 normalises what it reads (NFC), so text of another form is refused rather than changed.
 fn quoted(text: &str) -> Result<String, Fault> {
     if !ComposingNormalizerBorrowed::new_nfc().is_normalized(text) {
-        return Err(Fault::invalid(
-            Reason::InvalidSpec,
+        return Err(Fault::invalid_spec(
             "a value holds decomposed Unicode text, which not every reader of HCL leaves as it is; write it composed (NFC)",
         ));
     }
@@ -161,6 +159,7 @@ fn escape(out: &mut String, character: char) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::Reason;
 
     fn written(value: Value<'_>) -> Result<String, Fault> {
         let mut document = Document::default();

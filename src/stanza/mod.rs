@@ -143,23 +143,16 @@ fn key<'k>(name: &str, previous: bool, keys: Keys<'_, 'k>) -> Result<Option<KeyV
     } else {
         "key"
     };
-    Err(Fault::invalid(
-        Reason::InvalidSpec,
-        format!(
-            "{version} {name:?} has another length than {KEY_BYTES} bytes, which its consumer takes no other; bring a key of \
+    Err(Fault::invalid_spec(format!(
+        "{version} {name:?} has another length than {KEY_BYTES} bytes, which its consumer takes no other; bring a key of \
              {KEY_BYTES} bytes"
-        ),
-    ))
+    )))
 }
 
 /// A key that must be there.
 fn current<'k>(name: &str, keys: Keys<'_, 'k>) -> Result<KeyView<'k>, Fault> {
-    key(name, false, keys)?.ok_or_else(|| {
-        Fault::invalid(
-            Reason::InvalidSpec,
-            format!("there is no key {name:?}; name one of spec.keys"),
-        )
-    })
+    key(name, false, keys)?
+        .ok_or_else(|| Fault::invalid_spec(format!("there is no key {name:?}; name one of spec.keys")))
 }
 
 #[cfg(test)]

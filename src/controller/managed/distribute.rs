@@ -41,13 +41,10 @@ pub(super) async fn distribute(
     let current = ledger.sealed().map_or(0, |sealed| sealed.section.current);
     if managed.min_enabled > current {
         // Nothing is disabled by a number that no version has.
-        let fault = Fault::invalid(
-            Reason::InvalidSpec,
-            format!(
-                "minEnabledVersion is {}, and the version in use is {current}; lower it, or rotate first",
-                managed.min_enabled
-            ),
-        );
+        let fault = Fault::invalid_spec(format!(
+            "minEnabledVersion is {}, and the version in use is {current}; lower it, or rotate first",
+            managed.min_enabled
+        ));
         let looked = |wanted: &managed::Wanted| Looked {
             record: ledger.record(&wanted.name),
             sight: managed::step::Sight::default(),

@@ -54,14 +54,11 @@ pub fn check(type_: MaterialType, bytes: &KeyBytes) -> Result<(), Fault> {
     if fits {
         return Ok(());
     }
-    Err(Fault::invalid(
-        Reason::InvalidSpec,
-        format!(
-            "what material.wrapped holds is no material of type {}: AES takes exactly 32 bytes, the others a private key as PKCS#8 \
+    Err(Fault::invalid_spec(format!(
+        "what material.wrapped holds is no material of type {}: AES takes exactly 32 bytes, the others a private key as PKCS#8 \
              DER; wrap the right bytes",
-            type_.as_str()
-        ),
-    ))
+        type_.as_str()
+    )))
 }
 
 /// How material of a type is wrapped for its way to AWS.

@@ -421,8 +421,7 @@ pub(super) fn wrapping_seals(job: &Job) -> Vec<String> {
 }
 
 pub(super) fn item(class: Class, number: u32) -> Result<Key, Fault> {
-    sets::key(&sets::name(class, number))
-        .ok_or_else(|| Fault::invalid(Reason::InvalidSpec, "no item of a set has that name"))
+    sets::key(&sets::name(class, number)).ok_or_else(|| Fault::invalid_spec("no item of a set has that name"))
 }
 
 fn cannot_keep(seal: &str, mut fault: Fault) -> Fault {

@@ -215,14 +215,7 @@ pub(super) async fn save(
             });
         }
     };
-    let header = serde_json::to_vec(header)
-        .map_err(|_| Fault::invalid(Reason::StoreCorrupt, "the header cannot be written"))?;
-    let change = secret::Change {
-        base,
-        header,
-        put,
-        remove,
-    };
+    let change = secret::Change::new(base, header, put, remove)?;
     let (namespace, name) = (&model.id.namespace, secret_name(&model.id));
     let (_, known) = secret::save(client, namespace, &name, &change).await?;
     if let Some(known) = known {

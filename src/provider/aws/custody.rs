@@ -556,12 +556,7 @@ fn tags(pairs: &BTreeMap<String, String>, token: Option<&str>) -> Result<Vec<Tag
         .chain(token)
         .map(|(key, value)| {
             let tag = Tag::builder().tag_key(key).tag_value(value).build();
-            tag.map_err(|_| {
-                Fault::invalid(
-                    Reason::InvalidSpec,
-                    "a tag has no key or no value; correct awskms.tags",
-                )
-            })
+            tag.map_err(|_| Fault::invalid_spec("a tag has no key or no value; correct awskms.tags"))
         })
         .collect()
 }

@@ -300,8 +300,7 @@ impl Kms {
     ) -> Result<(Vec<u8>, KeyArn), Fault> {
         let bytes = key.expose();
         if !(1..=MAX_PLAINTEXT).contains(&bytes.len()) {
-            return Err(Fault::invalid(
-                Reason::InvalidSpec,
+            return Err(Fault::invalid_spec(
                 "AWS KMS wraps 1 to 4096 bytes by itself; use format: blobinfo for a longer key",
             ));
         }
@@ -419,8 +418,7 @@ pub(super) fn opened(
 }
 
 fn context_with_blob() -> Fault {
-    Fault::invalid(
-        Reason::InvalidSpec,
+    Fault::invalid_spec(
         "a BlobInfo has no encryption context; take `context` out, or set format: kms if it is the KMS's own \
          ciphertext",
     )

@@ -215,8 +215,7 @@ impl Aws {
             session_token,
         } = &seal.credentials
         else {
-            return Err(Fault::invalid(
-                Reason::InvalidSpec,
+            return Err(Fault::invalid_spec(
                 "the seal names no Secret with credentials; name one in credentials.secretRef",
             ));
         };

@@ -235,8 +235,7 @@ impl Kms {
     ) -> Result<(String, Option<String>), Fault> {
         let bytes = key.expose();
         if !(1..=MAX_PLAINTEXT).contains(&bytes.len()) {
-            return Err(Fault::invalid(
-                Reason::InvalidSpec,
+            return Err(Fault::invalid_spec(
                 "OCI KMS wraps 1 to 4096 bytes by itself; use format: blobinfo for a longer key",
             ));
         }

@@ -145,8 +145,7 @@ pub(super) fn garbage(operation: Operation) -> Fault {
 }
 
 pub(super) fn context_with_blob() -> Fault {
-    Fault::invalid(
-        Reason::InvalidSpec,
+    Fault::invalid_spec(
         "a BlobInfo has no associatedData; take `context` out, or set format: kms if it is the KMS's own ciphertext",
     )
 }
@@ -156,8 +155,7 @@ pub(super) fn check_context(context: &BTreeMap<String, String>) -> Result<(), Fa
     if length < MAX_CONTEXT {
         Ok(())
     } else {
-        Err(Fault::invalid(
-            Reason::InvalidSpec,
+        Err(Fault::invalid_spec(
             "the context is longer than the 4096 characters that OCI takes as associatedData; shorten it",
         ))
     }

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::api::{
     AwsCredentials, Deletion, Distribution, KeyUsage, MANAGED_KIND, ManagedKey, MaterialType, Purpose,
-    Reason, SealConfig,
+    SealConfig,
 };
 
 pub mod record;
@@ -86,7 +86,9 @@ pub fn rules(key: &ManagedKey) -> Result<Vec<Wanted>, Fault> {
     material(key)?;
     let name = key.metadata.name.clone().unwrap_or_default();
     if name.contains('.') {
-        return Err(invalid("the name is part of an alias in AWS, so it holds no dot"));
+        return Err(Fault::invalid_spec(
+            "the name is part of an alias in AWS, so it holds no dot",
+        ));
     }
     key.spec
         .distributions
@@ -103,17 +105,19 @@ fn wanted(key_name: &str, distribution: &Distribution) -> Result<Wanted, Fault> 
     for region in std::iter::once(&aws.region).chain(&aws.replica_regions) {
         region
             .parse::<Region>()
-            .map_err(|()| invalid("region is not the name of a region, such as eu-west-1"))?;
+            .map_err(|()| Fault::invalid_spec("region is not the name of a region, such as eu-west-1"))?;
     }
     if !aws.multi_region && !aws.replica_regions.is_empty() {
-        return Err(invalid("replicaRegions needs multiRegion: true"));
+        return Err(Fault::invalid_spec("replicaRegions needs multiRegion: true"));
     }
     if aws.replica_regions.contains(&aws.region) {
-        return Err(invalid("replicaRegions are other regions than region"));
+        return Err(Fault::invalid_spec(
+            "replicaRegions are other regions than region",
+        ));
     }
     let taken = |prefix: &&str| aws.alias_name.starts_with(*prefix);
     if ["alias/aws/", "alias/hashicorp/"].iter().any(taken) {
-        return Err(invalid(
+        return Err(Fault::invalid_spec(
             "aliases under alias/aws/ are AWS's, and those under alias/hashicorp/ the operator's standard ones",
         ));
     }
@@ -122,7 +126,7 @@ fn wanted(key_name: &str, distribution: &Distribution) -> Result<Wanted, Fault> 
         .keys()
         .any(|name| name.starts_with("aws:") || name.starts_with("autounseal.dev/"))
     {
-        return Err(invalid(
+        return Err(Fault::invalid_spec(
             "tags that begin with aws: or autounseal.dev/ are not yours to set",
         ));
     }
@@ -151,15 +155,17 @@ fn material(key: &ManagedKey) -> Result<Key, Fault> {
         MaterialType::EcdsaP256 | MaterialType::EcdsaP384 | MaterialType::EcdsaP521
     );
     if (aes && spec.usage == KeyUsage::SignVerify) || (ecdsa && spec.usage == KeyUsage::EncryptDecrypt) {
-        return Err(invalid(
+        return Err(Fault::invalid_spec(
             "usage does not fit type: aes256-gcm96 takes EncryptDecrypt, ecdsa-… takes SignVerify, rsa-… takes either",
         ));
     }
     if spec.material.generate.is_some() != spec.material.wrapped.is_empty() {
-        return Err(invalid("material takes exactly one of generate, wrapped"));
+        return Err(Fault::invalid_spec(
+            "material takes exactly one of generate, wrapped",
+        ));
     }
     if spec.material.generate.is_none() && spec.rotation.is_some() {
-        return Err(invalid(
+        return Err(Fault::invalid_spec(
             "rotation goes with material.generate only: material that is brought rotates when other bytes are brought",
         ));
     }
@@ -240,7 +246,7 @@ pub fn way(
 ) -> Result<AwsSeal, Fault> {
     let region: Region = region
         .parse()
-        .map_err(|()| invalid("region is not the name of a region, such as eu-west-1"))?;
+        .map_err(|()| Fault::invalid_spec("region is not the name of a region, such as eu-west-1"))?;
     Ok(AwsSeal {
         // Each call names its key itself.
         key: KeyRef::Alias("alias/hashicorp/-".to_owned()),
@@ -251,10 +257,6 @@ pub fn way(
         assume_role: None,
         credentials: parse_aws_credentials(credentials)?,
     })
-}
-
-fn invalid(message: impl Into<String>) -> Fault {
-    Fault::invalid(Reason::InvalidSpec, message)
 }
 
 /// KeySpec of AWS KMS.

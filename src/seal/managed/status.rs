@@ -520,7 +520,7 @@ mod tests {
         let managed = managed(&["eu"]);
         let looks = [("eu".to_owned(), looked(2, None))].into();
         let known = status(&managed, &ManagedKeyStatus::default(), &base(), &looks, now());
-        let fault = Fault::invalid(Reason::InvalidSpec, "no such region");
+        let fault = Fault::invalid_spec("no such region");
         let told = failed(&known, 5, &fault, now());
         assert_eq!(told.observed_generation, Some(5));
         assert_eq!(told.distributions, known.distributions);

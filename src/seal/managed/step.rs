@@ -219,18 +219,15 @@ impl Goal<'_> {
             retired: None,
         });
         if next.region != wanted.region || next.multi_region != wanted.multi_region {
-            return Err(Fault::invalid(
-                Reason::InvalidSpec,
-                format!(
-                    "a distribution of this name brought the key to region {} ({}) before; give this one another name",
-                    next.region,
-                    if next.multi_region {
-                        "multi-Region keys"
-                    } else {
-                        "single-Region keys"
-                    }
-                ),
-            ));
+            return Err(Fault::invalid_spec(format!(
+                "a distribution of this name brought the key to region {} ({}) before; give this one another name",
+                next.region,
+                if next.multi_region {
+                    "multi-Region keys"
+                } else {
+                    "single-Region keys"
+                }
+            )));
         }
         next.replica_regions
             .extend(wanted.replica_regions.iter().cloned());

@@ -1,6 +1,5 @@
 //! What a seal says of its cloud: one function for each.
 
-use super::parse::invalid;
 use crate::{
     api::{self, Reason},
     seal::{
@@ -12,14 +11,14 @@ use crate::{
 
 pub(super) fn parse_aws(spec: &api::AwsKms) -> Result<AwsSeal, Fault> {
     let key: KeyRef = spec.kms_key_id.parse().map_err(|()| {
-        invalid("kmsKeyID is not a key id, key ARN, alias name (alias/…) or alias ARN of AWS KMS")
+        Fault::invalid_spec("kmsKeyID is not a key id, key ARN, alias name (alias/…) or alias ARN of AWS KMS")
     })?;
     let former = spec
         .former_key_ids
         .iter()
         .map(|text| match text.parse::<KeyRef>() {
             Ok(former) if !former.is_alias() => Ok(former),
-            _ => Err(invalid(
+            _ => Err(Fault::invalid_spec(
                 "formerKeyIDs takes key ids and key ARNs only, for an alias may move again",
             )),
         })
@@ -27,7 +26,7 @@ pub(super) fn parse_aws(spec: &api::AwsKms) -> Result<AwsSeal, Fault> {
     let region = match &spec.region {
         Some(text) => Some(
             text.parse()
-                .map_err(|()| invalid("region is not the name of a region, such as eu-west-1"))?,
+                .map_err(|()| Fault::invalid_spec("region is not the name of a region, such as eu-west-1"))?,
         ),
         None => None,
     };
@@ -44,7 +43,7 @@ pub(super) fn parse_aws(spec: &api::AwsKms) -> Result<AwsSeal, Fault> {
     if let (Some(pinned), Some(told)) = (&spec.account_id, key.account())
         && pinned != told
     {
-        return Err(invalid(format!(
+        return Err(Fault::invalid_spec(format!(
             "accountID says {pinned}, but the ARN in kmsKeyID belongs to account {told}"
         )));
     }
@@ -92,10 +91,9 @@ pub(in crate::seal) fn parse_aws_credentials(
 }
 
 pub(super) fn parse_oci(spec: &api::OciKms) -> Result<OciSeal, Fault> {
-    let key = spec
-        .key_id
-        .parse()
-        .map_err(|()| invalid("keyID is not the OCID of an OCI KMS key (ocid1.key.<realm>.<region>.…)"))?;
+    let key = spec.key_id.parse().map_err(|()| {
+        Fault::invalid_spec("keyID is not the OCID of an OCI KMS key (ocid1.key.<realm>.<region>.…)")
+    })?;
     let chosen = match &spec.credentials {
         None => None,
         Some(spec) => at_most_one(
@@ -119,7 +117,7 @@ pub(super) fn parse_oci(spec: &api::OciKms) -> Result<OciSeal, Fault> {
     let credentials = chosen.unwrap_or(oci::Credentials::InstancePrincipal);
     let is_api_key = matches!(credentials, oci::Credentials::ApiKey { .. });
     if spec.auth_type_api_key.is_some_and(|switch| switch != is_api_key) {
-        return Err(invalid(
+        return Err(Fault::invalid_spec(
             "authTypeAPIKey does not agree with credentials: true goes with credentials.apiKey, false with every other \
              identity; correct one of them, or leave authTypeAPIKey out",
         ));
@@ -137,6 +135,8 @@ fn at_most_one<T, const N: usize>(members: [Option<T>; N], names: &str) -> Resul
     let mut found = members.into_iter().flatten();
     match (found.next(), found.next()) {
         (one, None) => Ok(one),
-        (_, Some(_)) => Err(invalid(format!("credentials take at most one of {names}"))),
+        (_, Some(_)) => Err(Fault::invalid_spec(format!(
+            "credentials take at most one of {names}"
+        ))),
     }
 }

@@ -32,11 +32,11 @@ pub fn parse(config: &SealConfig) -> Result<Model, Fault> {
         namespace: metadata
             .namespace
             .clone()
-            .ok_or_else(|| invalid("the object has no namespace"))?,
+            .ok_or_else(|| Fault::invalid_spec("the object has no namespace"))?,
         name: metadata
             .name
             .clone()
-            .ok_or_else(|| invalid("the object has no name"))?,
+            .ok_or_else(|| Fault::invalid_spec("the object has no name"))?,
         uid: metadata.uid.clone().unwrap_or_default(),
     };
     let spec = &config.spec;
@@ -44,7 +44,9 @@ pub fn parse(config: &SealConfig) -> Result<Model, Fault> {
     seals.sort_by(|a, b| (a.priority, &a.name).cmp(&(b.priority, &b.name)));
     unique("spec.seals", seals.iter().map(|seal| seal.name.as_str()))?;
     if seals.is_empty() {
-        return Err(invalid("spec.seals is empty: name at least one KMS key"));
+        return Err(Fault::invalid_spec(
+            "spec.seals is empty: name at least one KMS key",
+        ));
     }
     let keys = spec
         .keys
@@ -91,7 +93,7 @@ pub fn parse(config: &SealConfig) -> Result<Model, Fault> {
         .as_ref()
         .is_some_and(|unseal| unseal.initialize.is_some());
     if initializes && !model.seals.iter().any(|seal| seal.wraps && !seal.disabled) {
-        return Err(invalid(
+        return Err(Fault::invalid_spec(
             "unseal.initialize needs an enabled seal with use: Wrap, under which the shares are kept",
         ));
     }
@@ -100,7 +102,7 @@ pub fn parse(config: &SealConfig) -> Result<Model, Fault> {
         .iter()
         .find(|target| model.reads_secret(&target.secret))
     {
-        return Err(invalid(format!(
+        return Err(Fault::invalid_spec(format!(
             "target {:?} would overwrite Secret {}, which this SealConfig reads; give the target another name",
             target.name, target.secret
         )));
@@ -108,15 +110,11 @@ pub fn parse(config: &SealConfig) -> Result<Model, Fault> {
     Ok(model)
 }
 
-pub(super) fn invalid(message: impl Into<String>) -> Fault {
-    Fault::invalid(Reason::InvalidSpec, message)
-}
-
 fn unique<'a>(what: &str, names: impl Iterator<Item = &'a str>) -> Result<(), Fault> {
     let mut seen = BTreeSet::new();
     for name in names {
         if !seen.insert(name) {
-            return Err(invalid(format!(
+            return Err(Fault::invalid_spec(format!(
                 "{what}: {name:?} appears twice; names must differ"
             )));
         }
@@ -129,7 +127,7 @@ fn parse_seal(spec: &api::SealSpec) -> Result<Seal, Fault> {
     let cloud = match (&spec.awskms, &spec.ocikms) {
         (Some(aws), None) => parse_aws(aws).map(Cloud::Aws),
         (None, Some(oci)) => parse_oci(oci).map(Cloud::Oci),
-        _ => Err(invalid("a seal takes exactly one of: awskms, ocikms")),
+        _ => Err(Fault::invalid_spec("a seal takes exactly one of: awskms, ocikms")),
     };
     let cloud = cloud.map_err(|fault| fault.of(&part))?;
     Ok(Seal {
@@ -155,16 +153,18 @@ fn parse_key(spec: &api::RootKey, seals: &[Seal], namespace: &str) -> Result<Key
     )?;
     let origin = parse_origin(spec).map_err(|fault| fault.of(&part))?;
     if class(spec.purpose) != Class::Key && matches!(origin, Origin::Generated { .. }) {
-        return Err(invalid(
+        return Err(Fault::invalid_spec(
             "a share or root token is made by its server: bring it in wrapped, or take it in with import",
         )
         .of(&part));
     }
     if spec.check_value.is_some() && origin != Origin::Brought {
-        return Err(invalid("checkValue pins a key that is brought in wrapped; take it out").of(&part));
+        return Err(
+            Fault::invalid_spec("checkValue pins a key that is brought in wrapped; take it out").of(&part),
+        );
     }
     if !seals.iter().any(|seal| seal.wraps) {
-        return Err(invalid("keys need a seal with use: Wrap").of(&part));
+        return Err(Fault::invalid_spec("keys need a seal with use: Wrap").of(&part));
     }
     copies.sort_by_key(|copy| seals.iter().position(|seal| seal.name == copy.seal));
     Ok(Key {
@@ -186,7 +186,7 @@ fn parse_origin(spec: &api::RootKey) -> Result<Origin, Fault> {
             let rotation = generate.rotation.clone().unwrap_or_default();
             let after = rotation_after(rotation.after.as_deref(), "2160h");
             if !(16..=64).contains(&generate.bytes) || generate.keep_previous > 1 {
-                return Err(invalid(
+                return Err(Fault::invalid_spec(
                     "generate takes 16 to 64 bytes, and 0 or 1 in keepPrevious",
                 ));
             }
@@ -201,7 +201,7 @@ fn parse_origin(spec: &api::RootKey) -> Result<Origin, Fault> {
             secret: import.secret_key_ref.name.clone(),
             entry: import.secret_key_ref.key.clone(),
         }),
-        _ => Err(invalid(
+        _ => Err(Fault::invalid_spec(
             "a key takes exactly one of wrapped, generate, import, and wrapped holds at least one copy",
         )),
     }
@@ -215,7 +215,7 @@ pub(in crate::seal) fn rotation_after(
     let parse = |text: &str| {
         let after = text.parse().ok();
         after.filter(|after| *after >= LEAST_ROTATION).ok_or_else(|| {
-            invalid(format!(
+            Fault::invalid_spec(format!(
                 "rotation.after is a duration of at least 24h, such as {example}"
             ))
         })
@@ -229,19 +229,19 @@ pub(in crate::seal) fn parse_copy(
     namespace: &str,
 ) -> Result<Copy, Fault> {
     if !seals.iter().any(|seal| seal.name == spec.seal && seal.wraps) {
-        return Err(invalid(format!(
+        return Err(Fault::invalid_spec(format!(
             "a wrapped copy names seal {:?}, which spec.seals does not hold with use: Wrap",
             spec.seal
         )));
     }
     if spec.format == WrappedFormat::BlobInfo && !spec.context.is_empty() {
-        return Err(invalid(
+        return Err(Fault::invalid_spec(
             "context goes only with format: kms; go-kms-wrapping's blobs never carry one",
         ));
     }
     for (name, value) in &spec.context {
         if name.starts_with("autounseal.dev/") && (name != BOUND_NAMESPACE || value.0 != namespace) {
-            return Err(invalid(format!(
+            return Err(Fault::invalid_spec(format!(
                 "context keys under autounseal.dev/ are the operator's own; only {BOUND_NAMESPACE}: {namespace} is yours to set"
             )));
         }
@@ -269,7 +269,7 @@ pub(in crate::seal) fn parse_copy(
         (None, Some(secret), None) => entry(SourceKind::Secret, secret),
         (None, None, Some(map)) => entry(SourceKind::ConfigMap, map),
         _ => {
-            return Err(invalid(
+            return Err(Fault::invalid_spec(
                 "a wrapped copy takes exactly one of inline, secretKeyRef, configMapKeyRef",
             ));
         }
@@ -291,10 +291,15 @@ fn parse_target(spec: &api::Target, seals: &[Seal], keys: &[Key]) -> Result<Targ
     let part = format!("target {:?}", spec.name);
     let secret = &spec.secret;
     if secret.name.ends_with(".wrapped") {
-        return Err(invalid("names that end in .wrapped are the operator's wrapped stores").of(&part));
+        return Err(
+            Fault::invalid_spec("names that end in .wrapped are the operator's wrapped stores").of(&part),
+        );
     }
     if secret.adopt && secret.deletion_policy == DeletionPolicy::Delete {
-        return Err(invalid("an adopted Secret is never deleted: remove deletionPolicy: Delete").of(&part));
+        return Err(
+            Fault::invalid_spec("an adopted Secret is never deleted: remove deletionPolicy: Delete")
+                .of(&part),
+        );
     }
     let labels = metadata(&secret.labels, "label").map_err(|fault| fault.of(&part))?;
     let annotations = metadata(&secret.annotations, "annotation").map_err(|fault| fault.of(&part))?;
@@ -306,7 +311,7 @@ fn parse_target(spec: &api::Target, seals: &[Seal], keys: &[Key]) -> Result<Targ
         .map_err(|fault| fault.of(&part))?;
     let restart = spec.on_change == ChangePolicy::Restart;
     if restart && selector.is_none() {
-        return Err(invalid("onChange: Restart needs a podSelector").of(&part));
+        return Err(Fault::invalid_spec("onChange: Restart needs a podSelector").of(&part));
     }
     let entries = entries(&secret.data, secret.env.as_ref(), seals, keys)
         .map_err(|mut faults| faults.swap_remove(0).of(&part))?;
@@ -341,12 +346,12 @@ pub(in crate::seal) fn parse_selector(selector: &LabelSelector) -> Result<Select
     let empty = selector.match_labels.as_ref().is_none_or(BTreeMap::is_empty)
         && selector.match_expressions.as_ref().is_none_or(Vec::is_empty);
     if empty {
-        return Err(invalid(
+        return Err(Fault::invalid_spec(
             "podSelector must not be empty, or it would select every pod of the namespace",
         ));
     }
     Selector::try_from(selector.clone()).map_err(|_| {
-        invalid("podSelector holds an operator or a list of values that Kubernetes does not know")
+        Fault::invalid_spec("podSelector holds an operator or a list of values that Kubernetes does not know")
     })
 }
 
@@ -366,7 +371,7 @@ fn metadata(
         let under =
             |root: &str| domain == root || domain.strip_suffix(root).is_some_and(|rest| rest.ends_with('.'));
         if FOREIGN.iter().any(|root| under(root)) {
-            return Err(invalid(format!(
+            return Err(Fault::invalid_spec(format!(
                 "{what} {name:?} steers Kubernetes or another controller; the operator does not write it into Secrets"
             )));
         }

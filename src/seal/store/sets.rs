@@ -259,14 +259,11 @@ pub fn fits(model: &Model, store: &StoreFacts, shares: u8, seals: usize) -> Resu
     if size + (usize::from(shares) + 1) * seals * BYTES_OF_A_COPY <= super::MAX_BYTES {
         return Ok(());
     }
-    Err(Fault::invalid(
-        Reason::InvalidSpec,
-        format!(
-            "{shares} shares under {seals} seals would not fit into the 512 KiB of Secret {}, so nothing is initialised; ask \
+    Err(Fault::invalid_spec(format!(
+        "{shares} shares under {seals} seals would not fit into the 512 KiB of Secret {}, so nothing is initialised; ask \
              for fewer shares in unseal.initialize, or keep keys in another SealConfig",
-            secret_name(&model.id)
-        ),
-    ))
+        secret_name(&model.id)
+    )))
 }
 
 /// How the cluster called itself that the newest set is of, if that was recorded.

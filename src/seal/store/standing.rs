@@ -619,23 +619,17 @@ fn rebuild(model: &Model, key: &Key, observed: &Observed) -> Option<Rebuild> {
 
 fn taken(model: &Model, section: &Section) -> Fault {
     if let Some(managed) = &section.managed {
-        return Fault::invalid(
-            Reason::InvalidSpec,
-            format!(
-                "the wrapped store {} holds material of type {} from an object of this name before; give this one another name",
-                secret_name(&model.id),
-                managed.type_.as_str()
-            ),
-        );
-    }
-    Fault::invalid(
-        Reason::InvalidSpec,
-        format!(
-            "the wrapped store {} already holds a key of this name from {}; give this one another name",
+        return Fault::invalid_spec(format!(
+            "the wrapped store {} holds material of type {} from an object of this name before; give this one another name",
             secret_name(&model.id),
-            section.source.field()
-        ),
-    )
+            managed.type_.as_str()
+        ));
+    }
+    Fault::invalid_spec(format!(
+        "the wrapped store {} already holds a key of this name from {}; give this one another name",
+        secret_name(&model.id),
+        section.source.field()
+    ))
 }
 
 fn not_owned(model: &Model) -> Fault {

@@ -33,18 +33,17 @@ impl Initialize {
     /// # Errors
     /// `InvalidSpec`: what the schema refuses, where it came around it.
     pub fn parse(spec: &InitializeSpec) -> Result<Self, Fault> {
-        let invalid = |message: &str| Fault::invalid(Reason::InvalidSpec, message);
         let split = |spec: SharesSpec| {
             let SharesSpec { shares, threshold } = spec;
             if shares == 0 || threshold == 0 || threshold > shares || (shares > 1 && threshold < 2) {
-                return Err(invalid(
+                return Err(Fault::invalid_spec(
                     "initialize: threshold is at most shares, and at least 2 when there are several shares",
                 ));
             }
             Ok(Split { shares, threshold })
         };
         if spec.shamir.is_none() && spec.recovery.is_none() {
-            return Err(invalid("initialize takes shamir, recovery, or both"));
+            return Err(Fault::invalid_spec("initialize takes shamir, recovery, or both"));
         }
         Ok(Self {
             shamir: spec.shamir.map(split).transpose()?,

@@ -12,9 +12,7 @@ use super::{
     observed::{ContainerFacts, PodFacts},
     store::Class,
 };
-use crate::api::{
-    Armor, CaSource, Reason, UnsealAddressType, UnsealPolicy, UnsealProduct, UnsealScheme, UnsealSpec,
-};
+use crate::api::{Armor, CaSource, UnsealAddressType, UnsealPolicy, UnsealProduct, UnsealScheme, UnsealSpec};
 
 pub mod exchange;
 pub mod initialize;
@@ -122,23 +120,23 @@ impl Unseal {
         let by_dns = address.is_some_and(|address| address.type_ == UnsealAddressType::PodDNS);
         let service = address.and_then(|address| address.service_name.clone());
         if by_dns != service.is_some() {
-            return Err(invalid(
+            return Err(Fault::invalid_spec(
                 "serviceName goes with address.type PodDNS, and PodDNS needs it",
             ));
         }
         let transport = match (spec.scheme, &spec.tls) {
             (UnsealScheme::Http, None) => Transport::Plain,
             (UnsealScheme::Http, Some(_)) => {
-                return Err(invalid("http goes without tls; take one of them out"));
+                return Err(Fault::invalid_spec("http goes without tls; take one of them out"));
             }
             (UnsealScheme::Https, None) => {
-                return Err(invalid(
+                return Err(Fault::invalid_spec(
                     "https needs tls.ca, the CA that signed the servers' certificates",
                 ));
             }
             (UnsealScheme::Https, Some(tls)) => {
                 if tls.server_name.is_none() && service.is_none() {
-                    return Err(invalid(
+                    return Err(Fault::invalid_spec(
                         "https needs a name to verify: set tls.serverName, or address.type PodDNS",
                     ));
                 }
@@ -157,7 +155,7 @@ impl Unseal {
         };
         let initialize = spec.initialize.as_ref().map(Initialize::parse).transpose()?;
         if initialize.is_some() && transport == Transport::Plain {
-            return Err(invalid(
+            return Err(Fault::invalid_spec(
                 "initialize needs scheme: https, for what a server answers to it opens everything",
             ));
         }
@@ -167,7 +165,7 @@ impl Unseal {
             service,
             transport,
             port: port.ok_or_else(|| {
-                invalid("port is a number from 1 to 65535, or the name of a container's port")
+                Fault::invalid_spec("port is a number from 1 to 65535, or the name of a container's port")
             })?,
             policy: spec.policy,
             initialize,
@@ -240,13 +238,13 @@ fn ca(source: &CaSource) -> Result<SourceRef, Fault> {
         (Some(entry), None) => (SourceKind::Secret, entry),
         (None, Some(entry)) => (SourceKind::ConfigMap, entry),
         _ => {
-            return Err(invalid(
+            return Err(Fault::invalid_spec(
                 "tls.ca takes exactly one of secretKeyRef, configMapKeyRef",
             ));
         }
     };
     if entry.name == CLUSTER_CA {
-        return Err(invalid(
+        return Err(Fault::invalid_spec(
             "tls.ca names the cluster's own CA, which signs more than your servers; give them a CA of their own",
         ));
     }
@@ -258,15 +256,12 @@ fn ca(source: &CaSource) -> Result<SourceRef, Fault> {
     })
 }
 
-fn invalid(message: &str) -> Fault {
-    Fault::invalid(Reason::InvalidSpec, message)
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::api::Reason;
 
     pub(crate) fn spec() -> Value {
         json!({

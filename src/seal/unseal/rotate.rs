@@ -93,13 +93,10 @@ pub fn step(wanted: Option<&str>, acted_on: Option<&str>, held: Option<&Rekey>, 
 /// `InvalidSpec`: the shares that are held are not the operator's to replace.
 pub fn split(shamir: Option<Split>, state: &SealState, is_set: bool) -> Result<Split, Fault> {
     let invalid = |why: &str| {
-        Err(Fault::invalid(
-            Reason::InvalidSpec,
-            format!(
-                "the annotation {} asks for new shares, and {why}; take the annotation away",
-                crate::seal::model::ROTATE_SHARES
-            ),
-        ))
+        Err(Fault::invalid_spec(format!(
+            "the annotation {} asks for new shares, and {why}; take the annotation away",
+            crate::seal::model::ROTATE_SHARES
+        )))
     };
     if state.is_native() {
         return invalid(

@@ -231,10 +231,9 @@ fn managing(asked: &Asked<'_>, answer: &Answer) -> Option<Fault> {
             Reason::KeyUnusable,
             format!("{of} is in a state in which AWS does not {operation}; its state is looked at again"),
         ),
-        "TagException" => Fault::invalid(
-            Reason::InvalidSpec,
-            format!("AWS does not take the tags of {of}; correct awskms.tags"),
-        ),
+        "TagException" => {
+            Fault::invalid_spec(format!("AWS does not take the tags of {of}; correct awskms.tags"))
+        }
         "UnsupportedOperationException" | "ValidationException" => Fault::denied(
             Reason::InvalidSpec,
             format!(
