@@ -252,6 +252,8 @@ impl Workload {
             Rollout::Failed
         } else if seen && updated == wanted && available >= wanted && all == updated {
             Rollout::Complete
+        } else if spec.paused == Some(true) {
+            Rollout::Held("spec.paused is true; resume it, then the restart follows")
         } else {
             Rollout::Running
         };
@@ -273,16 +275,18 @@ impl Workload {
         let seen = status.and_then(|status| status.observed_generation) >= object.metadata.generation;
         let ready = status.and_then(|status| status.ready_replicas).unwrap_or(0);
         let same = status.is_none_or(|status| status.current_revision == status.update_revision);
+        let strategy = spec.update_strategy.as_ref();
+        let partition = strategy.and_then(|strategy| strategy.rolling_update.as_ref()?.partition);
         let rollout = if seen && same && ready >= wanted {
             Rollout::Complete
+        } else if partition.is_some_and(|partition| partition > 0) {
+            Rollout::Held(
+                "the partition of its updateStrategy keeps pods from the new template; set it to 0, then the restart follows",
+            )
         } else {
             Rollout::Running
         };
-        let strategy = spec
-            .update_strategy
-            .as_ref()
-            .and_then(|strategy| strategy.type_.as_deref());
-        let on_delete = strategy == Some("OnDelete");
+        let on_delete = strategy.and_then(|strategy| strategy.type_.as_deref()) == Some("OnDelete");
         Self::new(
             "StatefulSet",
             object,

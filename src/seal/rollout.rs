@@ -15,6 +15,8 @@ pub const RESTART_INTERVAL: SignedDuration = SignedDuration::from_mins(10);
 /// At most this many restarts of a workload in a day.
 pub const RESTARTS_A_DAY: usize = 6;
 
+const FAILED: &str = "its last rollout failed; mend it, then the restart follows";
+
 /// A workload that owns pods of a target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkloadFacts {
@@ -46,6 +48,8 @@ pub enum Rollout {
     Running,
     /// The controller gave up.
     Failed,
+    /// The workload itself keeps it from its end: what does, and what to do about it.
+    Held(&'static str),
 }
 
 /// What happens to a workload.
@@ -89,14 +93,16 @@ pub fn decide(
         return annotate(workload, now);
     }
     if workload.on_delete {
-        next_eviction(workload, pods, &behind)
-    } else {
-        Restart::Nothing
+        return next_eviction(workload, pods, &behind);
+    }
+    match workload.rollout {
+        Rollout::Complete | Rollout::Running => Restart::Nothing,
+        Rollout::Failed => blocked(workload, FAILED, None),
+        Rollout::Held(why) => blocked(workload, why, None),
     }
 }
 
 fn annotate(workload: &WorkloadFacts, now: Timestamp) -> Restart {
-    let name = &workload.name;
     let since = |span: SignedDuration| {
         workload
             .restarts
@@ -105,16 +111,11 @@ fn annotate(workload: &WorkloadFacts, now: Timestamp) -> Restart {
             .copied()
             .collect::<Vec<_>>()
     };
-    let blocked = |why: String, until| {
-        Restart::Blocked(
-            Fault::denied(Reason::RestartBlocked, format!("{name} is not restarted: {why}")),
-            until,
-        )
-    };
     let until = |at: Timestamp, span| at.saturating_add(span).ok();
     if let Some(last) = since(RESTART_INTERVAL).last() {
         return blocked(
-            "it was restarted within the last 10 minutes and follows when they are over".into(),
+            workload,
+            "it was restarted within the last 10 minutes and follows when they are over",
             until(*last, RESTART_INTERVAL),
         );
     }
@@ -122,7 +123,8 @@ fn annotate(workload: &WorkloadFacts, now: Timestamp) -> Restart {
     let today = since(day);
     if today.len() >= RESTARTS_A_DAY {
         return blocked(
-            format!(
+            workload,
+            &format!(
                 "it was restarted {RESTARTS_A_DAY} times within a day; find out why its keys change so often"
             ),
             until(today[today.len() - RESTARTS_A_DAY], day),
@@ -133,14 +135,18 @@ fn annotate(workload: &WorkloadFacts, now: Timestamp) -> Restart {
         // Pods of an OnDelete workload never roll by themselves: its rollout says nothing.
         _ if workload.on_delete => Restart::Annotate,
         Rollout::Running => blocked(
-            "its last rollout is still under way; it follows when that is complete".into(),
+            workload,
+            "its last rollout is still under way; it follows when that is complete",
             None,
         ),
-        Rollout::Failed => blocked(
-            "its last rollout failed; mend it, then the restart follows".into(),
-            None,
-        ),
+        Rollout::Failed => blocked(workload, FAILED, None),
+        Rollout::Held(why) => blocked(workload, why, None),
     }
+}
+
+fn blocked(workload: &WorkloadFacts, why: &str, until: Option<Timestamp>) -> Restart {
+    let message = format!("{} is not restarted: {why}", workload.name);
+    Restart::Blocked(Fault::denied(Reason::RestartBlocked, message), until)
 }
 
 /// One at a time, standbys first, and only while every other pod is ready.
@@ -243,6 +249,19 @@ mod tests {
             ..workload()
         };
         assert_eq!(decide_at(&done, &old, 10_001), Restart::Nothing);
+        for (rollout, word) in [
+            (Rollout::Failed, "failed"),
+            (Rollout::Held("it is paused"), "paused"),
+        ] {
+            let stuck = WorkloadFacts {
+                rollout,
+                ..done.clone()
+            };
+            let Restart::Blocked(fault, None) = decide_at(&stuck, &old, 10_001) else {
+                panic!("{rollout:?}")
+            };
+            assert!(fault.message.contains(word), "{}", fault.message);
+        }
         assert_eq!(
             decide_at(&workload(), &[pod("a", 10_001, true, false)], 10_001),
             Restart::Nothing
@@ -316,7 +335,7 @@ mod tests {
             panic!()
         };
         assert_eq!(until, Some(at(86_400)));
-        for rollout in [Rollout::Running, Rollout::Failed] {
+        for rollout in [Rollout::Running, Rollout::Failed, Rollout::Held("it is paused")] {
             let busy = WorkloadFacts {
                 rollout,
                 ..workload()

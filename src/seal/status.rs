@@ -568,11 +568,16 @@ fn pods_verdict(
     }
     for (target, pods) in targets {
         if !pods.outdated.is_empty() {
+            let fix = if target.restart {
+                "their workload is rolled if it is annotated with autounseal.dev/restart: allowed and its template uses the \
+                 Secret; else restart them"
+            } else {
+                "restart them, or set onChange: Restart and annotate their workload with autounseal.dev/restart: allowed"
+            };
             return Verdict::no(&Fault::denied(
                 Reason::PodsOutdated,
                 format!(
-                    "target {:?}: pods started before Secret {} last changed: {}; restart them, or set onChange: Restart \
-                     and annotate their workload with autounseal.dev/restart: allowed",
+                    "target {:?}: pods started before Secret {} last changed: {}; {fix}",
                     target.name,
                     target.secret,
                     names(&pods.outdated)

@@ -429,6 +429,23 @@ async fn a_restart_waits_for_the_rollout_before_it_and_stops_when_that_failed() 
         },
     )
     .await;
+
+    // Somebody holds the rollout back: the pods stay as they are, and the status says why.
+    let spec = json!({"spec": {"paused": true}});
+    stage
+        .plane
+        .patch("Deployment", &stage.namespace, "app", &spec)
+        .await;
+    let pod = json!({"metadata": {"labels": {"looked": "at"}}});
+    stage.plane.patch("Pod", &stage.namespace, "app-1-a", &pod).await;
+    eventually("blocked by the pause", async || {
+        let told = blocked().await?;
+        let message = told["message"].as_str().unwrap();
+        (message.contains("spec.paused") && message.contains("Deployment app"))
+            .then_some(())
+            .ok_or_else(|| message.to_owned())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
