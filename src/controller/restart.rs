@@ -24,8 +24,8 @@ use crate::{
         model::{Model, Target},
         observed::{Delivered, Observed, PodFacts},
         outcome::{Outcomes, TargetOutcome},
-        pods::is_current,
-        rollout::{Restart, Rollout, WorkloadFacts, decide},
+        pods::pods,
+        rollout::{Restart, Rollout, WorkloadFacts, behind, decide},
     },
 };
 
@@ -54,23 +54,9 @@ async fn restart_target(
     delivered: &Delivered,
     observed: &Observed,
 ) -> Result<(), Fault> {
-    let using: Vec<&PodFacts> = observed
-        .pods
-        .iter()
-        .filter(|pod| !pod.leaving && pod.uses.iter().any(|used| used.secret == target.secret))
-        .filter(|pod| {
-            use kube::core::SelectorExt;
-            target
-                .selector
-                .as_ref()
-                .is_some_and(|selector| selector.matches(&pod.labels))
-        })
-        .collect();
-    // Nothing is asked of the apiserver while every pod is current: this runs at every reconcile.
-    if using
-        .iter()
-        .all(|pod| is_current(pod, &target.secret, delivered, delivered.keys_changed))
-    {
+    let using = pods(target, &observed.pods, delivered).using();
+    // Nothing is asked of the apiserver while no pod is behind: this runs at every reconcile.
+    if behind(&using, &target.secret, delivered).is_empty() {
         return Ok(());
     }
     let mut workloads: BTreeMap<(String, String), Vec<&PodFacts>> = BTreeMap::new();
@@ -114,7 +100,7 @@ async fn restart_target(
         match decision {
             Restart::Nothing | Restart::NotAsked | Restart::Annotate => {}
             Restart::Evict(pod) => evict(&context.client, &model.id.namespace, &pod).await?,
-            Restart::Blocked(fault, _) => blocked = Some(fault),
+            Restart::Blocked(fault) => blocked = Some(fault),
         }
     }
     blocked.map_or(Ok(()), Err)

@@ -24,7 +24,12 @@ pub struct TargetPods<'a> {
     pub outdated: Vec<&'a PodFacts>,
 }
 
-impl TargetPods<'_> {
+impl<'a> TargetPods<'a> {
+    /// Those that use the Secret.
+    pub fn using(&self) -> Vec<&'a PodFacts> {
+        self.current.iter().chain(&self.outdated).copied().collect()
+    }
+
     /// For status.
     pub fn counts(&self) -> PodCounts {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);

@@ -1,9 +1,12 @@
 //! Whether a workload is rolled because the keys that its pods read have changed (security rule S16).
 
+use std::time::Duration;
+
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
-    Fault, backoff,
+    Fault,
+    fault::spread,
     observed::{Delivered, PodFacts},
     pods::is_current,
 };
@@ -14,6 +17,9 @@ pub const RESTART_INTERVAL: SignedDuration = SignedDuration::from_mins(10);
 
 /// At most this many restarts of a workload in a day.
 pub const RESTARTS_A_DAY: usize = 6;
+
+/// When a workload that keeps pods from the new keys is looked at again: it is not watched.
+const STUCK_INTERVAL: SignedDuration = SignedDuration::from_secs(30);
 
 const FAILED: &str = "its last rollout failed; mend it, then the restart follows";
 
@@ -63,8 +69,23 @@ pub enum Restart {
     Annotate,
     /// This pod is evicted.
     Evict(String),
-    /// Held back; looked at again at that time, or when something changes.
-    Blocked(Fault, Option<Timestamp>),
+    /// Held back; the fault says when it is worth another look.
+    Blocked(Fault),
+}
+
+/// The pods that started before the keys changed that their Secret holds. One that does not run yet reads what is there,
+/// and at the first delivery there was nothing before.
+pub fn behind<'a>(pods: &[&'a PodFacts], secret: &str, delivered: &Delivered) -> Vec<&'a PodFacts> {
+    if delivered.count <= 1 {
+        return Vec::new();
+    }
+    let outdated = |pod: &&&PodFacts| !is_current(pod, secret, delivered, delivered.keys_changed);
+    let started = |pod: &&&PodFacts| {
+        pod.uses
+            .iter()
+            .any(|used| used.secret == secret && used.started.is_some())
+    };
+    pods.iter().filter(outdated).filter(started).copied().collect()
 }
 
 /// Decides about one workload. `pods` are its pods that use the Secret.
@@ -75,15 +96,8 @@ pub fn decide(
     delivered: &Delivered,
     now: Timestamp,
 ) -> Restart {
-    let outdated = |pod: &&&PodFacts| !is_current(pod, secret, delivered, delivered.keys_changed);
-    // A pod that does not run yet will read what is there: only started pods are behind.
-    let started = |pod: &&&PodFacts| {
-        pod.uses
-            .iter()
-            .any(|used| used.secret == secret && used.started.is_some())
-    };
-    let behind: Vec<&PodFacts> = pods.iter().filter(outdated).filter(started).copied().collect();
-    if behind.is_empty() || delivered.count <= 1 {
+    let behind = behind(pods, secret, delivered);
+    if behind.is_empty() {
         return Restart::Nothing;
     }
     if !workload.allowed || !workload.uses_secret {
@@ -97,8 +111,8 @@ pub fn decide(
     }
     match workload.rollout {
         Rollout::Complete | Rollout::Running => Restart::Nothing,
-        Rollout::Failed => blocked(workload, FAILED, None),
-        Rollout::Held(why) => blocked(workload, why, None),
+        Rollout::Failed => blocked(workload, FAILED, Some(STUCK_INTERVAL)),
+        Rollout::Held(why) => blocked(workload, why, Some(STUCK_INTERVAL)),
     }
 }
 
@@ -111,12 +125,12 @@ fn annotate(workload: &WorkloadFacts, now: Timestamp) -> Restart {
             .copied()
             .collect::<Vec<_>>()
     };
-    let until = |at: Timestamp, span| at.saturating_add(span).ok();
+    let left = |at: Timestamp, span: SignedDuration| Some(span - now.duration_since(at));
     if let Some(last) = since(RESTART_INTERVAL).last() {
         return blocked(
             workload,
             "it was restarted within the last 10 minutes and follows when they are over",
-            until(*last, RESTART_INTERVAL),
+            left(*last, RESTART_INTERVAL),
         );
     }
     let day = SignedDuration::from_hours(24);
@@ -127,7 +141,7 @@ fn annotate(workload: &WorkloadFacts, now: Timestamp) -> Restart {
             &format!(
                 "it was restarted {RESTARTS_A_DAY} times within a day; find out why its keys change so often"
             ),
-            until(today[today.len() - RESTARTS_A_DAY], day),
+            left(today[today.len() - RESTARTS_A_DAY], day),
         );
     }
     match workload.rollout {
@@ -139,14 +153,16 @@ fn annotate(workload: &WorkloadFacts, now: Timestamp) -> Restart {
             "its last rollout is still under way; it follows when that is complete",
             None,
         ),
-        Rollout::Failed => blocked(workload, FAILED, None),
-        Rollout::Held(why) => blocked(workload, why, None),
+        Rollout::Failed => blocked(workload, FAILED, Some(STUCK_INTERVAL)),
+        Rollout::Held(why) => blocked(workload, why, Some(STUCK_INTERVAL)),
     }
 }
 
-fn blocked(workload: &WorkloadFacts, why: &str, until: Option<Timestamp>) -> Restart {
+fn blocked(workload: &WorkloadFacts, why: &str, wait: Option<SignedDuration>) -> Restart {
     let message = format!("{} is not restarted: {why}", workload.name);
-    Restart::Blocked(Fault::denied(Reason::RestartBlocked, message), until)
+    let mut fault = Fault::denied(Reason::RestartBlocked, message);
+    fault.retry_after = wait.and_then(|wait| Duration::try_from(wait).ok());
+    Restart::Blocked(fault)
 }
 
 /// One at a time, standbys first, and only while every other pod is ready.
@@ -166,7 +182,7 @@ fn next_eviction(workload: &WorkloadFacts, pods: &[&PodFacts], behind: &[&PodFac
             "{} waits for {why} before the next pod is replaced",
             workload.name
         );
-        Restart::Blocked(Fault::transient(Reason::RestartBlocked, message), None)
+        Restart::Blocked(Fault::transient(Reason::RestartBlocked, message))
     };
     // Between an eviction and its replacement there is one pod less, and nobody to ask whether it is ready.
     if pods.len() < workload.replicas {
@@ -182,9 +198,14 @@ fn next_eviction(workload: &WorkloadFacts, pods: &[&PodFacts], behind: &[&PodFac
     }
 }
 
-/// When to look again at a blocked restart that names no time.
-pub fn look_again(fault: &Fault, jitter: f64) -> std::time::Duration {
-    backoff(fault, 2, jitter)
+/// How long until a workload is looked at again whose pods are behind a change of keys. Neither its consent nor its rollout
+/// is watched: soon while the change is young, then less and less often.
+pub fn look_again(changed: Timestamp, now: Timestamp, jitter: f64) -> Duration {
+    let age = Duration::try_from(now.duration_since(changed)).unwrap_or_default();
+    spread(
+        (age / 4).clamp(Duration::from_mins(1), Duration::from_mins(10)),
+        jitter,
+    )
 }
 
 #[cfg(test)]
@@ -257,7 +278,7 @@ mod tests {
                 rollout,
                 ..done.clone()
             };
-            let Restart::Blocked(fault, None) = decide_at(&stuck, &old, 10_001) else {
+            let Restart::Blocked(fault) = decide_at(&stuck, &old, 10_001) else {
                 panic!("{rollout:?}")
             };
             assert!(fault.message.contains(word), "{}", fault.message);
@@ -323,18 +344,22 @@ mod tests {
             restarts: vec![at(9_900)],
             ..workload()
         };
-        let Restart::Blocked(fault, until) = decide_at(&recent, &old, 10_001) else {
+        let Restart::Blocked(fault) = decide_at(&recent, &old, 10_001) else {
             panic!()
         };
-        assert_eq!((fault.reason, until), (Reason::RestartBlocked, Some(at(10_500))));
+        let wait = Duration::from_secs(10_500 - 10_001);
+        assert_eq!(
+            (fault.reason, fault.retry_after),
+            (Reason::RestartBlocked, Some(wait))
+        );
         let many = WorkloadFacts {
             restarts: (0..6).map(|n| at(n * 1000)).collect(),
             ..workload()
         };
-        let Restart::Blocked(_, until) = decide_at(&many, &old, 10_001) else {
+        let Restart::Blocked(fault) = decide_at(&many, &old, 10_001) else {
             panic!()
         };
-        assert_eq!(until, Some(at(86_400)));
+        assert_eq!(fault.retry_after, Some(Duration::from_secs(86_400 - 10_001)));
         for rollout in [Rollout::Running, Rollout::Failed, Rollout::Held("it is paused")] {
             let busy = WorkloadFacts {
                 rollout,
@@ -342,6 +367,13 @@ mod tests {
             };
             assert!(matches!(decide_at(&busy, &old, 10_001), Restart::Blocked(..)));
         }
+    }
+
+    #[test]
+    fn a_workload_is_looked_at_soon_after_a_change_and_rarely_later() {
+        let wait = |age: i64| look_again(at(0), at(age), 0.5).as_secs();
+        assert_eq!([0, 240, 1200, 100_000].map(wait), [60, 60, 300, 600]);
+        assert_eq!(look_again(at(10), at(0), 0.0).as_secs(), 45);
     }
 
     #[test]

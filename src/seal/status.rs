@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
-    Fault, FaultKind,
+    Fault, FaultKind, backoff,
     checks::{Findings, check},
     digest::{seal_inputs, shares_inputs},
     model::{Model, Seal, Target},
@@ -15,7 +15,7 @@ use super::{
     outcome::{Described, Outcomes, TargetOutcome},
     plan::{Need, PROBE_INTERVAL, delivered, is_told_of_the_past, need, plan, probe_due},
     pods::{TargetPods, pods},
-    rollout::look_again,
+    rollout::{behind, look_again},
     store::{
         StoreFacts, sets,
         standing::{needs_store, next_due},
@@ -671,6 +671,22 @@ pub fn next_look(
     }
     let repairs = memory.repairs.values();
     times.extend(repairs.filter_map(|repairs| repairs.contested_until(observed.now)));
+    for target in model.targets.iter().filter(|target| target.restart) {
+        let Some(secret) = observed.secrets.get(&target.secret) else {
+            continue;
+        };
+        let delivered = &secret.delivered;
+        let using = pods(target, &observed.pods, delivered).using();
+        if let Some(changed) = delivered.keys_changed
+            && !behind(&using, &target.secret, delivered).is_empty()
+        {
+            times.extend(
+                observed
+                    .now
+                    .checked_add(look_again(changed, observed.now, observed.jitter)),
+            );
+        }
+    }
     let soonest = times.into_iter().filter(|at| *at > observed.now).min().map(|at| {
         Duration::try_from(at.duration_since(observed.now))
             .unwrap_or_default()
@@ -679,7 +695,7 @@ pub fn next_look(
     let restart = outcomes
         .restarts
         .values()
-        .map(|fault| look_again(fault, observed.jitter))
+        .map(|fault| backoff(fault, 2, observed.jitter))
         .min();
     [soonest, restart].into_iter().flatten().min()
 }

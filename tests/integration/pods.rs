@@ -361,6 +361,26 @@ async fn workloads_without_consent_or_without_the_secret_in_their_template_are_l
         2,
         "nobody was evicted"
     );
+
+    // Consent that is given later is noticed, although nobody watches workloads.
+    let agreed = json!({"metadata": {"annotations": {"autounseal.dev/restart": "allowed"}}});
+    stage
+        .plane
+        .patch("Deployment", &stage.namespace, "silent", &agreed)
+        .await;
+    rolled_out(&scene, "Deployment", "silent").await;
+    crate::support::plane::within(
+        std::time::Duration::from_mins(2),
+        "the restart after the consent",
+        async || {
+            annotation_of(&scene, "Deployment", "silent")
+                .await
+                .map(drop)
+                .ok_or_else(|| "no annotation".to_owned())
+        },
+    )
+    .await;
+    assert_eq!(annotation_of(&scene, "DaemonSet", "elsewhere").await, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
