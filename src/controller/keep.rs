@@ -30,7 +30,7 @@ use crate::{
         outcome::{KeyOutcome, Outcomes, StoredState},
         plan::{Tend, Work},
         store::{
-            Edit, HEADER, MAX_BYTES, Sealed, Section, StoreFacts, edit::next_header, proof::mac_of,
+            Edit, HEADER, MAX_BYTES, NewCopy, Sealed, Section, StoreFacts, edit::next_header, proof::mac_of,
             secret_name, standing::seen,
         },
     },
@@ -60,6 +60,21 @@ impl<'a> Draft<'a> {
             faults: Vec::new(),
             wrapped: Vec::new(),
         }
+    }
+
+    /// The copies that were made; which seal made one and which did not is noted.
+    fn made(&mut self, wrapped: Vec<(String, Result<NewCopy, Fault>)>) -> Vec<NewCopy> {
+        let mut copies = Vec::new();
+        for (seal, result) in wrapped {
+            match result {
+                Ok(copy) => {
+                    copies.push(copy);
+                    self.wrapped.push(seal);
+                }
+                Err(fault) => self.faults.push((seal, fault)),
+            }
+        }
+        copies
     }
 }
 

@@ -107,19 +107,8 @@ impl<'a> Hand<'_, 'a> {
         seals: &[String],
         every: bool,
     ) {
-        let wrapped = self.wrap_all(version, bytes, seals).await;
-        let failed = wrapped.iter().any(|(_, result)| result.is_err());
-        let mut copies = Vec::new();
-        for (seal, result) in wrapped {
-            match result {
-                Ok(copy) => {
-                    copies.push(copy);
-                    draft.wrapped.push(seal);
-                }
-                Err(fault) => draft.faults.push((seal, fault)),
-            }
-        }
-        if !(every && failed) {
+        let copies = draft.made(self.wrap_all(version, bytes, seals).await);
+        if !every || copies.len() == seals.len() {
             draft.edit.add_version(version, self.version(bytes), copies);
         }
     }
@@ -316,15 +305,8 @@ impl<'a> Hand<'_, 'a> {
                 draft.faults.extend(failed);
                 continue;
             }
-            let wrapped = self.wrap_all(version, bytes, &seals).await;
-            for (seal, result) in wrapped {
-                match result {
-                    Ok(copy) => {
-                        draft.edit.add_copy(store, version, copy, self.observed.now);
-                        draft.wrapped.push(seal);
-                    }
-                    Err(fault) => draft.faults.push((seal, fault)),
-                }
+            for copy in draft.made(self.wrap_all(version, bytes, &seals).await) {
+                draft.edit.add_copy(store, version, copy, self.observed.now);
             }
         }
     }
