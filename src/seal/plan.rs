@@ -10,7 +10,7 @@ use super::{
     digest::{seal_inputs, tend_inputs},
     model::{Key, Model, Seal, Target},
     observed::{Delivered, Observed, Repairs, waits_until},
-    pods::pods,
+    pods::{is_current, pods},
     store::{
         Standing, StoreFacts,
         standing::{Due, Rebuild, successor, wrapping},
@@ -427,14 +427,16 @@ pub fn rotation_waits(model: &Model, key: &Key, observed: &Observed, findings: &
             ));
         }
         let delivered = delivered(target, observed);
-        let found = pods(target, &observed.pods, &delivered);
-        if let Some(pod) = found.outdated.first() {
+        let mut using = pods(target, &observed.pods, &delivered).using();
+        // Who is behind a change of text only runs the version in use.
+        using.retain(|pod| !is_current(pod, &target.secret, &delivered, delivered.keys_changed));
+        if let Some(pod) = using.first() {
             return waiting(format!(
-                "the rotation of key {:?} waits for pod {} (and {} more), which started before Secret {} last changed; \
-                 restart it, or set onChange: Restart and annotate its workload with autounseal.dev/restart: allowed",
+                "the rotation of key {:?} waits for pod {} (and {} more), which started before the keys in Secret {} last \
+                 changed; restart it, or set onChange: Restart and annotate its workload with autounseal.dev/restart: allowed",
                 key.name,
                 pod.name,
-                found.outdated.len() - 1,
+                using.len() - 1,
                 target.secret
             ));
         }
@@ -455,11 +457,14 @@ pub fn delivered(target: &Target, observed: &Observed) -> Delivered {
         .targets
         .iter()
         .find(|status| status.name == target.name && status.secret == target.secret);
+    let recorded = recorded
+        .and_then(|status| status.delivered_time.as_ref())
+        .map(|time| time.0);
+    let unseen = recorded.filter(|at| delivered.content_changed.is_none_or(|seen| seen < *at));
     Delivered {
-        content_changed: recorded
-            .and_then(|status| status.delivered_time.as_ref())
-            .map(|time| time.0)
-            .or(delivered.content_changed),
+        content_changed: recorded.or(delivered.content_changed),
+        // What changed then is not known, so it counts as the keys.
+        keys_changed: unseen.or(delivered.keys_changed),
         count: delivered.count.max(1),
         ..delivered
     }

@@ -14,7 +14,7 @@ use super::{
     observed::{Delivered, Memory, Observed},
     outcome::{Described, Outcomes, TargetOutcome},
     plan::{Need, PROBE_INTERVAL, delivered, is_told_of_the_past, need, plan, probe_due},
-    pods::{TargetPods, pods},
+    pods::{TargetPods, is_current, pods},
     rollout::{behind, look_again},
     store::{
         StoreFacts, sets,
@@ -154,7 +154,7 @@ pub fn status(
             pods: target.selector.is_some().then(|| found.counts()),
             ..recorded
         });
-        told_apart.push((target, found));
+        told_apart.push((target, delivered, found));
     }
 
     let key_faults: Vec<(&str, Option<Fault>)> = model
@@ -535,7 +535,7 @@ fn target_fault(
 }
 
 fn pods_verdict(
-    targets: &[(&Target, TargetPods<'_>)],
+    targets: &[(&Target, Delivered, TargetPods<'_>)],
     outcomes: &Outcomes,
     rotation: Option<&Fault>,
 ) -> Verdict {
@@ -546,7 +546,7 @@ fn pods_verdict(
         }
         names.join(", ")
     };
-    for (target, pods) in targets {
+    for (target, _, pods) in targets {
         if !pods.not_using.is_empty() {
             return Verdict::no(&Fault::denied(
                 Reason::PodsNotUsingSecret,
@@ -566,9 +566,15 @@ fn pods_verdict(
     if let Some(fault) = rotation {
         return Verdict::no(fault);
     }
-    for (target, pods) in targets {
+    for (target, delivered, pods) in targets {
         if !pods.outdated.is_empty() {
-            let fix = if target.restart {
+            let text_only = pods
+                .outdated
+                .iter()
+                .all(|pod| is_current(pod, &target.secret, delivered, delivered.keys_changed));
+            let fix = if text_only {
+                "restart them; only a change of keys restarts a workload by itself"
+            } else if target.restart {
                 "their workload is rolled if it is annotated with autounseal.dev/restart: allowed and its template uses the \
                  Secret; else restart them"
             } else {

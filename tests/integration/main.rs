@@ -59,6 +59,7 @@ mod rights;
 mod rotate;
 mod rotate_crash;
 mod rotate_raft;
+mod rotation_pods;
 mod scans;
 mod schema;
 mod scripted_servers;
