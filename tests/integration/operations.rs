@@ -220,6 +220,9 @@ async fn installed_restored_upgraded_and_uninstalled_by_the_page_no_key_is_lost_
     assert_eq!(scene.kms.calls().len(), calls);
     plane.delete("Secret", &stage.namespace, "made").await;
     stage.delivered("made", &[("root", &key["root"])]).await;
+
+    page.run("empty a namespace");
+    assert!(plane.list("SealConfig", &stage.namespace).await.is_empty());
     running.stop();
 }
 
