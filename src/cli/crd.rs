@@ -1,6 +1,8 @@
 //! `autounseal crd`.
 
-use super::{Done, Failure, output};
+use serde_json::json;
+
+use super::{Done, Failure, Output, output};
 use crate::{api, yaml};
 
 /// Print the custom resource definitions
@@ -10,10 +12,17 @@ use crate::{api, yaml};
 ///   autounseal crd | kubectl apply --server-side -f -
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
-pub struct CrdArgs {}
+pub struct CrdArgs {
+    /// How to print them; text is YAML
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
 
-pub(super) fn run(_: &CrdArgs) -> Done {
-    output::report(&text()?);
+pub(super) fn run(args: &CrdArgs) -> Done {
+    match args.output {
+        Output::Text => output::report(&text()?),
+        Output::Json => output::json(&json!({"apiVersion": "v1", "kind": "List", "items": api::crds()})),
+    }
     Ok(())
 }
 

@@ -5,8 +5,10 @@ use std::{
     io::{self, BufRead, IsTerminal},
 };
 
+use serde_json::json;
+
 use super::{
-    Done, Failure,
+    Done, Failure, Output,
     cluster::{self, ClusterArgs},
     output,
 };
@@ -49,6 +51,9 @@ pub struct ForgetInitArgs {
     /// Do not ask
     #[arg(long)]
     yes: bool,
+    /// How to print what was done
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
     #[command(flatten)]
     cluster: ClusterArgs,
 }
@@ -85,10 +90,15 @@ pub(super) async fn run(args: &ForgetInitArgs) -> Done {
     secret::save(&cluster.client, &namespace, &name, &change)
         .await
         .map_err(cluster::yours)?;
-    output::note(&format!(
-        "done: the operator may initialise a server of {namespace}/{} again",
-        args.name
-    ));
+    match args.output {
+        Output::Text => output::note(&format!(
+            "done: the operator may initialise a server of {namespace}/{} again",
+            args.name
+        )),
+        Output::Json => output::json(&json!({
+            "namespace": namespace, "name": args.name, "forgotten": header.forgotten,
+        })),
+    }
     Ok(())
 }
 

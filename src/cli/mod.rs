@@ -139,6 +139,21 @@ mod tests {
     }
 
     #[test]
+    fn every_command_that_ends_prints_for_people_or_for_programs() {
+        fn check(command: &clap::Command) {
+            for command in command.get_subcommands() {
+                check(command);
+            }
+            let prints = command
+                .get_arguments()
+                .any(|argument| argument.get_id() == "output");
+            let ends = !command.has_subcommands() && command.get_name() != "controller";
+            assert_eq!(prints, ends, "{}", command.get_name());
+        }
+        check(&Cli::command());
+    }
+
+    #[test]
     fn every_argument_is_explained() {
         for command in Cli::command().get_subcommands() {
             assert!(command.get_about().is_some(), "{}", command.get_name());

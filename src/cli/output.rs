@@ -6,7 +6,9 @@
 
 use std::io::{self, Write};
 
+use data_encoding::BASE64;
 use serde_json::Value;
+use zeroize::Zeroizing;
 
 /// How a report is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -44,6 +46,21 @@ pub(super) fn bytes(bytes: &[u8]) -> io::Result<()> {
     let stdout = io::stdout().lock();
     let copy = std::os::fd::AsFd::as_fd(&stdout).try_clone_to_owned()?;
     std::fs::File::from(copy).write_all(bytes)
+}
+
+/// Key bytes to standard output as JSON, with the name of the key.
+pub(super) fn named_bytes(name: &str, key: &[u8]) -> io::Result<()> {
+    let (head, tail) = (
+        format!("{{\"key\": {}, \"base64\": \"", Value::from(name)),
+        "\"}\n",
+    );
+    // As large as it gets, so that it never moves and leaves a copy behind.
+    let length = head.len() + BASE64.encode_len(key.len()) + tail.len();
+    let mut text = Zeroizing::new(String::with_capacity(length));
+    text.push_str(&head);
+    BASE64.encode_append(key, &mut text);
+    text.push_str(tail);
+    bytes(text.as_bytes())
 }
 
 /// The text with control characters and the marks that reverse its direction as escapes, line ends and tabs aside.

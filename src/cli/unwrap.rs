@@ -7,9 +7,10 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 use kube::Client;
+use serde_json::json;
 
 use super::{
-    Done, Failure, check,
+    Done, Failure, Output, check,
     cluster::{self, ClusterArgs},
     manifest::{self, Object},
     offline::{self, Caller},
@@ -107,6 +108,9 @@ pub struct UnwrapArgs {
     /// Write the key even to a terminal
     #[arg(long)]
     force: bool,
+    /// How to print the key; text is its bytes as they are, JSON has them in base64. A file always gets the bytes
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
     #[command(flatten)]
     cluster: ClusterArgs,
 }
@@ -161,16 +165,21 @@ pub(super) async fn run(args: &UnwrapArgs) -> Done {
     // Before anything is opened: a file that is in the way is better told now.
     let mut file = args.out_file.as_deref().map(OutFile::create).transpose()?;
     let bytes = case.open(key).await?;
-    match (&mut file, &args.out_file) {
-        (Some(file), Some(path)) => {
-            file.keep(bytes.expose())
-                .map_err(|error| Failure::No(format!("cannot write {}: {error}", path.display())))?;
-            output::note(&format!("written to {}", path.display()));
+    if let (Some(file), Some(path)) = (&mut file, &args.out_file) {
+        file.keep(bytes.expose())
+            .map_err(|error| Failure::No(format!("cannot write {}: {error}", path.display())))?;
+        let path = path.display().to_string();
+        match args.output {
+            Output::Text => output::note(&format!("written to {path}")),
+            Output::Json => output::json(&json!({"key": key.name, "file": path})),
         }
-        _ => output::bytes(bytes.expose())
-            .map_err(|error| Failure::No(format!("cannot write to standard output: {error}")))?,
+        return Ok(());
     }
-    Ok(())
+    match args.output {
+        Output::Text => output::bytes(bytes.expose()),
+        Output::Json => output::named_bytes(&key.name, bytes.expose()),
+    }
+    .map_err(|error| Failure::No(format!("cannot write to standard output: {error}")))
 }
 
 pub(super) fn wrong(object: &Object, problems: &[Problem]) -> Failure {

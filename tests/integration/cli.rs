@@ -124,6 +124,12 @@ async fn a_key_is_wrapped_and_unwrapped_in_both_formats_and_the_operator_reads_t
         let opened = run(&kms, &["unwrap", "-f", &file, "--key", "root"], b"");
         assert_eq!((opened.code, &opened.out), (0, &key), "{}", opened.err);
         assert!(!opened.err.contains(&data_encoding::BASE64.encode(&key)));
+        let told = run(&kms, &["unwrap", "-f", &file, "--key", "root", "-o", "json"], b"");
+        let told: Value = serde_json::from_slice(&told.out).unwrap();
+        assert_eq!(
+            told,
+            json!({"key": "root", "base64": data_encoding::BASE64.encode(&key)})
+        );
         // Into a file of the caller's only.
         let out = folder.path(&format!("out-{format}-{}", context.is_some()));
         let done = run(
@@ -464,6 +470,9 @@ fn numbers(value: &Value) -> Value {
 async fn the_printed_definitions_are_those_that_the_apiserver_has() {
     let done = run("http://127.0.0.1:9", &["crd"], b"");
     assert_eq!(done.code, 0, "{}", done.err);
+    let list: Value =
+        serde_json::from_slice(&run("http://127.0.0.1:9", &["crd", "-o", "json"], b"").out).unwrap();
+    assert_eq!(list["items"], json!(autounseal::api::crds()));
     let stage = Stage::bare("crd", &json!({})).await;
     let mut found = 0;
     for document in serde_yaml::Deserializer::from_str(&done.text()) {

@@ -92,8 +92,10 @@ impl Attack {
 
     fn forget(&self) -> crate::support::oci_caller::Done {
         let namespace = &self.scene.stage.namespace;
-        self.caller
-            .run(&["forget-init", "-n", namespace, NAME, "--yes"], b"")
+        self.caller.run(
+            &["forget-init", "-n", namespace, NAME, "--yes", "-o", "json"],
+            b"",
+        )
     }
 }
 
@@ -201,7 +203,11 @@ async fn a_wiped_volume_is_told_and_a_new_set_lies_beside_the_old_one() {
         b"vault\n",
     );
     assert_eq!(unconfirmed.code, 2, "{}", unconfirmed.err);
-    attack.forget().ok();
+    let forgotten = attack.forget().json();
+    assert_eq!(
+        (&forgotten["name"], &forgotten["forgotten"]),
+        (&json!(NAME), &json!(1))
+    );
     attack.well().await;
     assert_eq!((vault.count("init"), vault.state().foreign), (2, 0));
     let second = attack.store().await;
