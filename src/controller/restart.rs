@@ -118,7 +118,7 @@ async fn evict(client: &Client, namespace: &str, pod: &str) -> Result<(), Fault>
             Ok(())
         }
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        Err(kube::Error::Api(status)) if status.code == 429 => Err(Fault::transient(
+        Err(kube::Error::Api(status)) if status.code == 429 => Err(Fault::denied(
             Reason::RestartBlocked,
             format!("a PodDisruptionBudget does not let pod {pod} go yet; it is asked again"),
         )),

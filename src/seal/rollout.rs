@@ -117,15 +117,17 @@ pub fn decide(
 }
 
 fn annotate(workload: &WorkloadFacts, now: Timestamp) -> Restart {
+    // A clock that was far ahead when it wrote one of them must not hold the workload until then.
     let since = |span: SignedDuration| {
         workload
             .restarts
             .iter()
-            .filter(move |at| now.duration_since(**at) < span)
+            .filter(move |at| now.duration_since(**at).abs() < span)
             .copied()
             .collect::<Vec<_>>()
     };
-    let left = |at: Timestamp, span: SignedDuration| Some(span - now.duration_since(at));
+    let left =
+        |at: Timestamp, span: SignedDuration| Some(span - now.duration_since(at).max(SignedDuration::ZERO));
     if let Some(last) = since(RESTART_INTERVAL).last() {
         return blocked(
             workload,
@@ -182,7 +184,8 @@ fn next_eviction(workload: &WorkloadFacts, pods: &[&PodFacts], behind: &[&PodFac
             "{} waits for {why} before the next pod is replaced",
             workload.name
         );
-        Restart::Blocked(Fault::transient(Reason::RestartBlocked, message))
+        // Pods are watched: it is no use to ask often.
+        Restart::Blocked(Fault::denied(Reason::RestartBlocked, message))
     };
     // Between an eviction and its replacement there is one pod less, and nobody to ask whether it is ready.
     if pods.len() < workload.replicas {
@@ -352,6 +355,20 @@ mod tests {
             (fault.reason, fault.retry_after),
             (Reason::RestartBlocked, Some(wait))
         );
+        for (ahead, waits) in [(300, Some(Duration::from_mins(10))), (10_800, None)] {
+            let ahead = WorkloadFacts {
+                restarts: vec![at(10_001 + ahead)],
+                ..workload()
+            };
+            let waiting = match decide_at(&ahead, &old, 10_001) {
+                Restart::Blocked(fault) => fault.retry_after,
+                other => {
+                    assert_eq!(other, Restart::Annotate);
+                    None
+                }
+            };
+            assert_eq!(waiting, waits);
+        }
         let many = WorkloadFacts {
             restarts: (0..6).map(|n| at(n * 1000)).collect(),
             ..workload()

@@ -572,7 +572,7 @@ fn pods_verdict(
                 .outdated
                 .iter()
                 .all(|pod| is_current(pod, &target.secret, delivered, delivered.keys_changed));
-            let fix = if text_only {
+            let fix = if text_only || delivered.count <= 1 {
                 "restart them; only a change of keys restarts a workload by itself"
             } else if target.restart {
                 "their workload is rolled if it is annotated with autounseal.dev/restart: allowed and its template uses the \

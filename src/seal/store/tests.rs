@@ -13,7 +13,7 @@ use super::{
     item, item_digest,
     proof::place,
     read,
-    standing::{candidates, seen, successor, wrapping},
+    standing::{candidates, seen, standing, successor, wrapping},
 };
 use crate::{
     api::{Reason, SealConfig, SealConfigStatus},
@@ -21,7 +21,7 @@ use crate::{
         Ciphertext, Fault, KeyBytes,
         check_value::{Binding, check_value},
         checks::check,
-        digest::{seal_inputs, tend_inputs},
+        digest::{brought_inputs, seal_inputs, tend_inputs},
         endpoint::EndpointPolicy,
         model::{Model, Origin, parse},
         observed::{Delivered, Failure, Mark, Memory, NamespaceFacts, Observed, SecretFacts},
@@ -899,4 +899,102 @@ fn a_share_is_bound_as_a_share_and_a_key_as_a_key() {
         .map(|key| place("domain", &model, key, 1).class)
         .collect();
     assert_eq!(classes, [Class::Key, Class::UnsealShare]);
+}
+
+/// A key that is brought under the first of two seals as `inline`, and under both if `both`.
+fn bringing(inline: &str, both: bool, second: &Value) -> Model {
+    let seal = |at: usize| {
+        json!({"name": format!("s{at}"), "awskms": {
+            "kmsKeyID": arn(at, 0), "credentials": {"secretRef": {"name": "aws"}}}})
+    };
+    let mut seals = [seal(0), seal(1)];
+    for (field, value) in second.as_object().into_iter().flatten() {
+        seals[1][field] = value.clone();
+    }
+    let copy = |at: usize| json!({"seal": format!("s{at}"), "format": "kms", "inline": inline});
+    let copies: Vec<Value> = (0..if both { 2 } else { 1 }).map(copy).collect();
+    let config: SealConfig = serde_json::from_value(json!({
+        "apiVersion": "autounseal.dev/v1alpha1", "kind": "SealConfig",
+        "metadata": {"name": "app", "namespace": "team", "uid": "uid-1"},
+        "spec": {"seals": seals, "keys": [{"name": "root", "wrapped": copies}]},
+    }))
+    .unwrap();
+    parse(&config).unwrap()
+}
+
+#[test]
+fn what_is_added_to_a_brought_key_follows_what_is_brought() {
+    let mut world = World::new();
+    let as_it_was = json!({});
+    let model = bringing("Zmlyc3Q=", false, &as_it_was);
+    let stands = |world: &mut World, model: &Model| standing(model, &model.keys[0], &world.observed());
+    assert_eq!(stands(&mut world, &model), Standing::New);
+    assert_eq!(
+        stands(&mut world, &bringing("Zmlyc3Q=", true, &as_it_was)),
+        Standing::Elsewhere
+    );
+
+    let copy = world.wrap("s1", 1, b"key").unwrap();
+    let (name, bytes) = (item("root", 1, "s1"), copy.ciphertext.bytes().to_vec());
+    let mut version = world.version(b"key");
+    version.copies.insert("s1".into(), copy.record);
+    let section = Section {
+        source: Provenance::Brought,
+        counter: 1,
+        current: 1,
+        next: 2,
+        trigger: None,
+        inputs: Some(brought_inputs(&model.keys[0], &world.observed())),
+        versions: [(1, version)].into(),
+        managed: None,
+    };
+    let stored = |section: &Section, bytes: &[u8]| {
+        let mut header = next_header(&StoreFacts::Absent, 0);
+        let section = section.clone();
+        header.keys.insert("root".into(), Sealed { section, mac: None });
+        let header = serde_json::to_vec(&header).unwrap();
+        Some(BTreeMap::from([
+            (super::HEADER.to_owned(), header),
+            (name.clone(), bytes.to_vec()),
+        ]))
+    };
+    let due = |world: &mut World, model: &Model| match stands(world, model) {
+        Standing::Kept(kept) => kept.due,
+        other => panic!("{other:?}"),
+    };
+    let again = vec![(1, "s1".to_owned())];
+    world.store = stored(&section, &bytes);
+    // It was never looked at, and nothing else is to be done.
+    let first = due(&mut world, &model);
+    assert!(
+        first.verify && !first.renew && first.copies.is_empty(),
+        "{first:?}"
+    );
+    assert!(due(&mut world, &bringing("c2Vjb25k", false, &as_it_was)).renew);
+    let moved = json!({"awskms": {"kmsKeyID": arn(1, 1), "credentials": {"secretRef": {"name": "aws"}}}});
+    assert_eq!(
+        due(&mut world, &bringing("Zmlyc3Q=", false, &moved)).copies,
+        again
+    );
+    let out = json!({"disabled": true, "awskms": moved["awskms"]});
+    assert!(
+        due(&mut world, &bringing("Zmlyc3Q=", false, &out))
+            .copies
+            .is_empty()
+    );
+    world.store = stored(&section, b"damaged");
+    assert_eq!(due(&mut world, &model).copies, again);
+
+    // What another origin left is not taken for it; a header that nobody can read is no loss here.
+    let made = Section {
+        source: Provenance::Generated,
+        ..section
+    };
+    world.store = stored(&made, &bytes);
+    let Standing::Barred(fault) = stands(&mut world, &model) else {
+        panic!("it was made, not brought")
+    };
+    assert_eq!(fault.reason, Reason::InvalidSpec);
+    world.store = Some(BTreeMap::from([(super::HEADER.to_owned(), b"x".to_vec())]));
+    assert_eq!(stands(&mut world, &model), Standing::New);
 }
