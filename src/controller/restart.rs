@@ -235,11 +235,11 @@ impl Workload {
                 })
             });
         let rollout = if seen && gave_up {
-            Rollout::Failed
+            Rollout::Stuck("its last rollout failed; mend it, then the restart follows")
         } else if seen && updated == wanted && available >= wanted && all == updated {
             Rollout::Complete
         } else if spec.paused == Some(true) {
-            Rollout::Held("spec.paused is true; resume it, then the restart follows")
+            Rollout::Stuck("spec.paused is true; resume it, then the restart follows")
         } else {
             Rollout::Running
         };
@@ -266,7 +266,7 @@ impl Workload {
         let rollout = if seen && same && ready >= wanted {
             Rollout::Complete
         } else if partition.is_some_and(|partition| partition > 0) {
-            Rollout::Held(
+            Rollout::Stuck(
                 "the partition of its updateStrategy keeps pods from the new template; set it to 0, then the restart follows",
             )
         } else {

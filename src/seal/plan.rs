@@ -10,7 +10,7 @@ use super::{
     digest::{seal_inputs, tend_inputs},
     model::{Key, Model, Seal, Target},
     observed::{Delivered, Observed, Repairs, waits_until},
-    pods::{is_current, pods},
+    pods::{has_keys, pods},
     store::{
         Standing, StoreFacts,
         standing::{Due, Rebuild, successor, wrapping},
@@ -429,7 +429,7 @@ pub fn rotation_waits(model: &Model, key: &Key, observed: &Observed, findings: &
         let delivered = delivered(target, observed);
         let mut using = pods(target, &observed.pods, &delivered).using();
         // Who is behind a change of text only runs the version in use.
-        using.retain(|pod| !is_current(pod, &target.secret, &delivered, delivered.keys_changed));
+        using.retain(|pod| !has_keys(pod, &target.secret, &delivered));
         if let Some(pod) = using.first() {
             return waiting(format!(
                 "the rotation of key {:?} waits for pod {} (and {} more), which started before the keys in Secret {} last \

@@ -69,7 +69,7 @@ pub fn pods<'a>(target: &Target, pods: &'a [PodFacts], delivered: &Delivered) ->
 /// started within the very second of the change may have started before it, for Kubernetes keeps whole seconds; only
 /// a pod whose template carried the counter of this delivery is known to have come after. A container that does not
 /// run yet is not current.
-pub fn is_current(pod: &PodFacts, secret: &str, delivered: &Delivered, since: Option<Timestamp>) -> bool {
+fn is_current(pod: &PodFacts, secret: &str, delivered: &Delivered, since: Option<Timestamp>) -> bool {
     let Some(since) = since else { return false };
     let made_after =
         since == delivered.keys_changed.unwrap_or_default() && pod.delivered >= Some(delivered.count);
@@ -87,6 +87,11 @@ pub fn is_current(pod: &PodFacts, secret: &str, delivered: &Delivered, since: Op
             }
         })
     })
+}
+
+/// Whether a pod runs the keys that its Secret holds now, whatever became of the text beside them.
+pub fn has_keys(pod: &PodFacts, secret: &str, delivered: &Delivered) -> bool {
+    is_current(pod, secret, delivered, delivered.keys_changed)
 }
 
 fn whole_second(at: Timestamp) -> Timestamp {

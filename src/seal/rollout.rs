@@ -8,7 +8,7 @@ use super::{
     Fault,
     fault::spread,
     observed::{Delivered, PodFacts},
-    pods::is_current,
+    pods::has_keys,
 };
 use crate::api::Reason;
 
@@ -20,8 +20,6 @@ pub const RESTARTS_A_DAY: usize = 6;
 
 /// When a workload that keeps pods from the new keys is looked at again: it is not watched.
 const STUCK_INTERVAL: SignedDuration = SignedDuration::from_secs(30);
-
-const FAILED: &str = "its last rollout failed; mend it, then the restart follows";
 
 /// A workload that owns pods of a target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,10 +50,8 @@ pub enum Rollout {
     Complete,
     /// On the way.
     Running,
-    /// The controller gave up.
-    Failed,
-    /// The workload itself keeps it from its end: what does, and what to do about it.
-    Held(&'static str),
+    /// It does not end by itself: what keeps it from that, and what to do about it.
+    Stuck(&'static str),
 }
 
 /// What happens to a workload.
@@ -79,7 +75,7 @@ pub fn behind<'a>(pods: &[&'a PodFacts], secret: &str, delivered: &Delivered) ->
     if delivered.count <= 1 {
         return Vec::new();
     }
-    let outdated = |pod: &&&PodFacts| !is_current(pod, secret, delivered, delivered.keys_changed);
+    let outdated = |pod: &&&PodFacts| !has_keys(pod, secret, delivered);
     let started = |pod: &&&PodFacts| {
         pod.uses
             .iter()
@@ -111,8 +107,7 @@ pub fn decide(
     }
     match workload.rollout {
         Rollout::Complete | Rollout::Running => Restart::Nothing,
-        Rollout::Failed => blocked(workload, FAILED, Some(STUCK_INTERVAL)),
-        Rollout::Held(why) => blocked(workload, why, Some(STUCK_INTERVAL)),
+        Rollout::Stuck(why) => blocked(workload, why, Some(STUCK_INTERVAL)),
     }
 }
 
@@ -155,8 +150,7 @@ fn annotate(workload: &WorkloadFacts, now: Timestamp) -> Restart {
             "its last rollout is still under way; it follows when that is complete",
             None,
         ),
-        Rollout::Failed => blocked(workload, FAILED, Some(STUCK_INTERVAL)),
-        Rollout::Held(why) => blocked(workload, why, Some(STUCK_INTERVAL)),
+        Rollout::Stuck(why) => blocked(workload, why, Some(STUCK_INTERVAL)),
     }
 }
 
@@ -273,16 +267,13 @@ mod tests {
             ..workload()
         };
         assert_eq!(decide_at(&done, &old, 10_001), Restart::Nothing);
-        for (rollout, word) in [
-            (Rollout::Failed, "failed"),
-            (Rollout::Held("it is paused"), "paused"),
-        ] {
+        for word in ["failed", "paused"] {
             let stuck = WorkloadFacts {
-                rollout,
+                rollout: Rollout::Stuck(word),
                 ..done.clone()
             };
             let Restart::Blocked(fault) = decide_at(&stuck, &old, 10_001) else {
-                panic!("{rollout:?}")
+                panic!("{word}")
             };
             assert!(fault.message.contains(word), "{}", fault.message);
         }
@@ -377,7 +368,7 @@ mod tests {
             panic!()
         };
         assert_eq!(fault.retry_after, Some(Duration::from_secs(86_400 - 10_001)));
-        for rollout in [Rollout::Running, Rollout::Failed, Rollout::Held("it is paused")] {
+        for rollout in [Rollout::Running, Rollout::Stuck("it is paused")] {
             let busy = WorkloadFacts {
                 rollout,
                 ..workload()

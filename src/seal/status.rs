@@ -14,7 +14,7 @@ use super::{
     observed::{Delivered, Memory, Observed},
     outcome::{Described, Outcomes, TargetOutcome},
     plan::{Need, PROBE_INTERVAL, delivered, is_told_of_the_past, need, plan, probe_due},
-    pods::{TargetPods, is_current, pods},
+    pods::{TargetPods, has_keys, pods},
     rollout::{behind, look_again},
     store::{
         StoreFacts, sets,
@@ -571,7 +571,7 @@ fn pods_verdict(
             let text_only = pods
                 .outdated
                 .iter()
-                .all(|pod| is_current(pod, &target.secret, delivered, delivered.keys_changed));
+                .all(|pod| has_keys(pod, &target.secret, delivered));
             let fix = if text_only || delivered.count <= 1 {
                 "restart them; only a change of keys restarts a workload by itself"
             } else if target.restart {

@@ -4,7 +4,7 @@ use data_encoding::BASE64;
 use serde_json::{Value, json};
 
 use crate::support::{
-    plane::eventually,
+    plane::{eventually, within},
     scene::Scene,
     stage::{condition, named, pod_spec, random},
 };
@@ -94,6 +94,17 @@ async fn annotation_of(scene: &Scene, kind: &str, name: &str) -> Option<String> 
             .await
             .unwrap(),
     )
+}
+
+/// Waits until a Deployment's template has the counter, in seconds.
+async fn restarted(scene: &Scene, name: &str, seconds: u64) -> String {
+    let most = std::time::Duration::from_secs(seconds);
+    within(most, &format!("the restart of {name}"), async || {
+        annotation_of(scene, "Deployment", name)
+            .await
+            .ok_or_else(|| "no annotation".to_owned())
+    })
+    .await
 }
 
 pub(crate) async fn replica_set(scene: &Scene, deployment: &Value) -> Value {
@@ -369,17 +380,7 @@ async fn workloads_without_consent_or_without_the_secret_in_their_template_are_l
         .patch("Deployment", &stage.namespace, "silent", &agreed)
         .await;
     rolled_out(&scene, "Deployment", "silent").await;
-    crate::support::plane::within(
-        std::time::Duration::from_mins(2),
-        "the restart after the consent",
-        async || {
-            annotation_of(&scene, "Deployment", "silent")
-                .await
-                .map(drop)
-                .ok_or_else(|| "no annotation".to_owned())
-        },
-    )
-    .await;
+    restarted(&scene, "silent", 120).await;
     assert_eq!(annotation_of(&scene, "DaemonSet", "elsewhere").await, None);
 }
 
@@ -438,17 +439,7 @@ async fn a_restart_waits_for_the_rollout_before_it_and_stops_when_that_failed() 
         )
         .await;
     rolled_out(&scene, "Deployment", "app").await;
-    crate::support::plane::within(
-        std::time::Duration::from_secs(90),
-        "the restart after the mend",
-        async || {
-            annotation_of(&scene, "Deployment", "app")
-                .await
-                .map(drop)
-                .ok_or_else(|| "no annotation".to_owned())
-        },
-    )
-    .await;
+    restarted(&scene, "app", 90).await;
 
     // Somebody holds the rollout back: the pods stay as they are, and the status says why.
     let spec = json!({"spec": {"paused": true}});
